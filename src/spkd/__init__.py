@@ -1,0 +1,96 @@
+"""Similarity-preserving knowledge distillation (Tung & Mori, ICCV 2019) for PyTorch.
+
+The names below are loaded at their first use, so that ``import spkd`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from spkd.distiller import Distiller
+    from spkd.errors import InputError, RunFailed
+    from spkd.functional import (
+        attention_map,
+        attention_transfer_loss,
+        similarity_matrix,
+        similarity_preserving_loss,
+        soft_target_loss,
+    )
+    from spkd.losses.attention import AttentionTransferLoss
+    from spkd.losses.base import DistillationLoss
+    from spkd.losses.methods import build_objective
+    from spkd.losses.objective import LossBreakdown, Objective, Term
+    from spkd.losses.similarity import SimilarityPreservingLoss
+    from spkd.losses.soft_targets import SoftTargetLoss
+    from spkd.losses.weights import LossWeights
+    from spkd.models.classifier import load_classifier as load_model
+    from spkd.pairing import block_ends, pair_taps
+    from spkd.taps import Activations, TapPair, Taps
+
+_HOMES = {
+    "Activations": "spkd.taps",
+    "AttentionTransferLoss": "spkd.losses.attention",
+    "DistillationLoss": "spkd.losses.base",
+    "Distiller": "spkd.distiller",
+    "InputError": "spkd.errors",
+    "LossBreakdown": "spkd.losses.objective",
+    "LossWeights": "spkd.losses.weights",
+    "Objective": "spkd.losses.objective",
+    "RunFailed": "spkd.errors",
+    "SimilarityPreservingLoss": "spkd.losses.similarity",
+    "SoftTargetLoss": "spkd.losses.soft_targets",
+    "TapPair": "spkd.taps",
+    "Taps": "spkd.taps",
+    "Term": "spkd.losses.objective",
+    "attention_map": "spkd.functional",
+    "attention_transfer_loss": "spkd.functional",
+    "block_ends": "spkd.pairing",
+    "build_objective": "spkd.losses.methods",
+    "load_model": "spkd.models.classifier:load_classifier",
+    "pair_taps": "spkd.pairing",
+    "similarity_matrix": "spkd.functional",
+    "similarity_preserving_loss": "spkd.functional",
+    "soft_target_loss": "spkd.functional",
+}
+
+__all__ = [
+    "Activations",
+    "AttentionTransferLoss",
+    "DistillationLoss",
+    "Distiller",
+    "InputError",
+    "LossBreakdown",
+    "LossWeights",
+    "Objective",
+    "RunFailed",
+    "SimilarityPreservingLoss",
+    "SoftTargetLoss",
+    "TapPair",
+    "Taps",
+    "Term",
+    "__version__",
+    "attention_map",
+    "attention_transfer_loss",
+    "block_ends",
+    "build_objective",
+    "load_model",
+    "pair_taps",
+    "similarity_matrix",
+    "similarity_preserving_loss",
+    "soft_target_loss",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'spkd' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,181 @@
+"""What each command does: call the library with the parsed options, and print."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spkd.cli.options import DEFAULT_TEACHER
+from spkd.data.options import DataOptions
+from spkd.losses.weights import LossWeights
+from spkd.training.options import Request, Runtime
+from spkd.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+STOPPED = 3
+"""Exit code of a run that was stopped in time, with a checkpoint to go on from."""
+
+
+def train(options: Namespace) -> int:
+    """Train a network alone."""
+    from spkd.report.networks import network_table
+    from spkd.studies.side_by_side import network_row
+    from spkd.training.progress import display
+    from spkd.training.run import default_out, run
+
+    request = _request(options, options.model, options.seed)
+    out = Path(options.out or default_out(request))
+    result = run(request, out, _runtime(options), display(), resume=options.resume, overwrite=options.overwrite)
+    if result is None:
+        return _stopped(out)
+    _print(network_table([network_row("trained", out, result)]))
+    print(f"saved in {out / 'student'}")
+    return 0
+
+
+def distill(options: Namespace) -> int:
+    """Train a student from a teacher, and show what there is to compare."""
+    from spkd.report.networks import network_table
+    from spkd.studies import side_by_side
+    from spkd.training.progress import display
+    from spkd.training.run import default_out
+
+    request = _request(options, options.student, options.seed)
+    out = Path(options.out or default_out(request))
+    rows = side_by_side.distill(
+        request,
+        out,
+        _runtime(options),
+        display(),
+        default_teacher=DEFAULT_TEACHER,
+        alone=options.alone,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    if rows is None:
+        return _stopped(out)
+    _print(network_table(rows))
+    print(f"saved in {out / 'student'}; for a file to deploy: spkd export {shlex.quote(str(out))}")
+    return 0
+
+
+def compare(options: Namespace) -> int:
+    """Compare methods over seeds."""
+    from spkd.report.figures import write_comparison_figure
+    from spkd.report.tables import comparison_table
+    from spkd.studies.compare import compare as compare_methods
+
+    request = _request(options, options.student, 0)
+    out = Path(options.out or f"runs/compare-{Path(options.data).name}")
+    comparison = compare_methods(
+        request,
+        methods=options.methods,
+        seeds=options.seeds,
+        out=out,
+        runtime=_runtime(options),
+        jobs=options.jobs,
+        default_teacher=DEFAULT_TEACHER,
+        command=shlex.join(["spkd", *sys.argv[1:]]),
+    )
+    if comparison is None:
+        return _stopped(out)
+    _print(comparison_table(comparison))
+    write_comparison_figure(comparison, out / "comparison.png")
+    print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.png, comparison.svg")
+    return 0
+
+
+def evaluate(options: Namespace) -> int:
+    """Evaluate a saved network."""
+    from spkd.report.networks import evaluation_table
+    from spkd.training.saved import evaluate_saved, own_data
+
+    measured = evaluate_saved(
+        options.folder,
+        own_data(options.folder, _pick(DataOptions, options)),
+        split=options.split,
+        teacher=options.teacher,
+        accelerator=options.accelerator,
+    )
+    _print(evaluation_table(measured, per_class=options.per_class))
+    return 0
+
+
+def taps(options: Namespace) -> int:
+    """Show the layers that can be compared."""
+    from spkd.report.layers import layers_table
+    from spkd.training.layers import find_layers
+
+    given = {name: value for name, value in _pick(DataOptions, options).items() if value is not None}
+    found = find_layers(
+        student=options.student,
+        teacher=options.teacher or DEFAULT_TEACHER,
+        weights=options.weights,
+        teacher_weights=options.teacher_weights,
+        data=DataOptions(**given) if options.data else None,
+        image_size=options.image_size,
+        select=tuple(options.taps),
+    )
+    _print(layers_table(found))
+    return 0
+
+
+def export(options: Namespace) -> int:
+    """Write a saved network to a file to deploy."""
+    from spkd.export import export_model
+    from spkd.report.networks import export_table
+    from spkd.training.saved import own_data, real_images
+
+    images = real_images(options.folder, own_data(options.folder, _pick(DataOptions, options)), count=64)
+    report = export_model(options.folder, options.out, options.format, images=images, tolerance=options.tolerance)
+    _print(export_table(report))
+    print(f"written: {report.path}")
+    return 0
+
+
+def _request(options: Namespace, model: str, seed: int) -> Request:
+    overrides = {name: value for owner in (Recipe, LossWeights) for name, value in _pick(owner, options).items()}
+    overrides.pop("name", None)
+    if overrides.get("milestones") is not None:
+        overrides["milestones"] = tuple(overrides["milestones"])
+    distilled = "student" in options
+    return Request(
+        model=model,
+        weights=options.weights,
+        replace_head=options.replace_head,
+        teacher=options.teacher if distilled else None,
+        teacher_weights=options.teacher_weights if distilled else None,
+        method=options.get("method", "none"),
+        taps=tuple(options.taps) if distilled else ("last",),
+        data=DataOptions(**_pick(DataOptions, options)),
+        recipe=options.recipe,
+        overrides=overrides,
+        seed=seed,
+    )
+
+
+def _runtime(options: Namespace) -> Runtime:
+    return Runtime(**_pick(Runtime, options))
+
+
+def _pick(owner: type, options: Namespace) -> dict[str, Any]:
+    return {field.name: options[field.name] for field in fields(owner) if field.name in options}
+
+
+def _stopped(out: Path) -> int:
+    print(f"stopped before the end; --resume goes on from the checkpoint in {out}", file=sys.stderr)
+    return STOPPED
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    console.print(renderable)

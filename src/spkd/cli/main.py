@@ -1,0 +1,109 @@
+"""Parse the command line, call a command, and turn errors into one line and an exit code.
+
+Nothing heavy is imported before a command runs, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from spkd import __version__
+from spkd.cli import commands, options
+from spkd.errors import InputError, RunFailed, nearest
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its line in the list, its options, and what it does."""
+
+    summary: str
+    parser: Callable[[], ArgumentParser]
+    call: Callable[[Namespace], int]
+
+
+COMMANDS: Mapping[str, Command] = {
+    "distill": Command("train a small network with the help of a large one", options.distill_parser, commands.distill),
+    "train": Command("train a network alone", options.train_parser, commands.train),
+    "compare": Command("methods against each other, over seeds", options.compare_parser, commands.compare),
+    "evaluate": Command("how good a trained network is", options.evaluate_parser, commands.evaluate),
+    "taps": Command("which layers can be compared, and which are", options.taps_parser, commands.taps),
+    "export": Command("write a trained network to a file to deploy", options.export_parser, commands.export),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    0: done. 1: the run failed. 2: bad input. 3: stopped in time, with a checkpoint. 130: interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in given:
+        given.remove("--debug")
+        return _call(given)
+    try:
+        return _call(given)
+    except ArgumentError as error:
+        return _fail(_one_line(str(error.message), given), 2)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except RunFailed as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+
+
+def _call(given: Sequence[str]) -> int:
+    parsed = _parser().parse_args(list(given))
+    return COMMANDS[parsed.command].call(parsed[parsed.command])
+
+
+def _fail(line: str, code: int) -> int:
+    print(f"spkd: error: {' '.join(line.split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="spkd",
+        description="Similarity-preserving knowledge distillation: a large trained vision classifier in, a small and "
+        "more accurate one out. `spkd distill` without options shows it all on handwritten digits.",
+        version=__version__,
+        formatter_class=options.Help,
+        exit_on_error=False,
+    )
+    subparsers = parser.add_subcommands(required=True, dest="command", metavar="COMMAND", title="commands")
+    for name, command in COMMANDS.items():
+        subparsers.add_subcommand(name, command.parser(), help=command.summary)
+    return parser
+
+
+def _one_line(message: str, given: Sequence[str]) -> str:
+    """Rewrite an argument parser's message as a line with the option, what came, and the nearest names."""
+    if match := re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
+        return _unknown_option(match[1].split("=")[0], given)
+    if match := re.search(r"invalid choice: '([^']*)'", message):
+        return f"unknown command {match[1]!r}: there are {', '.join(COMMANDS)}.{nearest(match[1], COMMANDS)}"
+    if "but it was not provided" in message:
+        return f"no command given: there are {', '.join(COMMANDS)}; see `spkd --help`"
+    key = re.search(r'[Pp]arser key "([^"]+)"', message)
+    value = re.search(r"(?:Given value|Got value): (.*)", message)
+    if key and value:
+        kinds = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+        found = [kinds[kind] for kind in re.findall(r"<class '(\w+)'>", message) if kind in kinds]
+        return f"--{key[1].split('.')[-1]} must be {found[0] if found else 'another value'}, not {value[1].strip()!r}"
+    return message
+
+
+def _unknown_option(name: str, given: Sequence[str]) -> str:
+    command = next((word for word in given if word in COMMANDS), None)
+    if command is None:
+        return f"unknown option {name}; see `spkd --help`"
+    known = [option for action in COMMANDS[command].parser()._actions for option in action.option_strings]
+    return f"`spkd {command}` has no option {name}.{nearest(name, known)} See `spkd {command} --help`"

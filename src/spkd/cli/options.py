@@ -1,0 +1,189 @@
+"""The options of each command, made from the dataclasses that own them."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, fields
+from typing import Any
+
+import docstring_parser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from spkd.data.options import DataOptions
+from spkd.losses.weights import LossWeights
+from spkd.training.options import Runtime
+from spkd.training.recipe import PRESETS, Recipe
+
+DEFAULT_TEACHER, DEFAULT_STUDENT = "wrn-28-2", "wrn-10-1"
+
+_SPECS = (
+    "wrn-DEPTH-WIDTH, torchvision/NAME, timm/NAME, package.module:callable, file.py:callable (each with "
+    "?argument=value&... if need be), or the folder of a run or saved model"
+)
+_WEIGHTS = "'pretrained', the name of torchvision weights, or a .safetensors, .pt, .pth or .ckpt file"
+_METHOD = (
+    "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class (each with ?weight=...&... if need be)"
+)
+_RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by weights and image size, and said)"
+
+
+def train_parser() -> ArgumentParser:
+    """Return the options of ``spkd train``."""
+    parser = _new_parser("Train a network alone: the teacher, say.")
+    group = parser.add_argument_group("network")
+    _add_text(group, "model", _SPECS, DEFAULT_TEACHER)
+    _add_weights(group)
+    _add_fields(parser, DataOptions, "images")
+    _add_training(parser)
+    _add_out(parser)
+    return parser
+
+
+def distill_parser() -> ArgumentParser:
+    """Return the options of ``spkd distill``."""
+    parser = _new_parser(
+        "Train a small network with the help of a large one. Without --teacher the digits' own is trained first, and "
+        "the student alone as well, to compare."
+    )
+    _add_networks(parser)
+    group = parser.add_argument_group("method")
+    _add_text(group, "method", _METHOD, "sp+kd")
+    group.add_argument("--alone", action="store_true", help="train the student alone as well, and show both")
+    _add_fields(parser, DataOptions, "images")
+    _add_training(parser)
+    _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
+    _add_out(parser)
+    return parser
+
+
+def compare_parser() -> ArgumentParser:
+    """Return the options of ``spkd compare``."""
+    parser = _new_parser(
+        "Train every method with every seed and say whether it helped, with a paired test over the seeds. Runs that "
+        "have finished are not repeated when the command is called again."
+    )
+    _add_networks(parser)
+    group = parser.add_argument_group("methods")
+    methods = ["none", "kd", "at", "sp", "sp+kd"]
+    group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=_METHOD)
+    group.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
+    group.add_argument("--jobs", type=int | None, help="runs at a time (default: one per processor core; one on a GPU)")
+    _add_fields(parser, DataOptions, "images")
+    _add_training(parser, seed=False)
+    _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
+    _add_text(parser.add_argument_group("where to"), "out", "folder of the comparison (default: runs/compare-DATA)")
+    return parser
+
+
+def evaluate_parser() -> ArgumentParser:
+    """Return the options of ``spkd evaluate``."""
+    parser = _new_parser("Evaluate a trained network.")
+    parser.add_argument("folder", type=str, help="of a run or a saved model")
+    _add_text(parser, "teacher", "folder to measure agreement with (default: the run's own teacher)")
+    _add_text(parser, "split", "test, val or train", "test")
+    parser.add_argument("--per_class", action="store_true", help="show each class too")
+    _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
+    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True)
+    return parser
+
+
+def taps_parser() -> ArgumentParser:
+    """Return the options of ``spkd taps``."""
+    parser = _new_parser("Show the layers of teacher and student that can be compared, and the pairs chosen.")
+    _add_networks(parser)
+    _add_fields(parser, DataOptions, "images (not given: made up)", optional=True)
+    return parser
+
+
+def export_parser() -> ArgumentParser:
+    """Return the options of ``spkd export``."""
+    parser = _new_parser(
+        "Write a trained network alone to a file to deploy, which takes images in [0, 1]. The file is checked against "
+        "PyTorch on real images before it is put in place."
+    )
+    parser.add_argument("folder", type=str, help="of a run or a saved model")
+    _add_text(parser, "format", "onnx, or torch (torch.export)", "onnx")
+    _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"
+    )
+    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True)
+    return parser
+
+
+class Help(DefaultHelpFormatter):
+    """Help without the types of Python, and with a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        shown = action.default not in (None, False, argparse.SUPPRESS) and "default:" not in text
+        default = " ".join(action.default) if isinstance(action.default, list) else action.default
+        return f"{text} (default: {default})" if shown else text
+
+
+def _new_parser(description: str) -> ArgumentParser:
+    parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=Help)
+    parser.add_argument("--config", action="config", help="read options from this YAML file")
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    return parser
+
+
+def _add_text(group: Any, name: str, text: str, default: str | None = None) -> None:
+    group.add_argument(f"--{name}", type=str if default else str | None, default=default, help=text)
+
+
+def _add_fields(
+    parser: ArgumentParser, owner: type, title: str, *, optional: bool = False, but: Iterable[str] = ()
+) -> None:
+    """Add an option for each field of a dataclass, with the help in its docstring.
+
+    ``optional`` options have no default: what is not given is found elsewhere.
+    """
+    group = parser.add_argument_group(title)
+    parsed = docstring_parser.parse(owner.__doc__ or "")
+    texts = {one.arg_name: " ".join((one.description or "").split()).removesuffix(".") for one in parsed.params}
+    hints = typing.get_type_hints(owner)
+    for field in fields(owner):
+        if field.name in but:
+            continue
+        hint: Any = hints[field.name]
+        option, text = f"--{field.name}", texts[field.name].replace("%", "%%")
+        default = None if optional or field.default is MISSING else field.default
+        if hint is bool:
+            group.add_argument(option, action="store_true", default=default, help=text)
+        else:
+            kind = list[float] if typing.get_origin(hint) is tuple else hint
+            group.add_argument(option, type=kind | None if optional else kind, default=default, help=text)
+
+
+def _add_networks(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("networks")
+    _add_text(group, "teacher", f"{_SPECS} (default on the digits: {DEFAULT_TEACHER}, trained first and kept)")
+    _add_text(group, "teacher_weights", _WEIGHTS)
+    _add_text(group, "student", _SPECS, DEFAULT_STUDENT)
+    _add_weights(group)
+    taps = "layers to compare: last, stages, or pairs as student_path=teacher_path (see `spkd taps`)"
+    group.add_argument("--taps", type=str, nargs="+", default=["last"], metavar="TAP", help=taps)
+
+
+def _add_weights(group: Any) -> None:
+    _add_text(group, "weights", f"to start from: {_WEIGHTS} (default: random)")
+    group.add_argument("--replace_head", action="store_true", help="put a new head on weights made for other classes")
+
+
+def _add_training(parser: ArgumentParser, *, seed: bool = True) -> None:
+    group = parser.add_argument_group("training")
+    _add_text(group, "recipe", _RECIPE)
+    if seed:
+        group.add_argument("--seed", type=int, default=0, help="of first weights, batches and augmentation")
+    _add_fields(parser, Recipe, "one by one (not given: as the recipe says)", optional=True, but=("name", "losses"))
+    _add_fields(parser, Runtime, "running")
+
+
+def _add_out(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("where to")
+    _add_text(group, "out", "folder of the run (default: below runs/, named by what is trained)")
+    group.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    group.add_argument("--overwrite", action="store_true", help="remove the run that the folder holds")

@@ -1,0 +1,156 @@
+"""Random views of training images, and the fixed view for evaluation."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from types import ModuleType
+from typing import cast
+
+import torch
+from torch import Tensor
+
+SCALE = (0.35, 1.0)
+"""Least and greatest share of a large image's area that a training view shows."""
+ASPECT = (3 / 4, 4 / 3)
+"""Least and greatest width / height of a training view."""
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """Where the views of n padded images lie.
+
+    Args:
+        top: first row in pixels, int64, shape (n,).
+        left: first column in pixels, int64, shape (n,).
+        mirrored: which are mirrored, bool, shape (n,).
+    """
+
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor
+
+    def to(self, device: torch.device) -> Crops:
+        """Return the same on another device."""
+        return Crops(self.top.to(device), self.left.to(device), self.mirrored.to(device))
+
+    def __getitem__(self, indices: Tensor) -> Crops:
+        return Crops(self.top[indices], self.left[indices], self.mirrored[indices])
+
+
+def padding(size: int) -> int:
+    """Return the margin that an image gets on each side: 4 pixels for 32 as usual on CIFAR, 1 for 8."""
+    return size // 8
+
+
+def draw_crops(count: int, margin: int, flip: bool, seed: int) -> Crops:
+    """Draw a view for each of ``count`` images.
+
+    Every offset in [0, 2 margin] is as likely as another; one view in two is mirrored, none without ``flip``.
+
+    The numbers come from the CPU's generator, so that they are the same whatever device the images are on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    top, left = torch.randint(0, 2 * margin + 1, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    return Crops(top, left, mirrored & flip)
+
+
+def pad_reflect(pixels: Tensor, margin: int) -> Tensor:
+    """Pad (n, c, h, w) on each side with its mirror image, the border itself not repeated; any dtype."""
+    if margin == 0:
+        return pixels
+    for dim in (2, 3):
+        inner = pixels.narrow(dim, 1, margin).flip(dim)
+        outer = pixels.narrow(dim, pixels.shape[dim] - 1 - margin, margin).flip(dim)
+        pixels = torch.cat([inner, pixels, outer], dim)
+    return pixels
+
+
+def crop_views(padded: Tensor, indices: Tensor, crops: Crops, size: int) -> Tensor:
+    """Cut each image's view out of the padded images.
+
+    Args:
+        padded: uint8, shape (n, c, size + 2 margin, size + 2 margin).
+        indices: which images, int64, shape (b,).
+        crops: their views, of shape (b,).
+        size: side length of a view.
+
+    Returns:
+        uint8, shape (b, c, size, size).
+    """
+    windows = padded.unfold(2, size, 1).unfold(3, size, 1)
+    views = windows[indices, :, crops.top, crops.left]
+    # A choice by bit masks: torch.where on bytes takes five times as long on a CPU.
+    mask = (crops.mirrored.to(torch.uint8) * 255).view(-1, 1)
+    difference = views.flip(-1).bitwise_xor_(views).flatten(1).bitwise_and_(mask)
+    return difference.view_as(views).bitwise_xor_(views)
+
+
+def resizing() -> ModuleType:
+    """Return torchvision's functions, imported at the first call, since that takes a second."""
+    from torchvision.transforms.v2 import functional
+
+    return cast(ModuleType, functional)
+
+
+def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tensor:
+    """Return a random part of an image, resized to ``size`` x ``size`` and mirrored one time in two.
+
+    The part's area is uniform in ``SCALE`` (of the image's area), its aspect log-uniform in ``ASPECT``; where
+    ten draws do not fit into the image, the largest centred part of an allowed aspect.
+
+    Args:
+        image: uint8, shape (c, h, w).
+        size: side length of the view.
+        flip: whether it may be mirrored.
+        seed: the view is a function of the image and this number alone.
+
+    Returns:
+        uint8, shape (c, size, size).
+    """
+    numbers = random.Random(seed)
+    top, left, height, width = _draw_part(image.shape[1], image.shape[2], numbers)
+    view: Tensor = resizing().resized_crop(image, top, left, height, width, [size, size], antialias=True)
+    return view.flip(-1) if flip and numbers.random() < 0.5 else view
+
+
+def centre_view(image: Tensor, size: int) -> Tensor:
+    """Return the centre, ``size`` x ``size``, of an image resized so that its shorter side is 8/7 of that."""
+    transforms = resizing()
+    resized: Tensor = transforms.resize(image, [round(size * 8 / 7)], antialias=True)
+    view: Tensor = transforms.center_crop(resized, [size, size])
+    return view
+
+
+def resize(pixels: Tensor, size: int) -> Tensor:
+    """Resize (n, c, h, w) to ``size`` x ``size``, bilinear with antialiasing; uint8 in and out."""
+    if tuple(pixels.shape[-2:]) == (size, size):
+        return pixels
+    transforms = resizing()
+    # In parts, since float32 copies of a whole set may not fit.
+    parts = [transforms.resize(part, [size, size], antialias=True) for part in torch.split(pixels, 1024)]
+    return torch.cat(parts)
+
+
+def to_unit_range(pixels: Tensor) -> Tensor:
+    """Return uint8 as float32 in [0, 1]."""
+    # Not divided: GPUs multiply by the reciprocal where CPUs divide, and the last bits would differ.
+    return pixels.float().mul_(1 / 255)
+
+
+def _draw_part(height: int, width: int, numbers: random.Random) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of a random part."""
+    for _ in range(10):
+        area = height * width * numbers.uniform(*SCALE)
+        aspect = math.exp(numbers.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        part_width = round(math.sqrt(area * aspect))
+        part_height = round(math.sqrt(area / aspect))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            top = numbers.randint(0, height - part_height)
+            left = numbers.randint(0, width - part_width)
+            return top, left, part_height, part_width
+    part_width = max(min(width, round(height * ASPECT[1])), 1)
+    part_height = max(min(height, round(width / ASPECT[0])), 1)
+    return (height - part_height) // 2, (width - part_width) // 2, part_height, part_width

@@ -1,0 +1,90 @@
+"""Opening lists of image files: every file is checked before anything is done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spkd.data.decoding import decoding_fault, header_size, map_files, read_if_square, unreadable
+from spkd.data.images import FileImages, Images, MemoryImages
+from spkd.errors import InputError
+
+SMALL = 96
+"""Greatest side length, in pixels, of what counts as a small image."""
+MEMORY_LIMIT = 2 * 2**30
+"""Greatest number of bytes that a set of small images may take in memory."""
+
+
+@dataclass(frozen=True)
+class CheckedFiles:
+    """Image files that can be read.
+
+    Args:
+        images: in memory when all are squares of one size of at most ``SMALL`` pixels, else as files.
+        kept: places of the images in the list that was given, int64, shape (len(images),).
+        notes: what was left out.
+    """
+
+    images: Images
+    kept: Tensor
+    notes: tuple[str, ...]
+
+
+def open_files(paths: Sequence[str], targets: Sequence[int], skip_bad: bool) -> CheckedFiles:
+    """Decode every file once, so that a broken one is found now and not hours into training.
+
+    Args:
+        paths: the files.
+        targets: class of each.
+        skip_bad: leave out files that cannot be read, and say so in the notes.
+
+    Raises:
+        InputError: naming the first file that cannot be read, unless ``skip_bad``; or when none can.
+    """
+    pixels, faults = _decode_small(paths)
+    if pixels is None:
+        faults = map_files(decoding_fault, paths)
+    notes = _judge(paths, faults, skip_bad)
+    kept = torch.tensor([place for place, fault in enumerate(faults) if fault is None], dtype=torch.int64)
+    kept_targets = torch.tensor(targets, dtype=torch.int64)[kept]
+    if pixels is None:
+        return CheckedFiles(FileImages([paths[place] for place in kept.tolist()], kept_targets), kept, notes)
+    return CheckedFiles(MemoryImages(pixels, kept_targets), kept, notes)
+
+
+def _decode_small(paths: Sequence[str]) -> tuple[Tensor | None, list[str | None]]:
+    """Return the pixels of the files that can be read, (n, 3, size, size), and each file's fault or None.
+
+    There are no pixels when the images are not all small squares of one size, or too many for the memory.
+    """
+    first = next((size for size in map(header_size, paths) if size is not None), None)
+    if first is None or first[0] != first[1] or first[0] > SMALL:
+        return None, []
+    size = first[0]
+    if 3 * size * size * len(paths) > MEMORY_LIMIT:
+        return None, []
+    found = map_files(partial(read_if_square, size=size), paths)
+    if any(item is None for item in found):
+        return None, []
+    pixels = [item for item in found if isinstance(item, np.ndarray)]
+    if not pixels:
+        return None, []
+    stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    return stacked, [item if isinstance(item, str) else None for item in found]
+
+
+def _judge(paths: Sequence[str], faults: Sequence[str | None], skip_bad: bool) -> tuple[str, ...]:
+    """Raise for the files that cannot be read, or return the note on leaving them out."""
+    bad = [(path, fault) for path, fault in zip(paths, faults, strict=True) if fault is not None]
+    if not bad:
+        return ()
+    path, fault = bad[0]
+    if skip_bad and len(bad) < len(paths):
+        return (f"left out {len(bad)} of {len(paths)} files that cannot be read, the first: {path} ({fault})",)
+    others = f", nor {len(bad) - 1} more of {len(paths)} files" if len(bad) > 1 else ""
+    raise InputError(unreadable(path, fault, others))

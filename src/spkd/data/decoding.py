@@ -1,0 +1,141 @@
+"""Image files of any mode to tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from spkd.errors import InputError
+
+Result = TypeVar("Result")
+
+Bytes = NDArray[np.uint8]
+
+_BLOCK = 32
+
+
+def read_image(path: str, channels: int) -> Tensor:
+    """Read an image file of any mode, turned upright as its EXIF data say.
+
+    Transparent pixels show white, 16-bit values are scaled to 8 bits, palettes and CMYK become RGB.
+
+    Args:
+        path: the file.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8, shape (channels, h, w).
+
+    Raises:
+        InputError: when the file cannot be read (one line, names the file).
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = torch.from_numpy(_pixels(image, channels))
+    except Exception as error:  # a broken file makes decoders raise errors of any kind
+        raise InputError(unreadable(path, reason(error))) from error
+    # Left as a view: the channels lie last in memory, the order in which resizing is quickest.
+    return pixels.permute(2, 0, 1) if channels == 3 else pixels.unsqueeze(0)
+
+
+def unreadable(path: str, fault: str, others: str = "") -> str:
+    """Return the line that tells of a file that cannot be read."""
+    return (
+        f"image {path} cannot be read ({fault}){others}; mend or remove it, "
+        f"or leave such files out with --skip_bad_images"
+    )
+
+
+def read_if_square(path: str, size: int) -> Bytes | str | None:
+    """Read an RGB image (h, w, 3) of ``size`` x ``size`` pixels.
+
+    Returns:
+        The pixels, why they cannot be read, or None, at the cost of reading its header, when the image has
+        another size.
+    """
+    try:
+        with Image.open(path) as image:
+            return _pixels(image, channels=3) if image.size == (size, size) else None
+    except Exception as error:
+        return reason(error)
+
+
+def header_size(path: str) -> tuple[int, int] | None:
+    """Return an image's (width, height) as stored, from its header alone; None when there is none."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            return width, height
+    except Exception:
+        return None
+
+
+def decoding_fault(path: str) -> str | None:
+    """Return why a file cannot be read as :func:`read_image` does, None when it can."""
+    try:
+        with Image.open(path) as image:
+            # A JPEG is read to its end at an eighth of the size, at a fraction of the cost.
+            image.draft(image.mode, (max(image.width // 8, 1), max(image.height // 8, 1)))
+            _pixels(image, channels=3)
+    except Exception as error:
+        return reason(error)
+    return None
+
+
+def reason(error: Exception) -> str:
+    """Return an error's text in one line, without the path that the caller names anyway."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of an unknown format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
+    """Return ``function`` of every path, in order; in threads, since decoders let others run meanwhile."""
+    # In blocks, since handing a thread its work takes as long as reading a small image.
+    blocks = [paths[first : first + _BLOCK] for first in range(0, len(paths), _BLOCK)]
+    with ThreadPoolExecutor(max_workers=min(usable_cpus(), 16)) as pool:
+        results = pool.map(lambda block: [function(path) for path in block], blocks)
+        return [result for block in results for result in block]
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _pixels(image: Image.Image, channels: int) -> Bytes:
+    """Return an open image's pixels, upright: (h, w, 3) for three channels, (h, w) for one."""
+    upright = _eight_bits(ImageOps.exif_transpose(image))
+    return np.array(upright.convert("RGB" if channels == 3 else "L"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Return the image without transparency and in at most 8 bits per channel."""
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, colours)
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        scale = 255.0 if values.max() <= 1 else 1.0
+    elif image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.float64)
+        # Some 16-bit formats open as 32-bit integers.
+        scale = 255 / 65535 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
+    else:
+        return image
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))

@@ -1,0 +1,174 @@
+"""Any folder of images: one folder per class, with or without train, val and test folders above them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spkd.data.checked_files import open_files
+from spkd.data.decoding import reason
+from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics
+from spkd.data.splits import complete_splits
+from spkd.errors import InputError, nearest
+
+EXTENSIONS = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Endings of the files that are taken for images, in lower case."""
+
+_SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The image files of one split, and the class of each by name."""
+
+    paths: list[str]
+    labels: list[str]
+
+
+def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
+    """Load a folder of images.
+
+    Either ``folder`` holds ``train/``, and perhaps ``val/`` (or ``valid/``) and ``test/``, each with one
+    folder per class, or it holds the class folders themselves. Sets that are missing are cut from the
+    training images (see :func:`spkd.data.splits.complete_splits`). Classes are in the order of their names;
+    images may lie deeper in a class's folder; hidden files and files of other endings are passed over. All
+    images are read as RGB, upright, whatever their mode; every file is decoded once to see that it can be.
+
+    Args:
+        folder: an existing folder.
+        skip_bad_images: leave out files that cannot be read instead of stopping.
+
+    Raises:
+        InputError: when there are fewer than two classes, an empty class, a class of ``val`` or ``test`` that
+            ``train`` lacks, or a file that cannot be read.
+    """
+    roots = _split_roots(folder)
+    listings = {split: _list_images(root) for split, root in roots.items()}
+    classes = tuple(sorted(_class_folders(roots["train"])))
+    _check_classes(folder, roots, listings, classes)
+    parts, notes = _open_splits(listings, classes, skip_bad_images)
+    _check_none_empty(roots["train"], parts["train"], classes)
+    splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes)
+    mean, std = channel_statistics(splits.train)
+    return ImageData(
+        name=folder.resolve().name,
+        classes=classes,
+        channels=3,
+        train=splits.train,
+        val=splits.val,
+        test=splits.test,
+        native_size=splits.train.size if isinstance(splits.train, MemoryImages) else None,
+        flip=True,
+        normalisation_mean=mean,
+        normalisation_std=std,
+        notes=notes + splits.notes,
+    )
+
+
+def _split_roots(folder: Path) -> dict[str, Path]:
+    """Return the folder of each split that is there; ``folder`` itself as ``train`` when it has no splits."""
+    roots = {}
+    for split, names in _SPLIT_NAMES.items():
+        there = [folder / name for name in names if (folder / name).is_dir()]
+        if len(there) > 1:
+            raise InputError(f"data: {folder} has both {there[0].name}/ and {there[1].name}/; keep one of them")
+        if there:
+            roots[split] = there[0]
+    if roots and "train" not in roots:
+        has = " and ".join(f"{root.name}/" for root in roots.values())
+        raise InputError(f"data: {folder} has {has} but no train/; name the folder of training images train/")
+    return roots or {"train": folder}
+
+
+def _class_folders(root: Path) -> list[str]:
+    try:
+        return [entry.name for entry in root.iterdir() if entry.is_dir() and not _passed_over(entry.name)]
+    except OSError as error:
+        raise InputError(f"data: cannot look into {root} ({reason(error)}); check its permissions") from error
+
+
+def _passed_over(name: str) -> bool:
+    """Tell whether a name is hidden or an archive's litter."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_image(name: str) -> bool:
+    return not _passed_over(name) and Path(name).suffix.lower() in EXTENSIONS
+
+
+def _list_images(root: Path) -> _Listing:
+    paths: list[str] = []
+    labels: list[str] = []
+    for label in sorted(_class_folders(root)):
+        found: list[str] = []
+        for above, folders, files in os.walk(root / label, followlinks=True):
+            folders[:] = [name for name in folders if not _passed_over(name)]
+            found.extend(str(Path(above) / name) for name in files if _is_image(name))
+        paths.extend(sorted(found))
+        labels.extend([label] * len(found))
+    return _Listing(paths, labels)
+
+
+def _check_classes(
+    folder: Path, roots: Mapping[str, Path], listings: Mapping[str, _Listing], classes: tuple[str, ...]
+) -> None:
+    train = roots["train"]
+    if not classes:
+        loose = sum(_is_image(entry.name) for entry in train.iterdir())
+        found = f"{loose} images that lie in no class folder" if loose else "an empty folder"
+        raise InputError(
+            f"data: expected one folder per class in {train}, got {found}; "
+            f"put the images into {train / 'CLASS'} for each class"
+        )
+    for split, listing in listings.items():
+        if not listing.paths:
+            endings = ", ".join(sorted(ending[1:] for ending in EXTENSIONS))
+            raise InputError(f"data: no image in {roots[split]} (looked for {endings})")
+        unknown = sorted(set(_class_folders(roots[split])) - set(classes))
+        if unknown:
+            raise InputError(
+                f"data: class {unknown[0]!r} of {roots[split]} is missing from the training set {train}."
+                f"{nearest(unknown[0], classes)} Add training images of it or remove it"
+            )
+    for name in classes:
+        if name not in set(listings["train"].labels):
+            raise InputError(f"data: class folder {train / name} holds no image; add images or remove it")
+    if len(classes) < 2:
+        raise InputError(
+            f"data: expected at least two class folders in {train}, got only {classes[0]!r}; "
+            f"if the classes lie deeper, give {train / classes[0]} as --data"
+        )
+
+
+def _open_splits(
+    listings: Mapping[str, _Listing], classes: tuple[str, ...], skip_bad: bool
+) -> tuple[dict[str, Images], tuple[str, ...]]:
+    """Open all splits' files together, since they are kept in memory all or none."""
+    places = {name: place for place, name in enumerate(classes)}
+    paths = [path for listing in listings.values() for path in listing.paths]
+    targets = [places[label] for listing in listings.values() for label in listing.labels]
+    opened = open_files(paths, targets, skip_bad)
+    parts: dict[str, Images] = {}
+    first = 0
+    for split, listing in listings.items():
+        last = first + len(listing.paths)
+        inside = (opened.kept >= first) & (opened.kept < last)
+        parts[split] = opened.images.select(torch.nonzero(inside).squeeze(1))
+        first = last
+    empty = next((split for split, images in parts.items() if not len(images)), None)
+    if empty is not None:
+        raise InputError(f"data: none of the {len(listings[empty].paths)} images of the {empty} set can be read")
+    return parts, opened.notes
+
+
+def _check_none_empty(train: Path, images: Images, classes: tuple[str, ...]) -> None:
+    counts = torch.bincount(images.targets, minlength=len(classes)).tolist()
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
+            raise InputError(f"data: no image in class folder {train / name} can be read; add images or remove it")

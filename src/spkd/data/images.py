@@ -1,0 +1,170 @@
+"""Labelled images as the rest of the package sees them, in memory or as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spkd.data.decoding import read_image
+from spkd.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Images(Protocol):
+    """Labelled images that can be had one by one."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Class of each image: int64, shape (n,)."""
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Tensor:
+        """Return one image as it is stored: uint8, shape (channels, h, w)."""
+
+    def select(self, indices: Tensor) -> Images:
+        """Return the images at ``indices`` (int64, shape (m,)), in that order."""
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryImages:
+    """Square images of one size, held in memory.
+
+    Args:
+        pixels: uint8, shape (n, channels, size, size).
+        targets: int64, shape (n,).
+
+    Raises:
+        InputError: when shapes or types are others.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.pixels.shape)
+        if self.pixels.dtype != torch.uint8 or len(shape) != 4 or shape[2] != shape[3]:
+            raise InputError(
+                f"pixels: expected uint8 of shape (n, channels, size, size), got {self.pixels.dtype} "
+                f"of shape {shape}; images of other shapes can be given as FileImages"
+            )
+        _check_targets(self.targets, shape[0])
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Side length in pixels."""
+        return self.pixels.shape[3]
+
+    def image(self, index: int) -> Tensor:
+        """Return one image: uint8, shape (channels, size, size)."""
+        return self.pixels[index]
+
+    def select(self, indices: Tensor) -> MemoryImages:
+        """Return the images at ``indices``, copied."""
+        return MemoryImages(self.pixels[indices], self.targets[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Images of any size and mode, read from files when they are asked for.
+
+    Args:
+        paths: one file for each image.
+        targets: int64, shape (n,).
+        channels: 3 for colour, 1 for grey; every image is converted to it.
+
+    Raises:
+        InputError: when there are not as many targets as paths, or channels is neither 1 nor 3.
+    """
+
+    paths: Sequence[str]
+    targets: Tensor
+    channels: int = 3
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise InputError(f"channels: expected 1 (grey) or 3 (colour), got {self.channels}")
+        _check_targets(self.targets, len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int) -> Tensor:
+        """Return one image: uint8, shape (channels, h, w), upright; InputError when it cannot be read."""
+        return read_image(self.paths[index], self.channels)
+
+    def select(self, indices: Tensor) -> FileImages:
+        """Return the images at ``indices``."""
+        return FileImages([self.paths[i] for i in indices.tolist()], self.targets[indices], self.channels)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set with its splits, and what training must know of it.
+
+    Args:
+        name: what it is called in records.
+        classes: names of the classes; a target is a place in it.
+        channels: of the images, 1 or 3.
+        train: images to learn from.
+        val: images to choose by.
+        test: images for the one evaluation at the end.
+        native_size: side length in pixels when the images are small and alike, else None.
+        flip: whether an image and its mirror image are of one class.
+        normalisation_mean: mean of each channel, of pixels in [0, 1].
+        normalisation_std: standard deviation of each channel, of pixels in [0, 1].
+        notes: what the user should be told: what was split off, what was left out.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    train: Images
+    val: Images
+    test: Images | None
+    native_size: int | None
+    flip: bool
+    normalisation_mean: tuple[float, ...]
+    normalisation_std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, of pixels in [0, 1].
+
+    Of images in memory they are computed (exactly, from counts of the 256 values); reading every file
+    for them would cost an epoch, so images in files get ImageNet's.
+
+    >>> halves = torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(2).view(1, 1, 2, 2)
+    >>> channel_statistics(MemoryImages(halves, torch.tensor([0])))
+    ((0.5,), (0.5,))
+    """
+    if not isinstance(images, MemoryImages):
+        return IMAGENET_MEAN, IMAGENET_STD
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in images.pixels.unbind(1):
+        counts = torch.bincount(channel.flatten(), minlength=256).double()
+        shares = counts / counts.sum()
+        mean = (shares * values).sum()
+        means.append(round(mean.item(), 4))
+        # A constant channel would otherwise be divided by zero.
+        deviations.append(max(round((shares * (values - mean) ** 2).sum().sqrt().item(), 4), 1e-3))
+    return tuple(means), tuple(deviations)
+
+
+def _check_targets(targets: Tensor, images: int) -> None:
+    if targets.dtype != torch.int64 or tuple(targets.shape) != (images,):
+        raise InputError(
+            f"targets: expected int64 of shape ({images},), one class per image, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}"
+        )

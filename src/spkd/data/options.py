@@ -1,0 +1,37 @@
+"""Which images to use, as a user says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spkd.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images to use, and how to read them.
+
+    Args:
+        data: 'digits' (embedded), a torchvision set by name (cifar10, dtd, ...), or a folder of images.
+        data_root: folder in which torchvision's sets lie, or below which a folder is looked for
+            (default for torchvision's sets: ./data).
+        image_size: side length in pixels that the networks see (default: from the weights or the images).
+        download: download a torchvision set that is not there.
+        skip_bad_images: leave out images that cannot be read, and count them, instead of stopping.
+        workers: processes that read image files; the batches do not depend on it.
+    """
+
+    data: str = "digits"
+    data_root: str | None = None
+    image_size: int | None = None
+    download: bool = False
+    skip_bad_images: bool = False
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("data: expected 'digits', a data set's name or a folder, got an empty text")
+        if self.image_size is not None and self.image_size < 1:
+            raise InputError(f"image_size: expected a side length of at least 1 pixel, got {self.image_size}")
+        if self.workers < 0:
+            raise InputError(f"workers: expected 0 or more processes, got {self.workers}")

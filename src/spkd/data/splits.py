@@ -1,0 +1,100 @@
+"""Stratified splits, the same at every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spkd.data.images import Images
+from spkd.data.seeds import mixed_seed
+from spkd.errors import InputError
+
+SPLIT_SEED = 2019
+"""One seed for every split that is cut here, whatever a run's own seed: runs of unlike seeds, and a teacher
+and its students, must agree on which images are the test set."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Images to learn from, to choose by and to be evaluated on, and how they were come by."""
+
+    train: Images
+    val: Images
+    test: Images
+    notes: tuple[str, ...]
+
+
+def complete_splits(train: Images, val: Images | None, test: Images | None, classes: Sequence[str]) -> Splits:
+    """Cut from the training images the sets that are not given, stratified, the same at every call.
+
+    Validation takes 10 % where only it is missing; a test set takes 15 %, and validation as many with it.
+
+    Raises:
+        InputError: when a class has too few images to give one to each set.
+    """
+    total = len(train)
+    notes = []
+    if test is None:
+        stay, held = hold_out(train.targets, round(0.15 * total), classes)
+        train, test = train.select(stay), train.select(held)
+        notes.append(f"test set: {len(test)} of the {total} images, cut by a fixed seed, stratified by class")
+    if val is None:
+        share = 0.15 if notes else 0.10
+        stay, held = hold_out(train.targets, round(share * total), classes)
+        train, val = train.select(stay), train.select(held)
+        notes.append(f"validation set: {len(val)} of the {total} images, cut by a fixed seed, stratified by class")
+    return Splits(train, val, test, tuple(notes))
+
+
+def hold_out(targets: Tensor, count: int, classes: Sequence[str], seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+    """Split off ``count`` images such that every class gives its share.
+
+    Every class gives at least one image and keeps at least one; where this asks for more images than
+    ``count``, more are split off.
+
+    Args:
+        targets: class of each image, int64, shape (n,).
+        count: images to split off.
+        classes: the names, for the error's line.
+        seed: of the choice within each class.
+
+    Returns:
+        Indices that stay and indices split off, each in ascending order, int64.
+
+    Raises:
+        InputError: when a class has one image only.
+
+    >>> stay, held = hold_out(torch.tensor([0, 0, 0, 0, 1, 1]), 3, ["cat", "dog"])
+    >>> len(stay), len(held)
+    (3, 3)
+    """
+    sizes = torch.bincount(targets, minlength=len(classes)).tolist()
+    for name, size in zip(classes, sizes, strict=True):
+        if size < 2:
+            raise InputError(
+                f"data: class {name!r} has {size} image to be split between two sets, expected at least 2; "
+                f"add images of it or give the sets as folders of their own"
+            )
+    shares = _shares(np.array(sizes), count)
+    held = torch.zeros(len(targets), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(mixed_seed(seed))
+    for label, share in enumerate(shares):
+        members = torch.nonzero(targets == label).squeeze(1)
+        held[members[torch.randperm(len(members), generator=generator)[:share]]] = True
+    return torch.nonzero(~held).squeeze(1), torch.nonzero(held).squeeze(1)
+
+
+def _shares(sizes: NDArray[np.int64], count: int) -> list[int]:
+    """Divide ``count`` among classes by size (largest remainder), each share in [1, size - 1]."""
+    quotas = sizes * (count / sizes.sum())
+    shares = np.clip(np.floor(quotas).astype(np.int64), 1, sizes - 1)
+    while shares.sum() < count and (shares < sizes - 1).any():
+        shares[np.where(shares < sizes - 1, quotas - shares, -np.inf).argmax()] += 1
+    while shares.sum() > count and (shares > 1).any():
+        shares[np.where(shares > 1, quotas - shares, np.inf).argmin()] -= 1
+    return [int(share) for share in shares]

@@ -1,0 +1,275 @@
+"""Batches for training and for evaluation.
+
+The training stream is a pure function of (images, seed, epoch): neither the device, nor the number of
+workers, nor the batch at which it is entered changes what an image looks like. (Where images in memory are
+enlarged for the network, which is done on the device, devices may differ by one of 256 levels.)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from spkd.data.augment import (
+    centre_view,
+    crop_views,
+    draw_crops,
+    pad_reflect,
+    padding,
+    random_resized_crop,
+    resize,
+    resizing,
+    to_unit_range,
+)
+from spkd.data.decoding import usable_cpus
+from spkd.data.images import Images, MemoryImages
+from spkd.data.seeds import mixed_seed
+from spkd.errors import InputError
+
+_ORDER, _CROPS, _VIEW = range(3)  # keep the random numbers of one use from repeating in another
+
+
+class TrainStream:
+    """Shuffled, augmented batches, the same for the same images, seed and epoch.
+
+    Every epoch gives every image once, in an order of its own. Images in memory live on the device and are
+    augmented there in batches: reflect padding by an eighth of the side, a random crop, a random flip. Others
+    are read by worker processes: a random resized crop and a random flip of each.
+
+    A last batch of fewer images is given too, unless it would be a single image, on which batch norm cannot
+    train (with a batch size of 1 all are given).
+
+    Args:
+        images: the training images.
+        image_size: side length of the images given.
+        flip: whether images may be mirrored.
+        batch_size: images in a batch.
+        seed: of the order and the augmentation.
+        device: where the batches are wanted.
+        workers: processes that read files (0: this one); without effect on images in memory.
+
+    Raises:
+        InputError: when the batch size is below 1 or above the number of images.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        image_size: int,
+        flip: bool,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        workers: int = 0,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        if batch_size > len(images):
+            raise InputError(
+                f"batch_size: {batch_size} is more than the {len(images)} training images; "
+                f"try --batch_size {max(1, min(128, len(images) // 4))}"
+            )
+        _check_size(image_size)
+        self._images = images
+        self._image_size = image_size
+        self._flip = flip
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = device
+        self._workers = workers
+        full, left = divmod(len(images), batch_size)
+        self.batches_per_epoch = full + (left > 1)
+        if isinstance(images, MemoryImages):
+            # Enlarged only after the crop, so that 32x32 images for a 224x224 network still fit in memory.
+            self._crop_size = min(images.size, image_size)
+            small = resize(images.pixels, self._crop_size)
+            self._padded = pad_reflect(small.to(device), padding(self._crop_size))
+            self._targets = images.targets.to(device)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the batches of one epoch.
+
+        Args:
+            epoch: which epoch; any whole number.
+            start: how many batches to pass over (nothing is read or computed for them).
+
+        Returns:
+            Pairs of images, float32 in [0, 1] of shape (b, c, image_size, image_size), and targets, int64 of
+            shape (b,), on the device.
+
+        Raises:
+            InputError: when ``start`` is not in [0, batches_per_epoch]; while iterating, when a file cannot
+                be read.
+        """
+        if not 0 <= start <= self.batches_per_epoch:
+            raise InputError(f"start: expected 0 to {self.batches_per_epoch} batches, got {start}")
+        generator = torch.Generator().manual_seed(mixed_seed(_ORDER, self._seed, epoch))
+        order = torch.randperm(len(self._images), generator=generator)
+        batches = _parts(order, self._batch_size)[start : self.batches_per_epoch]
+        if isinstance(self._images, MemoryImages):
+            return self._from_memory(batches, mixed_seed(_CROPS, self._seed, epoch))
+        views = _TrainViews(self._images, self._image_size, self._flip, self._seed, epoch)
+        return _from_files(views, batches, self._device, self._workers)
+
+    def _from_memory(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        # Drawn for the whole epoch: one transfer to the device, not four for each batch.
+        margin = padding(self._crop_size)
+        crops = draw_crops(len(self._images), margin, self._flip, seed).to(self._device)
+        for indices in (batch.to(self._device) for batch in batches):
+            views = crop_views(self._padded, indices, crops[indices], self._crop_size)
+            yield to_unit_range(resize(views, self._image_size)), self._targets[indices]
+
+
+def evaluation_batches(
+    images: Images, *, image_size: int, batch_size: int, device: torch.device, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate once over all images, in order and without augmentation.
+
+    Images in memory are given whole (resized where their size is another); of others the shorter side is
+    resized to 8/7 of ``image_size`` and the centre cut out.
+
+    Args:
+        images: the images.
+        image_size: side length of the images given.
+        batch_size: images in a batch; the last may have fewer.
+        device: where the batches are wanted.
+        workers: processes that read files (0: this one).
+
+    Returns:
+        Pairs as :meth:`TrainStream.epoch` gives them.
+
+    Raises:
+        InputError: when the batch size or image size is below 1; while iterating, when a file cannot be read.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    _check_size(image_size)
+    if isinstance(images, MemoryImages):
+        return _whole_images(images, image_size, batch_size, device)
+    batches = _parts(torch.arange(len(images)), batch_size)
+    return _from_files(_CentreViews(images, image_size), batches, device, workers)
+
+
+def _whole_images(
+    images: MemoryImages, image_size: int, batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    for first in range(0, len(images), batch_size):
+        part = slice(first, first + batch_size)
+        pixels = images.pixels[part].to(device)
+        yield to_unit_range(resize(pixels, image_size)), images.targets[part].to(device)
+
+
+class _Unreadable(str):
+    """Why an image cannot be had.
+
+    Handed from a worker to the main process, where it is raised: an error raised in a worker would arrive
+    with the worker's whole traceback as its text.
+    """
+
+    __slots__ = ()
+
+
+_Item = tuple[Tensor, int] | _Unreadable
+
+
+@dataclass(frozen=True)
+class _TrainViews(Dataset[_Item]):
+    """A random view of each image, a function of (seed, epoch, index)."""
+
+    images: Images
+    size: int
+    flip: bool
+    seed: int
+    epoch: int
+
+    def __getitem__(self, index: int) -> _Item:
+        try:
+            image = self.images.image(index)
+        except InputError as error:
+            return _Unreadable(error)
+        view = random_resized_crop(image, self.size, self.flip, mixed_seed(_VIEW, self.seed, self.epoch, index))
+        return view, int(self.images.targets[index])
+
+
+@dataclass(frozen=True)
+class _CentreViews(Dataset[_Item]):
+    """The centre of each image."""
+
+    images: Images
+    size: int
+
+    def __getitem__(self, index: int) -> _Item:
+        try:
+            return centre_view(self.images.image(index), self.size), int(self.images.targets[index])
+        except InputError as error:
+            return _Unreadable(error)
+
+
+def _collate(items: list[_Item]) -> tuple[Tensor, Tensor] | _Unreadable:
+    views, targets = [], []
+    for item in items:
+        if isinstance(item, _Unreadable):
+            return item
+        views.append(item[0])
+        targets.append(item[1])
+    return torch.stack(views), torch.tensor(targets)
+
+
+def _from_files(
+    views: Dataset[_Item], batches: Sequence[Tensor], device: torch.device, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the views in batches, as bytes to the device and as floats from there on."""
+    workers = min(workers, usable_cpus(), len(batches))
+    resizing()  # or every worker would import it for itself, at every epoch
+    on_gpu = device.type == "cuda"
+    loader: DataLoader[Any] = DataLoader(
+        views,
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=on_gpu,
+        multiprocessing_context=_start_method() if workers else None,
+        # Its own, or each pass would draw a number from the generator that dropout uses.
+        generator=torch.Generator(),
+    )
+    for batch in _started(loader):
+        if isinstance(batch, _Unreadable):
+            raise InputError(str(batch))
+        pixels, targets = batch
+        yield to_unit_range(pixels.to(device, non_blocking=on_gpu)), targets.to(device, non_blocking=on_gpu)
+
+
+def _start_method() -> str:
+    """Return how workers start: by fork where there is one.
+
+    Workers only read files and never touch a GPU, so they may be forked, which takes milliseconds; others
+    import torch anew, seconds at every epoch, and fail in scripts without a main guard.
+    """
+    import multiprocessing
+    import sys
+
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
+    return "fork" if can_fork else "spawn"
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    with warnings.catch_warnings():
+        # Python 3.12 and later warn of every fork in a process with threads.
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        return iter(loader)
+
+
+def _parts(order: Tensor, batch_size: int) -> list[Tensor]:
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+
+def _check_size(image_size: int) -> None:
+    if image_size < 1:
+        raise InputError(f"image_size: expected a side length of at least 1 pixel, got {image_size}")

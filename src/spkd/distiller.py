@@ -1,0 +1,239 @@
+"""Teacher, student and objective as one module for any training loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spkd.errors import InputError
+from spkd.losses.objective import LossBreakdown, Objective
+from spkd.taps import Activations, Taps
+
+
+class Distiller(nn.Module):
+    """A student that learns from a teacher: images and targets in, the loss out.
+
+    ``parameters()``, ``state_dict()`` and ``modules()`` are the student's and the objective's; the teacher
+    only moves along with ``to()``. It is frozen: its parameters do not require gradients, it is in eval mode
+    whatever ``train()`` is called, and it runs without gradients.
+
+    With several processes under ``torch.distributed``, a step with gradients gathers the activations and
+    targets of all of them, and each process computes the loss of the whole batch. So a similarity matrix is
+    one of all images and not one per device, and the gradients, averaged over the processes as
+    ``DistributedDataParallel`` does, are those that one process with the whole batch would have found. Every
+    process must bring equally many images. Either the student or the whole distiller may be wrapped.
+
+    Args:
+        student: the network to train. Its layers are tapped by hooks; it is not changed otherwise.
+        teacher: the trained network; ``None`` trains the student alone, on an objective without terms.
+        objective: what to compute; it names the layers to tap.
+
+    Attributes:
+        student: as given.
+        objective: as given.
+
+    Raises:
+        InputError: the objective compares with a teacher and there is none, a network has no layer that it
+            names, or the teacher shares weights with the student.
+
+    >>> from spkd.losses.methods import build_objective
+    >>> from spkd.losses.weights import LossWeights
+    >>> from spkd.taps import TapPair
+    >>> teacher = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    >>> student = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10))
+    >>> objective = build_objective("sp+kd", [TapPair("1", "1")], LossWeights())
+    >>> distiller = Distiller(student, teacher, objective)
+    >>> breakdown = distiller(torch.rand(4, 3, 8, 8), torch.tensor([1, 2, 3, 4]))
+    >>> breakdown.total.backward()
+    >>> sorted(breakdown.terms)
+    ['ce', 'kd', 'sp']
+    """
+
+    student: nn.Module
+    objective: Objective
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None, objective: Objective) -> None:
+        super().__init__()
+        if teacher is None and objective.terms:
+            names = ", ".join(term.name for term in objective.terms)
+            raise InputError(f"teacher: the objective compares with one ({names}), got None; give a trained network.")
+        self.student = student
+        self.objective = objective
+        # In a tuple, so that it is no submodule.
+        self._teachers = () if teacher is None else (teacher,)
+        self._student_taps = Taps(student, objective.student_taps)
+        self._teacher_taps = None
+        if teacher is not None:
+            trained = {id(parameter) for parameter in student.parameters()}
+            if any(id(parameter) in trained for parameter in teacher.parameters()):
+                raise InputError(
+                    "teacher: it shares weights with the student, and freezing it would freeze the student; "
+                    "give copy.deepcopy(student) or a network of its own."
+                )
+            teacher.requires_grad_(False)
+            teacher.eval()
+            self._teacher_taps = Taps(teacher, objective.teacher_taps)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen teacher."""
+        return self._teachers[0] if self._teachers else None
+
+    def forward(self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | None = None) -> LossBreakdown:
+        """Run both networks on a batch and compute the objective.
+
+        Args:
+            images: (b, channels, h, w), given to both networks as they are.
+            targets: class indices (b,), int64.
+            remembered: what :meth:`remember` returned for these images; the teacher then does not run.
+
+        Returns:
+            the weighted total, to call ``backward()`` on, and the unweighted terms.
+
+        Raises:
+            InputError: a tap fails (see :class:`~spkd.taps.Taps`), or a loss cannot compare what it gets.
+        """
+        if remembered is None:
+            remembered = self.remember(images)
+        student = self._student_taps(images)
+        if self._gathers():
+            student, targets = _gather_activations(student), _gather(targets)
+        return self.objective(student, targets, remembered)  # type: ignore[no-any-return]
+
+    def remember(self, images: Tensor) -> dict[str, Tensor]:
+        """Run the teacher on a batch and return, by term name and without gradients, what the terms need."""
+        gathers = self._gathers()
+        if self._teacher_taps is None or not self.objective.terms:
+            return {}
+        with torch.no_grad():
+            for teacher in self._teachers:
+                if teacher.training:
+                    teacher.eval()
+            activations = self._teacher_taps(images)
+            return self.objective.remember(_gather_activations(activations) if gathers else activations)
+
+    def check(self, images: Tensor, targets: Tensor) -> None:
+        """Rehearse a training step on a real batch, so that a mistake shows before hours are spent on it.
+
+        Weights, gradients, buffers such as batch statistics, and random number generators are afterwards as
+        they were.
+
+        Raises:
+            InputError: a target has no logit, a term is not finite, or a distillation term has no
+                gradient with respect to the student's trainable parameters; the line names the term.
+        """
+        with self._undisturbed(images.device):
+            remembered = self.remember(images)
+            student = self._student_taps(images)
+            _check_targets(student.logits, targets)
+            if self._gathers():
+                student, targets = _gather_activations(student), _gather(targets)
+            _check_finite("ce", self.objective(student, targets, remembered).terms["ce"])
+            for term in self.objective.terms:
+                value = term.loss(student, remembered[term.name])
+                _check_finite(term.name, value)
+                self._check_gradient(term.name, value)
+
+    def close(self) -> None:
+        """Take the hooks off both networks; the distiller cannot be used with taps afterwards."""
+        self._student_taps.remove()
+        if self._teacher_taps is not None:
+            self._teacher_taps.remove()
+
+    def _apply(self, fn: object, recurse: bool = True) -> Distiller:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for teacher in self._teachers:
+            teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _gathers(self) -> bool:
+        """Whether this is a step with gradients, in which all of several processes take part."""
+        return (
+            torch.is_grad_enabled()
+            and bool(self.objective.terms)
+            and distributed.is_available()
+            and distributed.is_initialized()
+            and distributed.get_world_size() > 1
+        )
+
+    @contextlib.contextmanager
+    def _undisturbed(self, device: torch.device) -> Iterator[None]:
+        buffers = [(buffer, buffer.clone()) for buffer in self.buffers()]
+        unsynchronised: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if isinstance(self.student, DistributedDataParallel):
+            # No gradient is accumulated here, which is what DDP would otherwise wait for.
+            unsynchronised = self.student.no_sync()
+        try:
+            with (
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                unsynchronised,
+                torch.enable_grad(),
+            ):
+                yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+    def _check_gradient(self, name: str, value: Tensor) -> None:
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        gradients: tuple[Tensor | None, ...] = ()
+        if value.requires_grad and parameters:
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        given = [gradient for gradient in gradients if gradient is not None]
+        if not all(bool(gradient.isfinite().all()) for gradient in given):
+            raise InputError(
+                f"term {name!r}: its gradient with respect to the student is not finite; try 32-bit "
+                "precision, or look for infinities in the student's activations."
+            )
+        if not any(bool(gradient.any()) for gradient in given):
+            raise InputError(
+                f"term {name!r}: its gradient with respect to the student is zero, so it would teach "
+                "nothing: no trainable parameter comes before the tapped layer, or the layer puts out zeros, "
+                "or there is one image in the batch, or the student equals the teacher; tap another layer or "
+                "unfreeze the student."
+            )
+
+
+def _check_targets(logits: Tensor, targets: Tensor) -> None:
+    classes, least, most = logits.shape[-1], int(targets.min()), int(targets.max())
+    if least < 0 or most >= classes:
+        raise InputError(
+            f"targets: expected class indices from 0 to {classes - 1}, as the student has {classes} logits, "
+            f"got {least} to {most}; give the student a head of as many classes as the data."
+        )
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if not bool(value.isfinite()):
+        raise InputError(
+            f"term {name!r}: expected a finite loss on the first batch, got {float(value.detach())}; look for "
+            "NaN or infinity in the images and in the weights of both networks."
+        )
+
+
+def _gather_activations(activations: Activations) -> Activations:
+    return Activations(
+        logits=_gather(activations.logits),
+        taps={name: _gather(tensor) for name, tensor in activations.taps.items()},
+    )
+
+
+def _gather(local: Tensor) -> Tensor:
+    """Concatenate the processes' tensors along the batch; backwards, this process's part gets its gradient.
+
+    Every process computes the same loss of the result. The gradient is multiplied by the number of processes,
+    to make up for the averaging over them, to which each process brings its own part only.
+    """
+    size = distributed.get_world_size()
+    parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(size)]
+    distributed.all_gather(parts, local.detach().contiguous())
+    own = local.view_as(local)
+    if own.requires_grad:
+        own.register_hook(lambda gradient: gradient * size)  # type: ignore[no-untyped-call]
+    parts[distributed.get_rank()] = own
+    return torch.cat(parts)

@@ -1,0 +1,35 @@
+"""The error that a person can mend, and how a mistyped name is answered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used.
+
+    ``str(error)`` is one line that names the argument, what was expected, what came, and what to try.
+    The command line prints that line alone and exits with code 2; in Python it is a ``ValueError``.
+    """
+
+
+class RunFailed(RuntimeError):
+    """A run that began well cannot go on; ``str(error)`` is one line that says why and what was kept.
+
+    The command line prints that line alone and exits with code 1.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint with the known names nearest to ``name``, to be appended to an error's line.
+
+    The hint begins with a space and is empty when there is nothing to suggest.
+
+    >>> nearest("layer5", ["layer3", "layer4", "fc"])
+    " Did you mean 'layer4' or 'layer3'?"
+    >>> nearest("xyzzy", ["layer3"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -1,0 +1,307 @@
+"""One file to deploy: the student alone, its normalisation inside, checked against PyTorch."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from spkd.errors import InputError, nearest
+from spkd.files import write_atomically
+from spkd.models.classifier import load_classifier
+from spkd.models.cost import latency_ms
+from spkd.modes import evaluating
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+OPSET = 18  # what PyTorch's exporter writes natively; onnxruntime reads it since 1.14
+_LATENCY_REPEATS = 30
+
+Runner = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported, and how it compares with the network it came from.
+
+    Attributes:
+        path: the file.
+        format: ``onnx`` or ``torch``.
+        bytes: its size.
+        source_bytes: size of the network's parameters and buffers.
+        max_difference: largest absolute difference of a logit over all checked batches.
+        latency_torch_ms: median time of one image in PyTorch on the CPU.
+        latency_exported_ms: the same of the file, in onnxruntime for ``onnx``, with as many threads.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    source_bytes: int
+    max_difference: float
+    latency_torch_ms: float
+    latency_exported_ms: float
+
+
+def export_model(
+    folder: str | Path,
+    out: str | Path | None = None,
+    format: str = "onnx",
+    *,
+    images: Tensor,
+    tolerance: float = 1e-4,
+) -> ExportReport:
+    """Export the classifier saved in ``folder``, a run folder or a saved model.
+
+    The file takes float32 images (batch, channels, image_size, image_size) in [0, 1], of any batch size,
+    and gives logits (batch, classes). An ONNX file is self-contained, calls them ``images`` and ``logits``,
+    and holds the names of the classes in its metadata, as JSON under ``classes``; a ``torch`` file holds
+    them as the extra file ``classes.json`` and is read by :func:`torch.export.load`.
+
+    Args:
+        folder: where the classifier is.
+        out: the file, or an existing folder for it; ``<folder>/export/model.onnx`` or ``.pt2`` by default.
+        format: ``onnx`` or ``torch``.
+        images: real images (n, channels, h, w) in [0, 1] for the check.
+        tolerance: see :func:`export_network`.
+
+    Raises:
+        InputError: as :func:`export_network` does, and when there is no saved model.
+    """
+    # Before the network is loaded: a mistyped option is answered at once.
+    path = export_path(Path(folder), None if out is None else Path(out), format)
+    classifier = load_classifier(folder)
+    return export_network(classifier, path, format, images=images, tolerance=tolerance, classes=classifier.info.classes)
+
+
+def export_path(folder: Path, out: Path | None, format: str) -> Path:
+    """Return where an export of ``folder`` goes.
+
+    Raises:
+        InputError: for an unknown format, or a file name that does not end as the format's files do.
+
+    >>> export_path(Path("runs/student"), None, "onnx").as_posix()
+    'runs/student/export/model.onnx'
+    """
+    if format not in SUFFIXES:
+        raise InputError(f"format: expected {' or '.join(SUFFIXES)}, got {format!r}.{nearest(format, SUFFIXES)}")
+    suffix = SUFFIXES[format]
+    if out is None:
+        return folder / "export" / f"model{suffix}"
+    if out.is_dir():
+        return out / f"model{suffix}"
+    if out.suffix != suffix:
+        raise InputError(
+            f"out: expected a file name ending in {suffix} for the format {format}, got {out.name!r}; "
+            f"try {out.with_suffix(suffix).name!r}"
+        )
+    return out
+
+
+def export_network(
+    network: nn.Module,
+    path: Path,
+    format: str = "onnx",
+    *,
+    images: Tensor,
+    tolerance: float = 1e-4,
+    classes: tuple[str, ...] = (),
+) -> ExportReport:
+    """Export any network from images to logits; :func:`export_model` says what the file is like.
+
+    The file's content is run on the images in batches of one, of two and of all (fewer than three are
+    repeated), and moved into place only when every logit is within ``tolerance`` times the largest
+    absolute logit of PyTorch's. The network is left as it was, its mode included.
+
+    Raises:
+        InputError: when there are no images, the network cannot be converted, its logits are not finite, the
+            exported ones differ, or the file cannot be written. Nothing is written then.
+    """
+    if format not in SUFFIXES:
+        raise InputError(f"format: expected {' or '.join(SUFFIXES)}, got {format!r}")
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise InputError(f"tolerance: expected a number above 0, got {tolerance}; the default is 1e-4")
+    images = _at_least_three(images)
+    with evaluating(network):
+        batches = [images[:size] for size in (1, 2, len(images))]
+        with torch.no_grad():
+            expected = [network(batch) for batch in batches]
+        latency_torch = latency_ms(network, batches[0], _LATENCY_REPEATS)
+        content, run = _converted(network, batches[1], format, classes)
+    difference = _check(run, batches, expected, tolerance, format)
+    report = ExportReport(
+        path=path,
+        format=format,
+        bytes=len(content),
+        source_bytes=_weight_bytes(network),
+        max_difference=difference,
+        latency_torch_ms=latency_torch,
+        latency_exported_ms=latency_ms(run, batches[0], _LATENCY_REPEATS),
+    )
+    write_atomically(path, lambda temporary: _write(temporary, content))
+    return report
+
+
+def _at_least_three(images: Tensor) -> Tensor:
+    if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
+        raise InputError(
+            "images: expected floating-point images (n, channels, height, width) with n of 1 or more for "
+            f"the check, got {images.dtype} of shape {tuple(images.shape)}"
+        )
+    images = images.detach().to("cpu", torch.float32)
+    return images.repeat(-(-3 // len(images)), 1, 1, 1)
+
+
+def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance: float, format: str) -> float:
+    """Return the largest difference; an InputError when it is too large at any batch size."""
+    largest = 0.0
+    for batch, logits in zip(batches, expected, strict=True):
+        if not bool(logits.isfinite().all()):
+            raise InputError("model: expected finite logits to check the export with, got NaN or infinity")
+        try:
+            exported = run(batch)
+        except Exception as error:
+            raise InputError(
+                f"the exported model does not run on a batch of {len(batch)}: {_first_line(error)}; "
+                f"nothing was written, try --format {_other(format)}"
+            ) from error
+        if exported.shape != logits.shape:
+            raise InputError(
+                f"the exported model gives logits of shape {tuple(exported.shape)} for a batch of "
+                f"{len(batch)}, PyTorch {tuple(logits.shape)}; nothing was written, "
+                f"try --format {_other(format)}"
+            )
+        difference = float((exported - logits).abs().max())
+        allowed = tolerance * float(logits.abs().max())
+        # Written so that a NaN fails.
+        if not difference <= allowed:
+            raise InputError(
+                f"the exported model's logits differ from PyTorch's by {difference:.3g} on a batch of "
+                f"{len(batch)}, more than the {allowed:.3g} that --tolerance {tolerance:g} allows; nothing "
+                f"was written, try --format {_other(format)}"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _converted(network: nn.Module, example: Tensor, format: str, classes: tuple[str, ...]) -> tuple[bytes, Runner]:
+    """Return the file's content, and a function that runs it."""
+    shapes = ({0: Dim("batch")},)
+    try:
+        with _quiet():
+            program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
+            if format == "torch":
+                return _torch_file(program, classes)
+            return _onnx_file(program, shapes, classes)
+    # A network of the user's own may fail to convert in any way.
+    except Exception as error:
+        raise InputError(
+            f"the model cannot be converted to the format {format}: {_first_line(error)}; its forward must "
+            "work for any batch size and must not depend on the values of the images"
+        ) from error
+
+
+def _torch_file(program: ExportedProgram, classes: tuple[str, ...]) -> tuple[bytes, Runner]:
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # names files and quotes lines of this machine
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={"classes.json": json.dumps(classes)})
+    module = torch.export.load(io.BytesIO(file.getvalue())).module()
+
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = module(images)
+            return logits
+
+    return file.getvalue(), run
+
+
+def _onnx_file(
+    program: ExportedProgram, shapes: tuple[dict[int, Dim]], classes: tuple[str, ...]
+) -> tuple[bytes, Runner]:
+    import onnx
+    import onnxruntime
+
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        dynamic_shapes=shapes,
+        input_names=["images"],
+        output_names=["logits"],
+        opset_version=OPSET,
+        external_data=False,
+        verbose=False,
+    )
+    if exported is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    model = exported.model_proto
+    _remove_traces(model)
+    onnx.helper.set_model_props(
+        model, {"classes": json.dumps(classes), "images": "float32 in [0, 1]; the model normalises them"}
+    )
+    content = model.SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return content, run
+
+
+def _remove_traces(model: Any) -> None:
+    """Drop what the exporter notes of each node: files and lines of this machine's source code."""
+    graph = model.graph
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+    ):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' progress prints and their notes to their own developers from the user."""
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        for library in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
+            warnings.filterwarnings("ignore", category=UserWarning, module=library.replace(".", r"\."))
+        yield
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _weight_bytes(network: nn.Module) -> int:
+    tensors = (*network.parameters(), *network.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _other(format: str) -> str:
+    return next(other for other in SUFFIXES if other != format)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

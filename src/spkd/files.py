@@ -1,0 +1,67 @@
+"""Files are written to the side and moved into place, so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from spkd.errors import InputError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` with a temporary path beside ``path``, then move the result into place.
+
+    The temporary file is flushed to the disk before the move and removed when anything fails, so
+    ``path`` holds either its earlier content or all of the new one. Parent folders are made.
+
+    Raises:
+        InputError: when the folder cannot be written or the disk is full (one line, names the path).
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o666 & ~_umask())
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write ``content`` to ``path``, as :func:`write_atomically` does.
+
+    Serialise in memory and use this where a library reports a full disk by an error of its own.
+    """
+    write_atomically(path, lambda temporary: _write_bytes(temporary, content))
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path``, as :func:`write_atomically` does."""
+    write_atomically(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _write_bytes(path: Path, content: bytes | memoryview) -> None:
+    path.write_bytes(content)
+
+
+def _umask() -> int:
+    """Return the process's umask, which mkstemp's private mode passes over."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,45 @@
+"""Checks of shapes that the losses share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from spkd.errors import InputError
+
+
+def matched(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the (student, teacher) pairs of one tensor each or of two sequences of equal length.
+
+    Raises:
+        InputError: when the sequences are empty or their lengths differ.
+    """
+    students = [student] if isinstance(student, Tensor) else list(student)
+    teachers = [teacher] if isinstance(teacher, Tensor) else list(teacher)
+    if len(students) != len(teachers):
+        raise InputError(
+            f"student and teacher must give as many layers as each other, got {len(students)} and "
+            f"{len(teachers)}; name one teacher layer for each student layer"
+        )
+    if not students:
+        raise InputError("student and teacher hold no layer; give at least one pair of features")
+    return list(zip(students, teachers, strict=True))
+
+
+def check_not_empty(name: str, values: Tensor) -> None:
+    """Raise InputError when ``values`` has no batch dimension or no element."""
+    if values.dim() == 0 or values.numel() == 0:
+        raise InputError(
+            f"{name} must have shape (batch, ...) with at least one element, got {tuple(values.shape)}; "
+            "give the output of a layer for at least one image"
+        )
+
+
+def check_same_batch(student: Tensor, teacher: Tensor) -> None:
+    """Raise InputError when the first dimensions differ."""
+    if student.shape[0] != teacher.shape[0]:
+        raise InputError(
+            f"student and teacher must see the same batch, got {student.shape[0]} and {teacher.shape[0]} "
+            "images; pass the same images to both networks"
+        )

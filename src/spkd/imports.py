@@ -1,0 +1,145 @@
+"""A class or function of the user's own, found by module path or file path.
+
+The reference ``package.module:Name`` or ``path/to/file.py:Name`` may carry constructor arguments:
+``file.py:Name?width=2&norm=batch``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from spkd.errors import InputError, nearest
+
+_WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
+
+
+def split_arguments(reference: str) -> tuple[str, dict[str, object]]:
+    """Split ``reference?name=value&...`` into the reference and its arguments.
+
+    >>> split_arguments("timm/resnet18?in_chans=1")
+    ('timm/resnet18', {'in_chans': 1})
+    >>> split_arguments("wrn-16-1")
+    ('wrn-16-1', {})
+    """
+    name, mark, arguments = reference.partition("?")
+    return name, parse_arguments(arguments) if mark else {}
+
+
+def parse_arguments(text: str) -> dict[str, object]:
+    """Read ``name=value&name=value``.
+
+    A value is a Python literal (numbers, quoted strings, tuples, lists), ``true``, ``false``, ``none`` or
+    ``null`` in any case, or else the string as it stands.
+
+    Raises:
+        InputError: when a part is not ``name=value`` or a name comes twice.
+
+    >>> parse_arguments("depth=2&rate=1e-3&act=relu&bias=false&sizes=[1, 2]")
+    {'depth': 2, 'rate': 0.001, 'act': 'relu', 'bias': False, 'sizes': [1, 2]}
+    """
+    arguments: dict[str, object] = {}
+    for part in filter(None, text.split("&")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name.isidentifier() or not value:
+            raise InputError(f"arguments after '?' must read name=value&name=value, got {part!r} in {text!r}")
+        if name in arguments:
+            raise InputError(f"the argument {name!r} is given twice in {text!r}; keep one")
+        arguments[name] = _read_value(value)
+    return arguments
+
+
+def import_object(reference: str) -> object:
+    """Return what ``package.module:Name`` or ``path/to/file.py:Name`` names.
+
+    Modules are also looked for in the current folder, and a file may import its neighbours: both folders are
+    appended to ``sys.path``, where they hide nothing. A file is run once; the same content at the same path
+    gives the same objects again.
+
+    Raises:
+        InputError: when the reference has another form, the module or file does not exist, it raises an
+            error while being imported, or it has no such name (the nearest are listed).
+
+    >>> import_object("collections:OrderedDict")
+    <class 'collections.OrderedDict'>
+    """
+    where, _, name = reference.rpartition(":")
+    if not where or not name:
+        raise InputError(f"{reference!r} must read package.module:Name or path/to/file.py:Name")
+    module = _import_file(where) if where.endswith(".py") else _import_module(where)
+    if not hasattr(module, name):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise InputError(f"{where} has no {name!r}; name something that it defines.{nearest(name, public)}")
+    found: object = getattr(module, name)
+    return found
+
+
+def _import_module(name: str) -> ModuleType:
+    _append_to_path(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (name == missing or name.startswith(f"{missing}.")):
+            raise InputError(
+                f"module {missing!r} was not found (looked in the current folder {Path.cwd()} and the "
+                "installed packages); for a file write path/to/file.py:Name"
+            ) from error
+        raise InputError(f"importing {name} failed: {_one_line(error)}") from error
+
+
+def _import_file(name: str) -> ModuleType:
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        near = nearest(path.name, [file.name for file in path.parent.glob("*.py")])
+        raise InputError(f"file {name} was not found (looked at {path}); check the path.{near}")
+    try:
+        digest = hashlib.sha256(bytes(path) + b"\0" + path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise InputError(f"file {name} cannot be read: {error.strerror}; check its permissions") from error
+    module_name = f"spkd_user_{path.stem}_{digest}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    _append_to_path(path.parent)
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"file {name} cannot be imported as Python; check the path")
+    module = importlib.util.module_from_spec(spec)
+    # Registered before it runs: dataclasses and pickle look their module up by name.
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise InputError(f"importing {name} failed: {_one_line(error)}") from error
+    return module
+
+
+def _append_to_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _one_line(error: BaseException) -> str:
+    """Return the error's type and message, with the line where it was raised, on one line."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})" if trace else ""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" + ("" if isinstance(error, SyntaxError) else where)
+
+
+def _read_value(text: str) -> object:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+    return value

@@ -1,0 +1,49 @@
+"""Attention transfer as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spkd.functional import attention_distance, relative_attention_map
+from spkd.losses.base import DistillationLoss, tapped
+from spkd.taps import Activations, TapPair
+
+
+class AttentionTransferLoss(DistillationLoss):
+    """:func:`spkd.functional.attention_transfer_loss` of one pair of layers; usual weight: β = 1000.
+
+    Four-dimensional output is read as ``(b, c, h, w)``, unless its dimensions 1 and 2 are equal and differ
+    from dimension 3: that is read as the channels-last ``(b, h, w, c)`` of Swin-like networks. Three-
+    dimensional output is tokens ``(b, n, c)``.
+
+    Args:
+        pair: the student's layer and the teacher's.
+
+    Raises:
+        InputError: in :meth:`remember` and :meth:`forward`, when a layer gives vectors or the maps cannot be
+            brought to one size.
+    """
+
+    def __init__(self, pair: TapPair) -> None:
+        super().__init__()
+        self.pairs = (pair,)
+
+    @torch.no_grad()
+    def remember(self, teacher: Activations) -> Tensor:
+        """Return the teacher's attention maps: ``(b, h, w)`` or ``(b, n)``, float32 or float64.
+
+        Each image's map is divided by its largest value. The loss does not depend on that, and values
+        between 0 and 1 survive being stored in float16.
+        """
+        return relative_attention_map(_channels_first(tapped(teacher, self.pairs[0].teacher)))
+
+    def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+        """Return the mean squared difference of the unit-length maps; ``remembered`` in any float dtype."""
+        student_features = _channels_first(tapped(student, self.pairs[0].student))
+        return attention_distance(relative_attention_map(student_features), remembered)
+
+
+def _channels_first(features: Tensor) -> Tensor:
+    is_channels_last = features.dim() == 4 and features.shape[1] == features.shape[2] != features.shape[3]
+    return features.permute(0, 3, 1, 2) if is_channels_last else features

@@ -1,0 +1,215 @@
+"""Read a method such as ``sp+kd`` and make its objective."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from spkd.errors import InputError, nearest
+from spkd.imports import import_object, split_arguments
+from spkd.losses.attention import AttentionTransferLoss
+from spkd.losses.base import DistillationLoss
+from spkd.losses.objective import Objective, Term
+from spkd.losses.similarity import SimilarityPreservingLoss
+from spkd.losses.soft_targets import SoftTargetLoss
+from spkd.losses.weights import LossWeights
+from spkd.taps import TapPair
+
+# What may follow each name after "?", and the field of LossWeights that it sets.
+_BUILT_IN: dict[str, dict[str, str]] = {
+    "sp": {"weight": "gamma"},
+    "kd": {"alpha": "alpha", "temperature": "temperature"},
+    "at": {"weight": "beta"},
+}
+# A plus sign that is not the sign of an exponent, as in weight=1e+3.
+_JOINT = re.compile(r"(?<!\d[eE])\+")
+
+
+@dataclass(frozen=True)
+class _Request:
+    name: str
+    arguments: dict[str, object]
+
+
+def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights) -> Objective:
+    """Make the objective that ``method`` names.
+
+    A method is ``none`` (cross-entropy alone) or terms joined by ``+`` in any order:
+
+    - ``sp``, similarity-preserving loss, weight γ; ``sp?weight=1000`` sets it in place.
+    - ``at``, attention transfer, weight β; ``at?weight=10``.
+    - ``kd``, soft targets, weight α, and cross-entropy then has 1 - α (otherwise 1);
+      ``kd?alpha=0.5&temperature=2``.
+    - ``package.module:Class`` or ``path/file.py:Class``, a :class:`DistillationLoss` of your own, with
+      constructor arguments as ``file.py:Class?margin=0.5&weight=10``. ``weight`` (default 1) is that of the
+      term and does not reach the constructor. A class whose constructor has a parameter ``pair`` is made
+      once for every pair of layers, any other once.
+
+    The terms of several pairs are summed. With one pair a term is named as the method names it ("sp", or the
+    class name); with several, "sp/<student layer>", and "sp/<student layer>=<teacher layer>" where a
+    student layer stands in several pairs.
+
+    Raises:
+        InputError: for an unknown, doubled or empty term, an unknown or unfit argument, a class that is no
+            DistillationLoss or cannot be made, and when a term needs pairs of layers and there are none.
+
+    >>> objective = build_objective("sp+kd", [TapPair("group3", "group3")], LossWeights())
+    >>> [(term.name, term.weight) for term in objective.terms]
+    [('sp', 3000.0), ('kd', 0.9)]
+    >>> round(objective.cross_entropy, 6)
+    0.1
+    """
+    _check_pairs(pairs)
+    terms: list[Term] = []
+    cross_entropy = 1.0
+    for request in _read(method):
+        if request.name in _BUILT_IN:
+            used = _weights_for(request, weights)
+            terms += _built_in_terms(request.name, pairs, used)
+            if request.name == "kd":
+                cross_entropy = 1 - used.alpha
+        else:
+            terms += _own_terms(request, pairs)
+    return Objective(terms, cross_entropy)
+
+
+def method_label(method: str) -> str:
+    """Return ``method`` without spaces, the built-in names in lower case, its order kept.
+
+    Raises:
+        InputError: for an unknown, doubled or empty term.
+
+    >>> method_label("SP + kd")
+    'sp+kd'
+    """
+    _read(method)
+    return "+".join(_term_label(text) for text in _JOINT.split(method))
+
+
+def term_names(method: str) -> tuple[str, ...]:
+    """Return the names of the method's terms, without their arguments; () for ``none``.
+
+    >>> term_names("sp?weight=1000+kd")
+    ('sp', 'kd')
+
+    Raises:
+        InputError: for an unknown, doubled or empty term.
+    """
+    return tuple(request.name for request in _read(method))
+
+
+def _read(method: str) -> list[_Request]:
+    texts = _JOINT.split(method)
+    if [_term_label(text) for text in texts] == ["none"]:
+        return []
+    requests = []
+    for text in texts:
+        name, arguments = split_arguments(_term_label(text))
+        if name not in _BUILT_IN and ":" not in name:
+            known = ["none", *_BUILT_IN]
+            raise InputError(
+                f"method {method!r} has the unknown term {name!r}; use none, or sp, kd, at or "
+                f"path/file.py:Class joined by '+'.{nearest(name, known)}"
+            )
+        requests.append(_Request(name, arguments))
+    for name, count in Counter(request.name for request in requests).items():
+        if count > 1:
+            raise InputError(f"method {method!r} has the term {name!r} {count} times; give it once, with a weight")
+    return requests
+
+
+def _term_label(text: str) -> str:
+    name, mark, arguments = text.strip().partition("?")
+    name = name.strip()
+    return (name.lower() if name.lower() in {*_BUILT_IN, "none"} else name) + mark + arguments.strip()
+
+
+def _check_pairs(pairs: Sequence[TapPair]) -> None:
+    for pair, count in Counter(pairs).items():
+        if count > 1:
+            raise InputError(f"the pair of layers {pair.student}={pair.teacher} is given {count} times; give it once")
+
+
+def _weights_for(request: _Request, weights: LossWeights) -> LossWeights:
+    """Return ``weights`` with what stands after the term's "?"."""
+    fields = _BUILT_IN[request.name]
+    changed: dict[str, float] = {}
+    for name, value in request.arguments.items():
+        if name not in fields:
+            raise InputError(
+                f"the term {request.name} has no argument {name!r}; it takes {' and '.join(fields)}."
+                f"{nearest(name, fields)}"
+            )
+        changed[fields[name]] = _number(request.name, name, value)
+    return replace(weights, **changed)
+
+
+def _number(term: str, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{name} of the term {term} must be a number, got {value!r}; try {name}=1")
+    return float(value)
+
+
+def _built_in_terms(name: str, pairs: Sequence[TapPair], weights: LossWeights) -> list[Term]:
+    if name == "kd":
+        return [Term("kd", weights.alpha, SoftTargetLoss(weights.temperature))]
+    if name == "sp":
+        return [Term(label, weights.gamma, SimilarityPreservingLoss(pair)) for label, pair in _labelled("sp", pairs)]
+    return [Term(label, weights.beta, AttentionTransferLoss(pair)) for label, pair in _labelled("at", pairs)]
+
+
+def _labelled(name: str, pairs: Sequence[TapPair]) -> list[tuple[str, TapPair]]:
+    """Give each pair the name of its term."""
+    if not pairs:
+        raise InputError(f"the term {name} compares layers, but no pair of layers is given; name one with taps")
+    if len(pairs) == 1:
+        return [(name, pairs[0])]
+    uses = Counter(pair.student for pair in pairs)
+    return [
+        (
+            f"{name}/{pair.student}" if uses[pair.student] == 1 else f"{name}/{pair.student}={pair.teacher}",
+            pair,
+        )
+        for pair in pairs
+    ]
+
+
+def _own_terms(request: _Request, pairs: Sequence[TapPair]) -> list[Term]:
+    reference = request.name
+    loss_class = import_object(reference)
+    if not (isinstance(loss_class, type) and issubclass(loss_class, DistillationLoss)):
+        raise InputError(
+            f"{reference} must be a class derived from spkd.losses.base.DistillationLoss, got {loss_class!r}"
+        )
+    arguments = dict(request.arguments)
+    weight = _number(reference, "weight", arguments.pop("weight", 1.0))
+    parameters = inspect.signature(loss_class).parameters
+    if "pair" in arguments:
+        raise InputError(f"the argument 'pair' of {reference} comes from the chosen layers; leave it out")
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name in arguments:
+        if name not in parameters and not takes_any:
+            takes = ", ".join(parameter for parameter in parameters if parameter != "pair") or "none"
+            raise InputError(
+                f"{reference} has no argument {name!r}; its arguments: {takes}.{nearest(name, parameters)}"
+            )
+    label = loss_class.__name__
+    if "pair" not in parameters:
+        return [Term(label, weight, _make(reference, loss_class, arguments))]
+    return [
+        Term(name, weight, _make(reference, loss_class, {"pair": pair, **arguments}))
+        for name, pair in _labelled(label, pairs)
+    ]
+
+
+def _make(reference: str, loss_class: type[DistillationLoss], arguments: dict[str, object]) -> DistillationLoss:
+    try:
+        return loss_class(**arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())
+        raise InputError(f"{reference} could not be made: {type(error).__name__}: {message}") from error

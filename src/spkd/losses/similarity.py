@@ -1,0 +1,33 @@
+"""The similarity-preserving loss as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spkd.functional import similarity_distance, similarity_matrix
+from spkd.losses.base import DistillationLoss, tapped
+from spkd.taps import Activations, TapPair
+
+
+class SimilarityPreservingLoss(DistillationLoss):
+    """:func:`spkd.functional.similarity_preserving_loss` of one pair of layers; paper's weight: γ = 3000.
+
+    It needs no labels and no classes in common.
+
+    Args:
+        pair: the student's layer and the teacher's, of any shape ``(b, ...)``.
+    """
+
+    def __init__(self, pair: TapPair) -> None:
+        super().__init__()
+        self.pairs = (pair,)
+
+    @torch.no_grad()
+    def remember(self, teacher: Activations) -> Tensor:
+        """Return the teacher's similarity matrix G: ``(b, b)``, float32 or float64, entries in [-1, 1]."""
+        return similarity_matrix(tapped(teacher, self.pairs[0].teacher))
+
+    def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+        """Return ``||G_T - G_S||_F^2 / b^2`` with ``remembered`` as G_T, in any floating-point dtype."""
+        return similarity_distance(similarity_matrix(tapped(student, self.pairs[0].student)), remembered)

@@ -1,0 +1,41 @@
+"""The weights of the losses, with their usual values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from spkd.errors import InputError
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the terms and the temperature; the defaults are those of the papers' experiments.
+
+    Args:
+        gamma: weight of the similarity-preserving loss.
+        alpha: weight of the soft targets, between 0 and 1; cross-entropy then has 1 - alpha.
+        temperature: temperature of the soft targets.
+        beta: weight of attention transfer; its effect depends on the size of the maps.
+
+    Raises:
+        InputError: for a negative or non-finite value, an alpha above 1, or a temperature of 0.
+    """
+
+    gamma: float = 3000.0
+    alpha: float = 0.9
+    temperature: float = 4.0
+    beta: float = 1000.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value) or value < 0:
+                raise InputError(
+                    f"{field.name} must be a finite number of at least 0, got {value}; try {field.default}"
+                )
+        if self.alpha > 1:
+            raise InputError(f"alpha must lie between 0 and 1, got {self.alpha}; try 0.9")
+        if self.temperature == 0:
+            raise InputError("temperature must be above 0, got 0; try 4")

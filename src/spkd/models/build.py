@@ -1,0 +1,335 @@
+"""From a spec, weights and the data's classes to a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from spkd.errors import InputError, nearest
+from spkd.models import libraries
+from spkd.models.classifier import (
+    Classifier,
+    ModelInfo,
+    Normalisation,
+    find_saved,
+    not_saved,
+    read_info,
+)
+from spkd.models.network import HeadMismatch, count_logits, replace_head
+from spkd.models.spec import Architecture, construct, parse_spec, takes
+from spkd.models.weights import Match, load, match, read_tensors
+
+__all__ = ["BuiltModel", "Defaults", "HeadMismatch", "build_model", "model_defaults"]
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """What :func:`build_model` gives.
+
+    Attributes:
+        classifier: the network with its normalisation, on the CPU, in training mode.
+        trained: whether it has weights other than random ones.
+        notes: lines to say to the user: a prefix that was stripped, a head that was replaced.
+    """
+
+    classifier: Classifier
+    trained: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What the metadata of a model's weights say; None where there are none.
+
+    Attributes:
+        image_size: side length of the images.
+        normalisation: what the weights expect of the images.
+    """
+
+    image_size: int | None
+    normalisation: Normalisation | None
+
+
+def model_defaults(spec: str, weights: str | None) -> Defaults:
+    """Return the image size and normalisation that the weights of a model were made for.
+
+    They come from a saved model's ``model.json``, or from torchvision's or timm's metadata of the pretrained
+    weights (also for a local file of weights for such an architecture). Nothing is built or downloaded.
+
+    Raises:
+        InputError: for an unknown model, or an unknown name of weights.
+    """
+    saved = find_saved(spec)
+    if saved is not None:
+        info = read_info(saved)
+        return Defaults(info.image_size, info.normalisation)
+    architecture = _parse(spec)
+    if weights is None:
+        return Defaults(None, None)
+    known = _metadata(architecture, weights)
+    if known is None:
+        return Defaults(None, None)
+    return Defaults(known.image_size, Normalisation(known.mean, known.std))
+
+
+def build_model(
+    spec: str,
+    *,
+    classes: Sequence[str] | None,
+    channels: int,
+    image_size: int,
+    normalisation: Normalisation,
+    weights: str | None = None,
+    replace_head: bool = False,
+) -> BuiltModel:
+    """Build the network that ``spec`` means, load its weights and give it its normalisation.
+
+    Args:
+        spec: ``wrn-DEPTH-WIDTH``, ``torchvision/NAME``, ``timm/NAME``, ``package.module:callable``,
+            ``path/file.py:callable``, each with constructor arguments if need be
+            (``timm/resnet18?in_chans=1&drop_rate=0.1``), or the folder of a run or a saved model.
+        classes: names of the classes to tell apart. None keeps the head that the network or its weights have,
+            with the weights' own class names or "0", "1", ...
+        channels: channels of the images. Grey images go to a network of three channels repeated.
+        image_size: side length of the images.
+        normalisation: the data's, used where the weights have none of their own.
+        weights: None for random ones (a folder's own, for a folder), "pretrained" for the library's default
+            ones, the name of weights of torchvision, or a file. For a user's callable, "pretrained" passes
+            ``pretrained=True`` to it, if its signature has that.
+        replace_head: where the head does not fit the classes, put a new, random one in its place.
+
+    Raises:
+        HeadMismatch: when the head's classes are not ``classes`` (an :class:`~spkd.errors.InputError`). A
+            saved model's are compared by name too, unless either side's names are plain numbers.
+        InputError: for an unknown model, weights that cannot be read or do not fit, a failed download, or
+            images that the network cannot take.
+    """
+    origin = _origin(spec, weights)
+    architecture, info = origin.architecture, origin.info
+    wanted = len(classes) if classes is not None else None
+    built_for = info.channels if info is not None else channels
+    network = construct(
+        architecture,
+        classes=wanted or (len(info.classes) if info is not None else None),
+        channels=built_for,
+        image_size=image_size,
+    )
+    outputs = count_logits(network, architecture.spec, built_for, image_size)
+    builder = _Builder(architecture, built_for, image_size, wanted, replace_head)
+    source = _source(origin, channels, image_size)
+    notes: list[str] = []
+    if source is not None:
+        network, outputs = builder.load(network, outputs, source, notes)
+    if wanted is not None and outputs != wanted:
+        builder.fit_head(network, outputs, notes)
+        outputs = wanted
+    if info is not None and classes is not None and _named_differently(info.classes, classes):
+        builder.rename_head(network, info.classes, classes, notes)
+    classifier = Classifier(
+        network,
+        ModelInfo(
+            spec=architecture.spec,
+            classes=tuple(classes) if classes is not None else _names(source, outputs),
+            channels=max(channels, built_for),
+            image_size=image_size,
+            normalisation=(source.normalisation if source is not None else None) or normalisation,
+        ),
+    )
+    if channels == 1 and classifier.network_channels == 3:
+        notes.append(f"{spec} takes three channels: grey images are repeated to three")
+    return BuiltModel(classifier, trained=source is not None, notes=tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the architecture and the weights come from; ``info`` is a saved model's."""
+
+    architecture: Architecture
+    weights: str | None
+    info: ModelInfo | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Weights that were read, and what is known of them."""
+
+    label: str
+    tensors: Mapping[str, Tensor]
+    normalisation: Normalisation | None
+    classes: tuple[str, ...] | None
+
+
+def _origin(spec: str, weights: str | None) -> _Origin:
+    saved = find_saved(spec)
+    if saved is None:
+        return _Origin(_parse(spec), weights, None)
+    info = read_info(saved)
+    own = str(saved / "model.safetensors")
+    return _Origin(parse_spec(info.spec), own if weights in (None, "pretrained") else weights, info)
+
+
+def _parse(spec: str) -> Architecture:
+    if Path(spec).is_dir():
+        raise InputError(not_saved(Path(spec)))
+    return parse_spec(spec)
+
+
+def _weights_names(architecture: Architecture) -> tuple[str, ...]:
+    if architecture.source == "wrn" or architecture.source == "callable":
+        return ()
+    return libraries.weights_names(architecture.source, architecture.name)
+
+
+def _metadata(architecture: Architecture, weights: str) -> libraries.Pretrained | None:
+    if architecture.source == "wrn" or architecture.source == "callable":
+        return None
+    named = weights in _weights_names(architecture)
+    if weights != "pretrained" and not named:
+        _check_file(architecture, weights)
+    return libraries.pretrained(architecture.source, architecture.name, weights if named else None)
+
+
+def _check_file(architecture: Architecture, weights: str) -> None:
+    """Check that weights which are no known name are a file."""
+    if Path(weights).exists():
+        return
+    known = ["pretrained", *_weights_names(architecture)]
+    raise InputError(
+        f"weights: there is no file {weights}; expected a .safetensors, .pt, .pth or .ckpt file, or one of "
+        f"{', '.join(known)}.{nearest(weights, known)}"
+    )
+
+
+def _source(origin: _Origin, channels: int, image_size: int) -> _Source | None:
+    """Read or download the weights; None for random ones."""
+    architecture, weights = origin.architecture, origin.weights
+    if weights is None:
+        return None
+    if origin.info is not None:
+        return _Source(weights, read_tensors(Path(weights)), origin.info.normalisation, origin.info.classes)
+    known = _metadata(architecture, weights)
+    normalisation = Normalisation(known.mean, known.std) if known is not None else None
+    classes = known.classes if known is not None else None
+    if weights == "pretrained" or weights in _weights_names(architecture):
+        network = _pretrained(architecture, known, channels, image_size)
+        return _Source(f"weights {weights!r}", network.state_dict(), normalisation, classes)
+    _check_file(architecture, weights)
+    return _Source(weights, read_tensors(Path(weights)), normalisation, classes)
+
+
+def _pretrained(
+    architecture: Architecture, known: libraries.Pretrained | None, channels: int, image_size: int
+) -> nn.Module:
+    """Return the architecture with pretrained weights and the head that belongs to them."""
+    if architecture.source == "torchvision" or architecture.source == "timm":
+        if known is None:
+            raise InputError(
+                f"weights: {architecture.source} has no pretrained weights of {architecture.name}; give a file."
+            )
+        return libraries.make_pretrained(architecture.source, architecture.name, architecture.arguments, known)
+    if not takes(architecture, "pretrained"):
+        reason = (
+            "there are none for it" if architecture.source == "wrn" else "its callable has no argument of this name"
+        )
+        raise InputError(
+            f"weights: 'pretrained' cannot be had of {architecture.spec} ({reason}); give a file, or a "
+            "run folder as the model."
+        )
+    return construct(architecture, classes=None, channels=channels, image_size=image_size, pretrained=True)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """What the network has to fit, while weights are loaded into it."""
+
+    architecture: Architecture
+    channels: int
+    image_size: int
+    wanted: int | None
+    replace: bool
+
+    def load(self, network: nn.Module, outputs: int, source: _Source, notes: list[str]) -> tuple[nn.Module, int]:
+        """Load the weights; return the network (made anew where their head asks for it) and its logits."""
+        found = self._match(network, outputs, source, notes)
+        own = found.head_classes(outputs)
+        if found.problems and own is None:
+            raise InputError(f"weights: {source.label} does not fit {self.architecture.spec}: {found.complaint()}.")
+        if own and self.wanted in (None, own):
+            network = self._with_head(network, outputs, own)
+            outputs = own
+            found = self._match(network, outputs, source, [])
+        elif own is not None:
+            if not self.replace or self.wanted is None:
+                raise self._mismatch(f"{source.label} has {f'a head of {own} classes' if own else 'no head'}", outputs)
+            notes.append(self._replaced(f"of {own} classes" if own else "that the weights lack"))
+        notes.extend(found.notes)
+        load(network, found, without_head=own is not None)
+        return network, outputs
+
+    def fit_head(self, network: nn.Module, outputs: int, notes: list[str]) -> None:
+        """Replace a head of the wrong size, which the constructor does not let be chosen."""
+        if not self.replace or self.wanted is None:
+            raise self._mismatch(f"it has a head of {outputs} classes", outputs)
+        replace_head(network, self.architecture.spec, outputs, self.wanted)
+        notes.append(self._replaced(f"of {outputs} classes"))
+
+    def rename_head(self, network: nn.Module, own: Sequence[str], classes: Sequence[str], notes: list[str]) -> None:
+        """Replace a head of the right size for other classes."""
+        if not self.replace:
+            raise HeadMismatch(
+                f"model {self.architecture.spec}: its classes ({_shown(own)}) are not the data's "
+                f"({_shown(classes)}); give --replace_head for a new, random head."
+            )
+        replace_head(network, self.architecture.spec, len(classes), len(classes))
+        notes.append(self._replaced(f"for {_shown(own)}"))
+
+    def _match(self, network: nn.Module, outputs: int, source: _Source, notes: list[str]) -> Match:
+        found = match(network, source.tensors)
+        library, name = self.architecture.source, self.architecture.name
+        if found.head_classes(outputs) is not None or not found.problems or library in ("wrn", "callable"):
+            return found
+        adapted = libraries.adapt("timm" if library == "timm" else "torchvision", name, network, found.tensors)
+        again = match(network, adapted) if adapted is not None else found
+        if again.problems < found.problems:
+            notes.append(f"weights: names or position embeddings were converted as {library} does")
+            return again
+        return found
+
+    def _with_head(self, network: nn.Module, outputs: int, classes: int) -> nn.Module:
+        if takes(self.architecture, "num_classes"):
+            return construct(self.architecture, classes=classes, channels=self.channels, image_size=self.image_size)
+        replace_head(network, self.architecture.spec, outputs, classes)
+        return network
+
+    def _mismatch(self, what: str, outputs: int) -> HeadMismatch:
+        wanted = f"the data have {self.wanted}" if self.wanted is not None else f"the network has {outputs}"
+        return HeadMismatch(
+            f"model {self.architecture.spec}: {what} and {wanted}; give --replace_head for a new, "
+            "random head, or weights that fit."
+        )
+
+    def _replaced(self, old: str) -> str:
+        return (
+            f"{self.architecture.spec}: the head {old} was replaced by a new one of {self.wanted}, with random weights"
+        )
+
+
+def _names(source: _Source | None, count: int) -> tuple[str, ...]:
+    known = source.classes if source is not None else None
+    return known if known is not None and len(known) == count else tuple(map(str, range(count)))
+
+
+def _named_differently(own: Sequence[str], classes: Sequence[str]) -> bool:
+    """Return whether as many classes have other names, letter case and punctuation aside."""
+    numbers = [str(number) for number in range(len(classes))]
+    if len(own) != len(classes) or numbers in (list(own), list(classes)):
+        return False
+    plain = [["".join(filter(str.isalnum, name.casefold())) for name in names] for names in (own, classes)]
+    return plain[0] != plain[1]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,233 @@
+"""A network with its own input normalisation and class names, and the folder that it is saved in."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from spkd.errors import InputError
+from spkd.files import write_bytes_atomically, write_text_atomically
+from spkd.models.network import input_channels, logits_of
+from spkd.models.spec import parse_spec, rebuild
+from spkd.models.weights import load_exactly, read_tensors
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What is subtracted from images in [0, 1], and what they are then divided by.
+
+    One value per channel, or a single one for all channels.
+
+    Raises:
+        InputError: when the lengths differ, a value is not finite or a deviation is not positive.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise InputError(
+                f"normalisation: expected as many means as deviations, got {len(self.mean)} and {len(self.std)}."
+            )
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise InputError(
+                "normalisation: expected finite means and deviations above zero, "
+                f"got mean {self.mean} and std {self.std}."
+            )
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is to be known of a classifier besides its weights.
+
+    Attributes:
+        spec: the string from which :func:`spkd.models.build.build_model` makes the same architecture.
+        classes: the names of the classes, in the order of the logits.
+        channels: channels of the images that it takes.
+        image_size: side length, in pixels, of the images that it was made for.
+        normalisation: what the classifier does to images in [0, 1] before the network sees them.
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    normalisation: Normalisation
+
+
+class Classifier(nn.Module):
+    """A network that takes images in [0, 1] and normalises them itself.
+
+    The state dict is the network's under ``network.``; the normalisation is part of ``info`` instead.
+
+    Args:
+        network: any network from images to logits: a tensor ``(b, k)``, or an output with ``.logits``,
+            ``["logits"]`` or the logits first in a tuple.
+        info: see :class:`ModelInfo`. A normalisation of three channels on a network that takes one is
+            averaged over the channels.
+
+    Shapes:
+        Floating-point images ``(b, channels, h, w)`` in [0, 1] to logits ``(b, k)``. Grey images
+        ``(b, 1, h, w)`` are repeated to three channels when the network's first convolution takes three.
+
+    Raises:
+        InputError: when the network's first convolution takes another number of channels than
+            ``info.channels``; on a forward pass, for images of another number of channels or integers.
+
+    >>> from spkd.models.wrn import WideResNet
+    >>> normalisation = Normalisation(mean=(0.5,), std=(0.25,))
+    >>> info = ModelInfo("wrn-10-1", ("cat", "dog"), channels=3, image_size=32, normalisation=normalisation)
+    >>> classifier = Classifier(WideResNet(10, 1, num_classes=2), info)
+    >>> classifier(torch.rand(4, 3, 32, 32)).shape
+    torch.Size([4, 2])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, info: ModelInfo) -> None:
+        super().__init__()
+        self.network = network
+        self.info = info
+        self.network_channels = input_channels(network) or info.channels
+        repeated = info.channels == 1 and self.network_channels == 3
+        if info.channels != self.network_channels and not repeated:
+            raise InputError(
+                f"model {info.spec}: its first convolution takes {self.network_channels} channel(s) and the "
+                f"images have {info.channels}; build the model for {info.channels} "
+                f"(with timm: ?in_chans={info.channels})."
+            )
+        for name, values in (("mean", info.normalisation.mean), ("std", info.normalisation.std)):
+            self.register_buffer(name, _per_channel(values, self.network_channels), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits ``(b, k)`` of images ``(b, channels, h, w)`` in [0, 1]."""
+        grey = images.ndim == 4 and images.shape[1] == 1 and self.network_channels == 3
+        if not grey and (images.ndim != 4 or images.shape[1] != self.network_channels):
+            raise InputError(
+                f"images: expected (batch, {self.info.channels}, height, width), got {tuple(images.shape)}."
+            )
+        if not images.is_floating_point():
+            raise InputError(
+                f"images: expected floating-point values in [0, 1], got {images.dtype}; divide bytes by 255."
+            )
+        if grey:
+            images = images.expand(-1, 3, -1, -1)
+        return logits_of(self.network((images - self.mean) / self.std))
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Write ``folder/model.safetensors`` (the network's own state dict) and ``folder/model.json``.
+
+    Each file is moved into place whole, the weights first. A network that ``torch.compile`` wraps is saved
+    under its own names.
+
+    Raises:
+        InputError: when the folder cannot be written, or the state dict holds something that is no tensor.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in classifier.network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"model {classifier.info.spec}: {name} in its state dict is a {type(value).__name__}, "
+                "which safetensors cannot hold; keep extra state in tensors."
+            )
+        # A copy of each: safetensors refuses tied weights that share memory.
+        tensors[name.replace("_orig_mod.", "")] = value.detach().cpu().contiguous().clone()
+    text = json.dumps({"format": _FORMAT, **asdict(classifier.info)}, indent=2, ensure_ascii=False)
+    # Metadata as the transformers and timm libraries expect it of a PyTorch file.
+    # Serialised in memory first: a disk that fills up then shows as an OSError with its reason.
+    content = save(tensors, {"format": "pt"})
+    write_bytes_atomically(folder / "model.safetensors", content)
+    write_text_atomically(folder / "model.json", text + "\n")
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """Return the classifier saved in ``folder``, or in ``folder/student`` for a run folder.
+
+    The architecture is built from the saved spec without pretrained weights, so nothing is downloaded, then
+    given the saved weights; it answers bit for bit as the one that was saved. It comes in eval mode, on the
+    CPU; the state of the random generators is left as it was.
+
+    Raises:
+        InputError: when there is no saved model, a file of it is damaged, the spec's own file or package is
+            gone, or the weights do not fit what the spec now builds.
+    """
+    saved = find_saved(folder)
+    if saved is None:
+        raise InputError(not_saved(Path(folder)))
+    info = read_info(saved)
+    with torch.random.fork_rng(devices=[]):
+        network = rebuild(
+            parse_spec(info.spec),
+            classes=len(info.classes),
+            channels=info.channels,
+            image_size=info.image_size,
+        )
+    path = saved / "model.safetensors"
+    load_exactly(network, read_tensors(path), f"{path} and {info.spec}")
+    return Classifier(network, info).eval()
+
+
+def find_saved(folder: str | Path) -> Path | None:
+    """Return the folder that holds the saved model: ``folder``, or its ``student`` subfolder; else None."""
+    candidates = (Path(folder), Path(folder) / "student")
+    return next((path for path in candidates if (path / "model.json").is_file()), None)
+
+
+def read_info(folder: Path) -> ModelInfo:
+    """Return what ``folder/model.json`` says.
+
+    Raises:
+        InputError: when it is not JSON or lacks a field.
+    """
+    path = folder / "model.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        normalisation = Normalisation(
+            mean=tuple(float(value) for value in content["normalisation"]["mean"]),
+            std=tuple(float(value) for value in content["normalisation"]["std"]),
+        )
+        return ModelInfo(
+            spec=str(content["spec"]),
+            classes=tuple(str(name) for name in content["classes"]),
+            channels=int(content["channels"]),
+            image_size=int(content["image_size"]),
+            normalisation=normalisation,
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path} does not describe a saved model: {reason}; save the model again.") from error
+
+
+def not_saved(folder: Path) -> str:
+    """Return the line that says why no saved model is found in ``folder``."""
+    if not folder.exists():
+        return f"model: there is no folder {folder}; give a run folder or a saved model's."
+    if (folder / "checkpoints").is_dir():
+        return (
+            f"model: {folder} is a run that has not finished; --resume it, then its model is in {folder / 'student'}."
+        )
+    return (
+        f"model: {folder} holds no saved model (neither model.json nor student/model.json); give a run "
+        "folder or a saved model's."
+    )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> Tensor:
+    """Return ``values`` as (1, channels, 1, 1): as they are, repeated from one, or averaged to one."""
+    if len(values) not in (1, channels) and channels != 1:
+        raise InputError(f"normalisation: expected one value or {channels} for {channels} channels, got {len(values)}.")
+    if channels == 1:
+        values = (sum(values) / len(values),)
+    return torch.tensor(values, dtype=torch.float32).expand(channels).clone().view(1, channels, 1, 1)

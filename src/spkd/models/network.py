@@ -1,0 +1,120 @@
+"""What can be learnt of, and changed in, a network whoever wrote it: its input channels, logits and head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from spkd.errors import InputError
+from spkd.taps import first_tensor
+
+
+class HeadMismatch(InputError):
+    """The classes that a network tells apart are not those that are wanted."""
+
+
+def input_channels(network: nn.Module) -> int | None:
+    """Return how many channels the network's first convolution takes, None where it has none.
+
+    >>> input_channels(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)))
+    3
+    """
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first = next(convolutions, None)
+    # A lazy convolution that has not run yet counts no channels.
+    return (first.in_channels or None) if first is not None else None
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the logits in a network's output.
+
+    They are the output itself, its ``.logits`` or ``["logits"]``, or the first tensor in it.
+
+    Raises:
+        InputError: when there is no tensor in the output.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = named if isinstance(named, Tensor) else first_tensor(output)
+    if found is None:
+        raise InputError(
+            "model: expected logits as a tensor, as `.logits` or ['logits'], or first in a tuple, "
+            f"got {type(output).__name__}; wrap the network in a module whose forward returns its logits."
+        )
+    return found
+
+
+def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) -> int:
+    """Return how many logits the network gives, by running it on one grey image in eval mode.
+
+    ``channels`` is used where no convolution tells how many the network takes. The network is left in the
+    mode that it was in, module by module.
+
+    Raises:
+        InputError: when the network cannot run on an image of this size, or puts out no ``(b, k)`` logits.
+    """
+    images = torch.full((1, input_channels(network) or channels, image_size, image_size), 0.5)
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.no_grad():
+            logits = logits_of(network(images))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model {spec}: it cannot run on an image of {images.shape[1]}x{image_size}x{image_size} "
+            f"({one_line(error)}); try another --image_size or another model."
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if logits.ndim != 2:
+        raise InputError(
+            f"model {spec}: expected logits of shape (batch, classes), got {tuple(logits.shape)}; "
+            "give a classification network."
+        )
+    return logits.shape[1]
+
+
+def replace_head(network: nn.Module, spec: str, outputs: int, classes: int) -> str:
+    """Put a new, randomly initialised last layer of ``classes`` outputs in place of the one of ``outputs``.
+
+    The last layer is the last linear or convolutional submodule with as many outputs.
+
+    Returns:
+        The name of the layer that was replaced.
+
+    Raises:
+        InputError: when no such layer is found.
+    """
+    for name, layer in reversed(list(network.named_modules())):
+        if not name:
+            continue
+        new: nn.Module
+        if isinstance(layer, nn.Linear) and layer.out_features == outputs:
+            new = nn.Linear(layer.in_features, classes, bias=layer.bias is not None)
+        elif isinstance(layer, nn.Conv2d) and layer.out_channels == outputs and layer.groups == 1:
+            size = (layer.kernel_size[0], layer.kernel_size[1])
+            new = nn.Conv2d(layer.in_channels, classes, size, bias=layer.bias is not None)
+        else:
+            continue
+        parent, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(parent), attribute, new)
+        return str(name)
+    raise InputError(
+        f"model {spec}: found no last linear or convolutional layer of {outputs} outputs to replace; "
+        "let its callable take num_classes."
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error's type and the beginning of its message on one line.
+
+    >>> one_line(ValueError("first\\n  second"))
+    'ValueError: first second'
+    """
+    message = " ".join(str(error).split())
+    message = message if len(message) <= 200 else message[:197] + "..."
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -1,0 +1,169 @@
+"""A comparison as a figure: every seed's dot, and each method's mean with its standard error.
+
+The figure is drawn from records alone, without pyplot, so that it needs no display, leaves no global
+state behind, and is the same file every time.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import matplotlib
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from spkd.errors import InputError
+from spkd.files import write_atomically
+from spkd.report.tables import p_value_text
+from spkd.studies.records import BASELINE, Comparison, ComparisonRow
+
+# Okabe and Ito (2008), distinguishable with any colour vision; grey first, for the student alone.
+_GREY = "#6E6E6E"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DOTS_AT, _MEAN_AT = -0.08, 0.24  # beside each other, so that neither covers the other
+_KEY = "dots: one seed each    diamond: mean ± s.e.m.    p: paired t-test against none"
+_LABEL_WIDTH = 15
+
+
+def comparison_figure(comparison: Comparison) -> Figure:
+    """Draw the comparison.
+
+    One column for each method: a dot for each seed, beside them the mean with one standard error to
+    either side; below, the method's name, the number of seeds and the p-value against the student alone.
+    A seed has the same sideways offset in every column. The teacher's error, where it is known, is a
+    dashed line.
+
+    Raises:
+        InputError: when the comparison has no rows.
+    """
+    if not comparison.rows:
+        raise InputError("comparison: expected at least one method to draw, got none; has any run finished?")
+    with style.context("default"):
+        labels = [_label(row) for row in comparison.rows]
+        width = max(5.2, 1.6 + 1.25 * len(labels))
+        height = 3.7 + 0.17 * max(label.count("\n") + 1 for label in labels)
+        figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
+        axes = figure.add_subplot()
+        seeds = sorted({seed for row in comparison.rows for seed in row.seeds})
+        for column, row in enumerate(comparison.rows):
+            _draw_row(axes, column, row, _colour(comparison, row), seeds)
+        _draw_teacher(axes, comparison)
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlim(-0.6, len(labels) - 0.4)
+        axes.set_ylabel("test error (%)", fontsize=11)
+        figure.supxlabel(_KEY, fontsize=8.5, color="#444444")
+        axes.set_title("\n".join(textwrap.wrap(comparison.title, int(11 * width))).replace("$", r"\$"), fontsize=11)
+        axes.tick_params(axis="x", length=0, labelsize=10)
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def write_comparison_figure(comparison: Comparison, path: Path) -> tuple[Path, Path]:
+    """Draw the comparison into ``path`` with the suffix ``.png``, and beside it with ``.svg``.
+
+    The same comparison gives the same files: no date is written, and an SVG's ids are not random.
+
+    Returns:
+        The paths of the PNG and the SVG.
+
+    Raises:
+        InputError: for a comparison without rows, or a folder that cannot be written.
+    """
+    figure = comparison_figure(comparison)
+    # Not with_suffix, which would cut a name such as "v1.2" short.
+    stem = path.name.removesuffix(".png").removesuffix(".svg")
+    png, svg = path.parent / f"{stem}.png", path.parent / f"{stem}.svg"
+    with style.context("default"), matplotlib.rc_context({"svg.hashsalt": "spkd"}):
+        FigureCanvasAgg(figure)
+        write_atomically(png, lambda file: figure.savefig(file, metadata={"Software": "spkd"}))
+        FigureCanvasSVG(figure)
+        write_atomically(svg, lambda file: figure.savefig(file, metadata={"Date": None, "Creator": "spkd"}))
+    return png, svg
+
+
+def _draw_row(axes: Axes, column: int, row: ComparisonRow, colour: str, seeds: list[int]) -> None:
+    # Evenly beside each other in the order of the seeds, so that equal errors do not cover each other.
+    offsets = [_DOTS_AT + 0.36 * ((seeds.index(seed) + 0.5) / len(seeds) - 0.5) for seed in row.seeds]
+    axes.scatter(
+        [column + offset for offset in offsets],
+        row.test_errors,
+        s=34,
+        color=colour,
+        alpha=0.85,
+        edgecolors="white",
+        linewidths=0.6,
+        gid=f"seeds of {row.method}",
+        zorder=3,
+    )
+    axes.errorbar(
+        [column + _MEAN_AT],
+        [row.mean],
+        yerr=None if row.sem is None else [row.sem],
+        fmt="D",
+        markersize=6,
+        color=colour,
+        markeredgecolor="black",
+        ecolor="black",
+        elinewidth=1.4,
+        capsize=4,
+        capthick=1.4,
+        zorder=4,
+    )
+
+
+def _draw_teacher(axes: Axes, comparison: Comparison) -> None:
+    error = comparison.teacher.get("test_error")
+    if not isinstance(error, int | float):
+        return
+    axes.axhline(error, color="black", linestyle=(0, (5, 4)), linewidth=1, zorder=1)
+    # Outside the frame, where no dot can be.
+    axes.annotate(
+        f"teacher\n{error:.2f} %",
+        (1.0, error),
+        xycoords=("axes fraction", "data"),
+        xytext=(5, 0),
+        textcoords="offset points",
+        verticalalignment="center",
+        annotation_clip=False,
+        fontsize=9,
+    )
+
+
+def _colour(comparison: Comparison, row: ComparisonRow) -> str:
+    if row.method == BASELINE:
+        return _GREY
+    others = [other.method for other in comparison.rows if other.method != BASELINE]
+    return _COLOURS[others.index(row.method) % len(_COLOURS)]
+
+
+def _label(row: ComparisonRow) -> str:
+    lines = [_wrapped(row.method), f"n = {len(row.seeds)}"]
+    if row.p_value is not None:
+        p_value = p_value_text(row.p_value)
+        lines.append(f"p {p_value}" if p_value.startswith("<") else f"p = {p_value}")
+    return "\n".join(lines)
+
+
+def _wrapped(method: str) -> str:
+    """Break a long method after its punctuation, so that it does not run into its neighbour.
+
+    >>> print(_wrapped("my_losses/contrast.py:Contrast?weight=3"))
+    my_losses/
+    contrast.py:
+    Contrast?
+    weight=3
+    """
+    lines = [""]
+    for piece in re.findall(r"[^/:?&+]+[/:?&+]*|[/:?&+]+", method):
+        if lines[-1] and len(lines[-1]) + len(piece) > _LABEL_WIDTH:
+            lines.append("")
+        lines[-1] += piece
+    # A dollar sign would begin a formula.
+    return "\n".join(lines).replace("$", r"\$")

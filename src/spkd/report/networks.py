@@ -1,0 +1,86 @@
+"""Tables of networks: what each costs, how well it does, how its exported file compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from spkd.export import ExportReport
+from spkd.studies.records import NetworkRow
+from spkd.training.evaluation import Evaluation
+
+
+def network_table(rows: Sequence[NetworkRow]) -> Table:
+    """Return a table with a line for each network: parameters, multiply-adds and latency for one image, errors."""
+    table = Table()
+    table.add_column("network")
+    table.add_column("model")
+    for heading in ("parameters", "multiply-adds", "CPU latency", "validation error", "test error"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.label,
+            row.model,
+            _short(row.parameters),
+            _short(row.multiply_adds),
+            f"{row.latency_ms:.2f} ms",
+            _percent(row.val_error),
+            _percent(row.test_error),
+        )
+    return table
+
+
+def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> RenderableType:
+    """Return a table of an evaluation, and one of its classes where asked."""
+    table = Table(show_header=False)
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    table.add_row("images", f"{measured.images:,}")
+    table.add_row("top-1 error", _percent(measured.top1_error))
+    if measured.top5_error is not None:
+        table.add_row("top-5 error", _percent(measured.top5_error))
+    table.add_row("cross-entropy", f"{measured.cross_entropy:.4f}")
+    table.add_row("expected calibration error", _percent(measured.calibration_error))
+    if measured.agreement is not None:
+        table.add_row("agreement with the teacher", _percent(measured.agreement))
+    if not per_class:
+        return table
+    classes = Table("class")
+    classes.add_column("images", justify="right")
+    classes.add_column("top-1 error", justify="right")
+    for one in measured.per_class:
+        classes.add_row(one.name, f"{one.images:,}", _percent(one.error))
+    return Group(table, classes)
+
+
+def export_table(report: ExportReport) -> Table:
+    """Return a table that sets an exported file beside the network that it came from."""
+    table = Table(caption=f"largest difference of a logit: {report.max_difference:.2g}", caption_justify="left")
+    table.add_column("form")
+    table.add_column("size", justify="right")
+    table.add_column("CPU latency, one image", justify="right")
+    table.add_row("PyTorch", _megabytes(report.source_bytes), f"{report.latency_torch_ms:.2f} ms")
+    table.add_row(report.format, _megabytes(report.bytes), f"{report.latency_exported_ms:.2f} ms")
+    return table
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} %"
+
+
+def _short(count: int) -> str:
+    """Return a count with a unit.
+
+    >>> _short(175066), _short(2243546), _short(950)
+    ('175.1 k', '2.24 M', '950')
+    """
+    for unit, factor, digits in (("G", 1e9, 2), ("M", 1e6, 2), ("k", 1e3, 1)):
+        if count >= factor:
+            return f"{count / factor:.{digits}f} {unit}"
+    return str(count)

@@ -1,0 +1,257 @@
+"""Networks and methods side by side, as data: what was run, with what, and what came out."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spkd.errors import InputError
+from spkd.files import write_text_atomically
+from spkd.studies.statistics import PairedComparison, compare_paired, summarise
+
+BASELINE = "none"
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One method's results; errors are top-1 errors in percent.
+
+    Attributes:
+        method: as given on the command line, such as ``sp+kd``.
+        seeds: of the runs; ``test_errors`` and ``val_errors`` are in their order.
+        test_errors: on the test images, after training.
+        val_errors: on the validation images, which hyper-parameters are chosen on.
+        median: of the test errors.
+        mean: of the test errors.
+        sem: standard error of the mean; None with one seed.
+        difference_to_none: mean of test error minus that of the student alone with the same seed; None for
+            the student alone, and when no seed was run with both.
+        interval: 95 % confidence interval of the difference; see
+            :class:`~spkd.studies.statistics.PairedComparison` for when there is none.
+        p_value: of the two-sided paired t-test against the student alone, under the same condition.
+    """
+
+    method: str
+    seeds: tuple[int, ...]
+    test_errors: tuple[float, ...]
+    val_errors: tuple[float, ...]
+    median: float
+    mean: float
+    sem: float | None
+    difference_to_none: float | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("test_errors", "val_errors"):
+            if len(getattr(self, name)) != len(self.seeds):
+                raise InputError(
+                    f"{name}: expected one for each of the {len(self.seeds)} seeds of {self.method!r}, "
+                    f"got {len(getattr(self, name))}"
+                )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods against each other, and what is needed to repeat it.
+
+    Attributes:
+        title: one line, for the head of a table or figure.
+        teacher: facts of the teacher: ``spec``, ``parameters``, ``test_error`` (percent) and
+            what else there is.
+        student: the student's model spec.
+        data: the data's name.
+        rows: one for each method, in the order they were asked for.
+        command: the command line that repeats the comparison.
+        software: versions by package name.
+    """
+
+    title: str
+    teacher: Mapping[str, str | int | float | bool | None]
+    student: str
+    data: str
+    rows: tuple[ComparisonRow, ...]
+    command: str = ""
+    software: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NetworkRow:
+    """One network in a side-by-side table.
+
+    Attributes:
+        label: its part: teacher, student alone, student with a method.
+        model: its spec.
+        parameters: how many.
+        multiply_adds: of one image.
+        latency_ms: of one image on the CPU, median, in milliseconds.
+        test_error: top-1, in percent; None where it was not measured.
+        val_error: likewise, on the validation images.
+    """
+
+    label: str
+    model: str
+    parameters: int
+    multiply_adds: int
+    latency_ms: float
+    test_error: float | None
+    val_error: float | None
+
+
+def comparison_row(
+    method: str,
+    seeds: Sequence[int],
+    test_errors: Sequence[float],
+    val_errors: Sequence[float],
+    baseline: ComparisonRow | None = None,
+) -> ComparisonRow:
+    """Return a method's row, compared with ``baseline`` over the seeds that both were run with.
+
+    Raises:
+        InputError: when the lengths differ, there is no seed, a seed comes twice, or an error is not finite.
+
+    >>> none = comparison_row("none", [1, 2, 3], [3.0, 4.0, 3.5], [2.0, 2.0, 2.0])
+    >>> sp = comparison_row("sp", [3, 2, 1], [2.5, 3.0, 2.5], [1.0, 1.0, 1.0], none)
+    >>> round(sp.difference_to_none, 3), round(sp.p_value, 3)
+    (-0.833, 0.038)
+    """
+    if len(set(seeds)) != len(seeds):
+        raise InputError(f"seeds: expected each once for {method!r}, got {list(seeds)}; leave out the repeated runs")
+    if not len(seeds) == len(test_errors) == len(val_errors):
+        raise InputError(
+            f"test_errors, val_errors: expected one for each of the {len(seeds)} seeds of {method!r}, "
+            f"got {len(test_errors)} and {len(val_errors)}"
+        )
+    summary = summarise(test_errors)
+    summarise(val_errors)  # for its check alone: JSON has no NaN
+    paired = _paired(dict(zip(seeds, test_errors, strict=True)), baseline)
+    return ComparisonRow(
+        method=method,
+        seeds=tuple(seeds),
+        test_errors=tuple(test_errors),
+        val_errors=tuple(val_errors),
+        median=summary.median,
+        mean=summary.mean,
+        sem=summary.sem,
+        difference_to_none=None if paired is None else paired.difference,
+        interval=None if paired is None else paired.interval,
+        p_value=None if paired is None else paired.p_value,
+    )
+
+
+def _paired(errors: Mapping[int, float], baseline: ComparisonRow | None) -> PairedComparison | None:
+    if baseline is None:
+        return None
+    alone = dict(zip(baseline.seeds, baseline.test_errors, strict=True))
+    common = [seed for seed in errors if seed in alone]
+    if not common:
+        return None
+    return compare_paired([errors[seed] for seed in common], [alone[seed] for seed in common])
+
+
+def to_json(comparison: Comparison) -> str:
+    """Return the comparison as JSON text, in which None is null and there is no NaN."""
+    return json.dumps(dataclasses.asdict(comparison), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str, source: str = "comparison") -> Comparison:
+    """Read back what :func:`to_json` wrote; ``source`` is named in errors.
+
+    Fields that this version does not know are passed over, so that a later version's file can be read.
+
+    Raises:
+        InputError: when the text is not JSON, or a field is missing or of another type.
+    """
+    try:
+        return _comparison(json.loads(text, parse_constant=_refuse_constant))
+    except KeyError as error:
+        reason = f"the field {error} is missing"
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error)
+    raise InputError(
+        f"{source}: expected a comparison as `spkd compare` writes it, but {reason}; is it another file, or cut short?"
+    )
+
+
+def save_comparison(comparison: Comparison, path: Path) -> None:
+    """Write ``comparison.json`` to ``path``, atomically."""
+    write_text_atomically(path, to_json(comparison))
+
+
+def load_comparison(path: Path) -> Comparison:
+    """Read a ``comparison.json``.
+
+    Raises:
+        InputError: when the file cannot be read or does not hold a comparison.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise InputError(f"cannot read {path}: {reason}; expected a comparison.json of `spkd compare`") from error
+    return from_json(text, str(path))
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Return one line for each run: method, seed, test_error, val_error (percent).
+
+    >>> row = comparison_row("sp", [1, 2], [2.5, 3.0], [1.0, 1.5])
+    >>> print(to_csv(Comparison("Digits", {}, "wrn-10-1", "digits", (row,))), end="")
+    method,seed,test_error,val_error
+    sp,1,2.5,1.0
+    sp,2,3.0,1.5
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "seed", "test_error", "val_error"])
+    for row in comparison.rows:
+        for line in zip(row.seeds, row.test_errors, row.val_errors, strict=True):
+            writer.writerow([row.method, *line])
+    return text.getvalue()
+
+
+def save_csv(comparison: Comparison, path: Path) -> None:
+    """Write :func:`to_csv` to ``path``, atomically."""
+    write_text_atomically(path, to_csv(comparison))
+
+
+def _comparison(data: Any) -> Comparison:
+    return Comparison(
+        title=str(data["title"]),
+        teacher=dict(data["teacher"]),
+        student=str(data["student"]),
+        data=str(data["data"]),
+        rows=tuple(_row(row) for row in data["rows"]),
+        command=str(data["command"]),
+        software={str(name): str(version) for name, version in data["software"].items()},
+    )
+
+
+def _row(data: Any) -> ComparisonRow:
+    interval = data["interval"]
+    return ComparisonRow(
+        method=str(data["method"]),
+        seeds=tuple(int(seed) for seed in data["seeds"]),
+        test_errors=tuple(float(error) for error in data["test_errors"]),
+        val_errors=tuple(float(error) for error in data["val_errors"]),
+        median=float(data["median"]),
+        mean=float(data["mean"]),
+        sem=_optional_float(data["sem"]),
+        difference_to_none=_optional_float(data["difference_to_none"]),
+        interval=None if interval is None else (float(interval[0]), float(interval[1])),
+        p_value=_optional_float(data["p_value"]),
+    )
+
+
+def _optional_float(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}")

@@ -1,0 +1,111 @@
+"""Teacher, student alone and distilled student, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spkd.errors import InputError
+from spkd.models.classifier import Classifier, find_saved, load_classifier
+from spkd.models.cost import latency_ms, multiply_adds, parameter_count
+from spkd.studies.records import NetworkRow
+from spkd.training.options import Request, Runtime
+from spkd.training.progress import Display
+from spkd.training.run import default_out, run
+from spkd.training.run_folder import RunFolder
+
+TEACHER_EPOCHS = 60
+"""Epochs of the digits' own teacher: a teacher with little more to know has little to teach."""
+
+
+def distill(
+    request: Request,
+    out: str | Path,
+    runtime: Runtime,
+    display: Display,
+    *,
+    default_teacher: str,
+    alone: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> list[NetworkRow] | None:
+    """Distil ``request.model`` into ``out`` and return a row for each network there is to compare.
+
+    Without a teacher, the digits' own is trained first (and kept for the next call), and the student is
+    trained alone as well, as it is with ``alone``. Runs that have finished before are not repeated.
+
+    Returns:
+        Rows of the teacher (where it is a folder), the student alone (where asked) and the distilled student, or
+        None when a run was stopped in time.
+
+    Raises:
+        InputError: without a teacher on other data than the digits, and as :func:`spkd.training.run.run` does.
+    """
+    if request.method == "none":
+        raise InputError("--method none distils nothing: use `spkd train`, or --alone beside another method")
+    rows = []
+    whole = request.teacher is None
+    if request.teacher is None:
+        with_teacher = request_with_teacher(request, default_teacher, runtime, display)
+        if with_teacher is None:
+            return None
+        request, resume = with_teacher, resume or not overwrite
+    teacher = Path(request.teacher or "")
+    if find_saved(teacher) is not None:
+        rows.append(network_row("teacher", teacher, RunFolder(teacher).result()))
+    if whole or alone:
+        single = alone_request(request)
+        folder = Path(default_out(single))
+        result = run(single, folder, runtime, display, resume=True)
+        if result is None:
+            return None
+        rows.append(network_row("student alone", folder, result))
+    result = run(request, out, runtime, display, resume=resume, overwrite=overwrite)
+    if result is None:
+        return None
+    return [*rows, network_row(f"student, {request.method}", Path(out), result)]
+
+
+def alone_request(request: Request) -> Request:
+    """Return the request for the same student trained alone: same data, recipe and seed, no teacher."""
+    return replace(request, teacher=None, teacher_weights=None, method="none", taps=("last",))
+
+
+def request_with_teacher(request: Request, spec: str, runtime: Runtime, display: Display) -> Request | None:
+    """Return the request with the digits' own teacher, trained now if it has not been before.
+
+    Returns:
+        The request, or None when the teacher's training was stopped in time.
+
+    Raises:
+        InputError: when the data are not the digits.
+    """
+    if request.data.data != "digits":
+        raise InputError(
+            f"--data {request.data.data} needs --teacher: a run folder (`spkd train --data {request.data.data}` makes "
+            "one), or a model with --teacher_weights"
+        )
+    own = Request(model=spec, data=request.data, overrides={"epochs": TEACHER_EPOCHS})
+    folder = default_out(own)
+    if run(own, folder, runtime, display, resume=True) is None:
+        return None
+    return replace(request, teacher=folder)
+
+
+def network_row(label: str, folder: Path, result: dict[str, Any] | None) -> NetworkRow:
+    """Measure a saved network's size and speed and put its run's errors beside them."""
+    classifier: Classifier = load_classifier(folder)
+    info = classifier.info
+    image = torch.rand(1, info.channels, info.image_size, info.image_size)
+    return NetworkRow(
+        label=label,
+        model=info.spec,
+        parameters=parameter_count(classifier),
+        multiply_adds=multiply_adds(classifier, tuple(image.shape[1:])),
+        latency_ms=latency_ms(classifier, image),
+        test_error=None if result is None else result["test_error"],
+        val_error=None if result is None else result["val_error"],
+    )

@@ -1,0 +1,263 @@
+"""Name layers of a network and capture what they put out, without editing the network."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from spkd.errors import InputError, nearest
+
+# Where DDP and DataParallel, torch.compile, Lightning Fabric and Classifier keep the network.
+_WRAPPED_AS = frozenset({"module", "_orig_mod", "_forward_module", "_original_module", "network"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """What one forward pass gave.
+
+    Attributes:
+        logits: the network's class scores, (b, k).
+        taps: the output of each tapped layer by the layer's name, (b, ...), with its gradient history.
+    """
+
+    logits: Tensor
+    taps: Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class TapPair:
+    """A layer of the student and the layer of the teacher that it is compared with, by module path."""
+
+    student: str
+    teacher: str
+
+    @classmethod
+    def parse(cls, text: str) -> TapPair:
+        """Read ``"student_path=teacher_path"``; one path alone stands for the same name in both networks.
+
+        >>> TapPair.parse("blocks.5=layer4")
+        TapPair(student='blocks.5', teacher='layer4')
+        >>> TapPair.parse("layer4")
+        TapPair(student='layer4', teacher='layer4')
+
+        Raises:
+            InputError: a path is empty, or there is more than one ``=``.
+        """
+        paths = [path.strip() for path in text.split("=")]
+        if len(paths) > 2 or not all(paths):
+            raise InputError(
+                f"taps: expected 'student_path=teacher_path' or one path for both, got {text!r}; "
+                "`spkd taps` lists the paths of both networks."
+            )
+        return cls(student=paths[0], teacher=paths[-1])
+
+    def __str__(self) -> str:
+        return f"{self.student}={self.teacher}"
+
+
+class Taps:
+    """Run a network and give its logits together with the outputs of named layers.
+
+    A hook is registered on each named layer when the ``Taps`` is made, and nothing else of the network is
+    changed. The hooks are removed by :meth:`remove`, at the end of a ``with`` block, or when the ``Taps`` is
+    garbage-collected. They record only during a call of the ``Taps``, so that the network can be used by
+    itself in between without holding on to activations.
+
+    Names are those of the user's own network, as in ``dict(network.named_modules())``: wrapping it by DDP,
+    ``torch.compile``, Lightning Fabric or :class:`~spkd.models.classifier.Classifier` leaves them as they are
+    (names that begin with the wrappers' own attributes, such as ``module.layer4``, are understood too). Wrap
+    first or tap first: both work, but taps are to be set before a compiled network's first run. In a compiled
+    network, and in inference mode, a tap is a copy of the layer's output, since whether the output is
+    overwritten later cannot be seen there.
+
+    Args:
+        model: the network, wrapped or not. It may return its logits as a tensor, as an attribute or item
+            called ``logits``, or as the first tensor of a tuple or list.
+        names: module paths such as ``layer4`` or ``features.12``. Of a layer that puts out a tuple, list,
+            dict or dataclass, the first tensor in it is taken.
+
+    Raises:
+        InputError: the network has no layer of that name.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+    >>> with Taps(network, ["0"]) as taps:
+    ...     activations = taps(torch.rand(2, 3, 8, 8))
+    >>> activations.logits.shape, activations.taps["0"].shape
+    (torch.Size([2, 10]), torch.Size([2, 4, 6, 6]))
+    """
+
+    names: tuple[str, ...]
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._model = model
+        self.names = tuple(dict.fromkeys(names))
+        layers = {name: find_layer(model, name) for name in self.names}
+        self._captures = {name: _Capture() for name in self.names}
+        for name, layer in layers.items():
+            self._handles.append(layer.register_forward_hook(self._captures[name]))
+
+    def __call__(self, images: Tensor) -> Activations:
+        """Run the network on a batch.
+
+        Args:
+            images: (b, channels, h, w), or whatever else the network takes.
+
+        Raises:
+            InputError: a tapped layer did not run, ran more than once, put out no tensor, or had its output
+                overwritten in place later in the same pass; or the network's output holds no logits.
+        """
+        captures = self._captures
+        for capture in captures.values():
+            capture.start()
+        try:
+            output = self._model(images)
+            taps = {name: capture.result(name) for name, capture in captures.items()}
+        finally:
+            for capture in captures.values():
+                capture.stop()
+        return Activations(logits=_logits(output), taps=taps)
+
+    def remove(self) -> None:
+        """Take the hooks off the network; no tap fires afterwards. A second removal does nothing."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Taps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __del__(self) -> None:
+        self.remove()
+
+
+class _Capture:
+    """The forward hook of one tap. It does not refer to its ``Taps``, so a forgotten one is collected."""
+
+    def __init__(self) -> None:
+        self.recording = False
+        self.outputs: list[Tensor | None] = []
+        self.versions: list[int] = []
+
+    def __call__(self, layer: nn.Module, inputs: object, output: object) -> None:
+        if not self.recording:
+            return
+        tensor = first_tensor(output)
+        if tensor is not None and (torch.compiler.is_compiling() or tensor.is_inference()):
+            self.outputs.append(tensor.clone())
+        else:
+            self.outputs.append(tensor)
+            self.versions.append(0 if tensor is None else tensor._version)
+
+    def start(self) -> None:
+        self.outputs = []
+        self.versions = []
+        self.recording = True
+
+    def stop(self) -> None:
+        self.recording = False
+        self.outputs = []
+
+    def result(self, name: str) -> Tensor:
+        if not self.outputs:
+            raise InputError(
+                f"tap {name!r}: the layer did not run in this forward pass: the network does not use it (or "
+                "uses its weights without calling it), or was compiled and run before the taps were set, or "
+                "the taps were removed; set taps before the first run, or tap a layer that `spkd taps` lists."
+            )
+        if len(self.outputs) > 1:
+            raise InputError(
+                f"tap {name!r}: the layer ran {len(self.outputs)} times in one forward pass, so which output "
+                "is meant is ambiguous; tap a layer that runs once, such as the block around it."
+            )
+        tensor = self.outputs[0]
+        if tensor is None:
+            raise InputError(f"tap {name!r}: expected a layer that puts out a tensor, and this one puts out none.")
+        if self.versions and tensor._version != self.versions[0]:
+            raise InputError(
+                f"tap {name!r}: the layer's output is overwritten in place later in the forward pass (by an "
+                "in-place ReLU or addition, say); tap the layer that overwrites it, or the block around both."
+            )
+        return tensor
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's own network from under its wrappers (DDP, ``torch.compile``, Fabric, classifier).
+
+    A wrapper is a module all of whose children are called ``module``, ``_orig_mod``, ``network`` or, for
+    Fabric, ``_forward_module`` and ``_original_module``; wrappers may be nested.
+
+    >>> network = nn.Linear(2, 2)
+    >>> unwrap(nn.DataParallel(network)) is network
+    True
+    """
+    return _levels(model)[-1]
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return the layer of that name in a network, wrapped or not.
+
+    Raises:
+        InputError: there is none; the line gives the nearest names.
+    """
+    for level in reversed(_levels(model)):
+        layers: dict[str, nn.Module] = dict(level.named_modules(remove_duplicate=False))
+        if name and name in layers:
+            return layers[name]
+    network = unwrap(model)
+    known = [layer for layer, _ in network.named_modules() if layer]
+    raise InputError(
+        f"taps: {type(network).__name__} has no layer {name!r}.{nearest(name, known)} `spkd taps` lists the candidates."
+    )
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """Return the output if it is a tensor, else the first one in a (nested) tuple, mapping or dataclass."""
+    if isinstance(output, Tensor):
+        return output
+    parts: Iterable[object] = ()
+    if isinstance(output, Mapping):
+        parts = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    elif dataclasses.is_dataclass(output):
+        parts = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    for part in parts:
+        tensor = first_tensor(part)
+        if tensor is not None:
+            return tensor
+    return None
+
+
+def _levels(model: nn.Module) -> list[nn.Module]:
+    """Return the model and what it wraps, outermost first."""
+    levels = [model]
+    while True:
+        children = dict(levels[-1].named_children())
+        if not children or not _WRAPPED_AS.issuperset(children):
+            return levels
+        levels.append(list(children.values())[-1])
+
+
+def _logits(output: object) -> Tensor:
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    if isinstance(output, Tensor):
+        return output
+    found = first_tensor(output) if isinstance(output, Sequence) else None
+    if found is None:
+        raise InputError(
+            "model: expected logits as a tensor, as `.logits` or ['logits'], or first in a tuple, got "
+            f"{type(output).__name__}; wrap the network in a module whose forward returns its logits."
+        )
+    return found

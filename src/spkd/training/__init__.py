@@ -1,0 +1,1 @@
+"""Training a network, alone or from a teacher."""

@@ -1,0 +1,229 @@
+"""How good a classifier is on images that it has not been trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spkd.errors import InputError
+from spkd.modes import evaluating
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+CALIBRATION_BINS = 15
+TOP5_CLASSES = 6  # with five classes or fewer the top-5 error is zero whatever the model does
+
+
+@dataclass(frozen=True)
+class ClassError:
+    """The top-1 error on the images of one class.
+
+    Attributes:
+        name: the class.
+        images: how many images of the class there were.
+        error: percent of them that were given another class; None when there were none.
+    """
+
+    name: str
+    images: int
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` measured.
+
+    Attributes:
+        images: number of images.
+        top1_error: percent of images whose largest logit is not the target's.
+        top5_error: percent of images whose target is not among the five largest logits; None with
+            fewer than six classes, where it says nothing.
+        cross_entropy: mean over the images, in nats.
+        calibration_error: expected calibration error in percent (Naeini et al. 2015; Guo et al. 2017,
+            equation 3): the images are put into 15 bins of equal width by confidence, the largest softmax
+            probability; the absolute difference between a bin's mean confidence and its accuracy is
+            averaged over the bins, weighted by their numbers of images.
+        agreement: percent of images to which model and teacher give the same class, right or wrong; None
+            without a teacher, or when its number of classes is not the model's.
+        per_class: the error of every class, in the order of the classes.
+    """
+
+    images: int
+    top1_error: float
+    top5_error: float | None
+    cross_entropy: float
+    calibration_error: float
+    agreement: float | None
+    per_class: tuple[ClassError, ...]
+
+
+def top1_error(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the percentage of images whose largest logit is not the target's.
+
+    The model is in eval mode meanwhile and every submodule gets its own mode back. An image with a NaN
+    among its logits counts as an error. One synchronisation with the device, at the end.
+
+    Args:
+        model: images (b, c, h, w) to logits (b, k).
+        batches: pairs of images and int64 targets (b,), on the model's device.
+
+    Raises:
+        InputError: when there are no images.
+
+    >>> images, targets = torch.eye(3), torch.tensor([0, 1, 0])
+    >>> round(top1_error(nn.Identity(), [(images, targets)]), 2)
+    33.33
+    """
+    images = 0
+    errors = torch.zeros((), dtype=torch.int64)
+    with evaluating(model), torch.no_grad():
+        for inputs, targets in batches:
+            logits = _logits(model, inputs)
+            right = (logits.argmax(dim=1) == targets) & ~logits.isnan().any(dim=1)
+            errors = errors.to(right.device) + (~right).sum()
+            images += len(targets)
+    if images == 0:
+        raise InputError(_NO_IMAGES)
+    return 100.0 * int(errors) / images
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classes: Sequence[str],
+    teacher: nn.Module | None = None,
+) -> Evaluation:
+    """Measure a classifier; see :class:`Evaluation` for what, and in which units.
+
+    Model and teacher are in eval mode and without gradients meanwhile, and every submodule gets its own
+    mode back. Under a process group each process measures the batches that it is given.
+
+    Args:
+        model: images (b, c, h, w) to logits (b, k).
+        batches: pairs of images and int64 targets (b,) in 0..k-1, on the model's device.
+        classes: the k names, in the order of the logits.
+        teacher: the model to compare decisions with; its classes must mean the same as the model's.
+
+    Raises:
+        InputError: when there are no images, the model has not ``len(classes)`` logits, a target is out
+            of range, or a logit is not finite.
+
+    >>> images, targets = torch.eye(3), torch.tensor([0, 1, 0])
+    >>> evaluation = evaluate(nn.Identity(), [(images, targets)], ["cat", "dog", "owl"])
+    >>> [(one.name, one.error) for one in evaluation.per_class]
+    [('cat', 50.0), ('dog', 0.0), ('owl', None)]
+    """
+    metrics: _Metrics | None = None
+    with evaluating(model, teacher), torch.no_grad():
+        for inputs, targets in batches:
+            logits = _logits(model, inputs)
+            if metrics is None:
+                metrics = _Metrics(len(classes), logits.device)
+            _check(logits, targets, len(classes))
+            metrics.add(logits, targets, None if teacher is None else _logits(teacher, inputs))
+    if metrics is None or metrics.images == 0:
+        raise InputError(_NO_IMAGES)
+    return metrics.result(classes)
+
+
+class _Metrics:
+    """Sums over the batches of one evaluation.
+
+    torchmetrics is imported here because importing it takes seconds, which a training process that only
+    asks for :func:`top1_error` need not wait for.
+    """
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        from torchmetrics.classification import (
+            MulticlassAccuracy,
+            MulticlassCalibrationError,
+            MulticlassConfusionMatrix,
+        )
+
+        # Never synchronised: one process may evaluate while the others wait or do something else.
+        self.confusion: Metric = MulticlassConfusionMatrix(classes, validate_args=False, sync_on_compute=False)
+        self.calibration: Metric = MulticlassCalibrationError(
+            classes, n_bins=CALIBRATION_BINS, norm="l1", validate_args=False, sync_on_compute=False
+        )
+        self.top5: Metric | None = None
+        if classes >= TOP5_CLASSES:
+            self.top5 = MulticlassAccuracy(
+                classes, top_k=5, average="micro", validate_args=False, sync_on_compute=False
+            )
+        for metric in (self.confusion, self.calibration, self.top5):
+            if metric is not None:
+                metric.to(device)
+        self.images = 0
+        self.cross_entropy = 0.0
+        self.agreements: int | None = None
+
+    def add(self, logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> None:
+        decisions = logits.argmax(dim=1)
+        self.images += len(targets)
+        self.cross_entropy += float(F.cross_entropy(logits, targets, reduction="sum"))
+        self.confusion.update(decisions, targets)
+        # A confidence of exactly 1 would fall past the last bin's open upper edge, into a bin of its own.
+        probabilities = logits.softmax(dim=1).clamp(max=1 - 2**-24)
+        self.calibration.update(probabilities, targets)
+        if self.top5 is not None:
+            self.top5.update(logits, targets)
+        if teacher_logits is not None and teacher_logits.shape == logits.shape:
+            same = int((teacher_logits.argmax(dim=1) == decisions).sum())
+            self.agreements = same + (self.agreements or 0)
+
+    def result(self, classes: Sequence[str]) -> Evaluation:
+        confusion: Tensor = self.confusion.compute().cpu()
+        images, right = confusion.sum(dim=1).tolist(), confusion.diag().tolist()
+        per_class = tuple(
+            ClassError(name, of, 100.0 * (of - good) / of if of else None)
+            for name, of, good in zip(classes, images, right, strict=True)
+        )
+        return Evaluation(
+            images=self.images,
+            top1_error=100.0 * (self.images - sum(right)) / self.images,
+            top5_error=self._top5_error(),
+            cross_entropy=self.cross_entropy / self.images,
+            calibration_error=100.0 * float(self.calibration.compute()),
+            agreement=None if self.agreements is None else 100.0 * self.agreements / self.images,
+            per_class=per_class,
+        )
+
+    def _top5_error(self) -> float | None:
+        if self.top5 is None:
+            return None
+        # Back to a count, which the metric's float32 quotient only comes near.
+        right = round(float(self.top5.compute()) * self.images)
+        return 100.0 * (self.images - right) / self.images
+
+
+_NO_IMAGES = "batches: expected at least one image to evaluate on, got none; check that the split is not empty"
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    # Called under no_grad, not inference_mode: what a model caches there could never take part in training.
+    logits: Tensor = model(images)
+    return logits.float()
+
+
+def _check(logits: Tensor, targets: Tensor, classes: int) -> None:
+    if logits.ndim != 2 or logits.shape[1] != classes:
+        raise InputError(
+            f"model: expected logits of shape (images, {classes}), one for each class of the data, "
+            f"got {tuple(logits.shape)}; evaluate on the data that the model was trained for"
+        )
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise InputError(
+            f"targets: expected class numbers 0 to {classes - 1}, "
+            f"got {int(targets.min())} to {int(targets.max())}; check the classes of the data"
+        )
+    if not bool(logits.isfinite().all()):
+        raise InputError(
+            "model: expected finite logits, got NaN or infinity; its weights are broken or the precision "
+            "is too low for it: try --precision 32-true"
+        )

@@ -1,0 +1,72 @@
+"""The layers of two networks that can be compared, and which are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from spkd.data.load import load_data
+from spkd.data.options import DataOptions
+from spkd.models.build import build_model, model_defaults
+from spkd.models.classifier import Normalisation
+from spkd.pairing import Candidate, block_ends, pair_taps
+from spkd.taps import TapPair
+from spkd.training.setup import STREAMED_SIZE
+
+CIFAR_SIZE = 32
+"""Side length that the wide residual networks are made for."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What ``spkd taps`` shows; shapes are of one image."""
+
+    image_shape: tuple[int, int, int]
+    student: tuple[Candidate, ...]
+    teacher: tuple[Candidate, ...]
+    pairs: tuple[TapPair, ...]
+
+
+def find_layers(
+    *,
+    student: str,
+    teacher: str,
+    weights: str | None = None,
+    teacher_weights: str | None = None,
+    data: DataOptions | None = None,
+    image_size: int | None = None,
+    select: tuple[str, ...] = ("last",),
+) -> Layers:
+    """Find the block ends of two networks and the pairs that ``select`` chooses.
+
+    Without ``data`` the images are made up: colour, of the networks' own size, or 32 pixels where
+    one is a CIFAR wide residual network, else 224. Weights decide nothing but the size.
+
+    Raises:
+        InputError: for an unknown network, layer or data set.
+    """
+    channels, classes, native = 3, tuple(str(place) for place in range(10)), None
+    normalisation = Normalisation((0.5,) * 3, (0.5,) * 3)
+    if data is not None:
+        loaded = load_data(data)
+        channels, classes, native = loaded.channels, loaded.classes, loaded.native_size
+        normalisation = Normalisation(loaded.normalisation_mean, loaded.normalisation_std)
+        image_size = image_size or data.image_size
+    sizes = (
+        image_size,
+        *(model_defaults(*pair).image_size for pair in ((student, weights), (teacher, teacher_weights))),
+    )
+    usual = CIFAR_SIZE if student.startswith("wrn-") or teacher.startswith("wrn-") else STREAMED_SIZE
+    size = next(one for one in (*sizes, native, usual) if one)
+    networks = [
+        build_model(spec, classes=classes, channels=channels, image_size=size, normalisation=normalisation).classifier
+        for spec in (student, teacher)
+    ]
+    images = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return Layers(
+        image_shape=(channels, size, size),
+        student=tuple(block_ends(networks[0], images)),
+        teacher=tuple(block_ends(networks[1], images)),
+        pairs=tuple(pair_taps(networks[0], networks[1], images, select)),
+    )

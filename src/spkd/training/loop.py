@@ -1,0 +1,301 @@
+"""The training loop, on Lightning Fabric: one engine for a network alone and for a distilled one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from spkd.data.stream import TrainStream
+from spkd.distiller import Distiller
+from spkd.errors import InputError, RunFailed
+from spkd.losses.objective import LossBreakdown
+from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from spkd.training.progress import Display
+from spkd.training.recipe import Recipe, learning_rate
+from spkd.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+PENDING_STEPS = 25
+"""Steps on an accelerator whose losses are read together: each reading waits for the device."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When the loop saves and when it stops: seconds between checkpoints, and the time at which to stop."""
+
+    checkpoint_seconds: float = 30.0
+    deadline: float | None = None
+
+
+def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
+    """Return Fabric for these settings.
+
+    Raises:
+        InputError: for a device that is not there, or a precision that it does not know.
+    """
+    from lightning_fabric import Fabric
+
+    known = ("auto", "cpu", "cuda", "gpu", "mps")
+    if accelerator not in known:
+        raise InputError(f"--accelerator must be one of {', '.join(known)}, not {accelerator!r}")
+    if devices != 1:
+        raise InputError(f"--devices {devices}: a run uses one device; start several runs to use several")
+    try:
+        return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--accelerator {accelerator} cannot be used here with --precision {precision}: {reason} "
+            "Try --accelerator cpu --precision 32-true"
+        ) from error
+
+
+class Training:
+    """One run of a recipe: steps, validation, checkpoints.
+
+    What is computed is a pure function of the distiller's first weights, the stream and the recipe; the
+    random numbers of a step (dropout, stochastic depth) are seeded by its place in the run. So a run that
+    goes on from a checkpoint ends, on the CPU, with the same bits as one that was never stopped.
+
+    Args:
+        distiller: student, teacher and objective; the student's weights are trained in place.
+        stream: the training batches.
+        validate: gives the student's validation error in percent.
+        recipe: how to train.
+        seed: of the random numbers in a step.
+        identity: of all that decides the result; a checkpoint of another one is refused.
+        fabric: from :func:`make_fabric`.
+        folder: where checkpoints and metrics are written.
+        display: what the user sees.
+        compiled: whether to compile networks and losses together.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        stream: TrainStream,
+        validate: Callable[[nn.Module], float],
+        recipe: Recipe,
+        seed: int,
+        identity: str,
+        fabric: Fabric,
+        folder: RunFolder,
+        display: Display,
+        compiled: bool = False,
+    ) -> None:
+        self.student = distiller.student
+        self._distiller, self._stream, self._validate = distiller, stream, validate
+        self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
+        self._folder, self._display = folder, display
+        self.state = TrainingState()
+        module: nn.Module = torch.compile(distiller) if compiled else distiller  # type: ignore[assignment]
+        self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))
+        self._pending: list[tuple[int, int, LossBreakdown]] = []
+        self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
+
+    def restore(self) -> bool:
+        """Go back to the folder's checkpoint; return whether there was one.
+
+        Raises:
+            InputError: for a checkpoint that cannot be read, or that was made with other weights files.
+        """
+        path = self._folder.checkpoint
+        if not path.exists():
+            return False
+        self.state, tensors = load_checkpoint(path)
+        if tensors["identity"] != self._identity:
+            raise InputError(f"{path} was made with other weights files: give --overwrite to begin anew")
+        self._distiller.load_state_dict(tensors["distiller"])
+        self._optimizer.load_state_dict(tensors["optimizer"])
+        self._fabric.strategy.precision.load_state_dict(tensors["precision"])
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint of where the run stands."""
+        self._read_pending()
+        tensors: dict[str, Any] = {
+            "identity": self._identity,
+            "distiller": self._distiller.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "precision": self._fabric.strategy.precision.state_dict(),
+        }
+        save_checkpoint(self._folder.checkpoint, self.state, tensors)
+
+    def run(self, title: str, limits: Limits) -> bool:
+        """Train to the end, or to the deadline or a signal to stop; return whether the end was reached.
+
+        SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one at once.
+
+        Raises:
+            RunFailed: when a loss is not finite. The last good checkpoint stays.
+        """
+        steps = self._recipe.epochs * self._stream.batches_per_epoch
+        self._display.begin(title, steps, self._steps_done())
+        saved = time.monotonic()
+        with contextlib.closing(self._writer()) as writer, _signals() as received:
+            while self.state.epoch < self._recipe.epochs:
+                for images, targets in self._stream.epoch(self.state.epoch, start=self.state.batch):
+                    self._step(images, targets)
+                    now = time.monotonic()
+                    stop = bool(received) or (limits.deadline is not None and now >= limits.deadline)
+                    if stop or now - saved >= limits.checkpoint_seconds:
+                        self.save()
+                        saved = now
+                    if stop:
+                        return False
+                self._end_epoch(writer)
+            self.save()
+        return True
+
+    def _steps_done(self) -> int:
+        return self.state.epoch * self._stream.batches_per_epoch + self.state.batch
+
+    def _step(self, images: Tensor, targets: Tensor) -> None:
+        begun = time.perf_counter()
+        step = self._steps_done()
+        torch.manual_seed(_step_seed(self._seed, step))
+        rate = learning_rate(self._recipe, step, self._stream.batches_per_epoch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        breakdown: LossBreakdown = self._module(images, targets)
+        self._pending.append((step, len(images), breakdown))
+        if len(self._pending) >= self._every:
+            self._read_pending()
+        self._fabric.backward(breakdown.total)
+        if self._recipe.clip_norm:
+            self._fabric.clip_gradients(
+                self._module, self._optimizer, max_norm=self._recipe.clip_norm, error_if_nonfinite=False
+            )
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        state = self.state
+        state.batch += 1
+        state.images_total += len(images)
+        state.seconds += time.perf_counter() - begun
+        if not self._pending and state.batch < self._stream.batches_per_epoch:
+            self._show()
+
+    def _read_pending(self) -> None:
+        """Add the losses of the steps since the last reading to the epoch's sums; stop at one not finite."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        names = ["total", *pending[0][2].terms]
+        table = torch.stack(
+            [torch.stack([b.total.detach().float(), *(t.float() for t in b.terms.values())]) for _, _, b in pending]
+        )
+        for (step, size, _), values in zip(pending, table.tolist(), strict=True):
+            if not all(math.isfinite(value) for value in values):
+                raise RunFailed(self._not_finite(step, dict(zip(names, values, strict=True))))
+            for name, value in zip(names, values, strict=True):
+                self.state.sums[name] = self.state.sums.get(name, 0.0) + value * size
+            self.state.images += size
+
+    def _not_finite(self, step: int, values: Mapping[str, float]) -> str:
+        bad = next((name for name, value in values.items() if name != "total" and not math.isfinite(value)), "total")
+        epoch, batch = divmod(step, self._stream.batches_per_epoch)
+        causes = [f"a learning rate that is too high (--lr {self._recipe.lr:g})"]
+        if len(values) > 2:
+            causes.append("a distillation weight that is too high (--gamma, --beta)")
+        if self._recipe.precision == "16-mixed":
+            causes.append("float16 overflow (--precision bf16-mixed or 32-true)")
+        kept = self._folder.checkpoint
+        rest = f"the last good checkpoint stays in {kept}" if kept.exists() else "no checkpoint had been written yet"
+        return (
+            f"the loss is not finite: term {bad!r} is {values[bad]} in epoch {epoch + 1}, step {batch + 1}. "
+            f"Likely causes: {', '.join(causes)}; {rest}"
+        )
+
+    def _end_epoch(self, writer: Any) -> None:
+        self._read_pending()
+        state = self.state
+        error = self._validate(self.student)
+        state.epoch, state.batch = state.epoch + 1, 0
+        row = {
+            "epoch": float(state.epoch),
+            "lr": self._optimizer.param_groups[0]["lr"],
+            **{f"train_{name}": value / state.images for name, value in state.sums.items()},
+            "val_error": error,
+        }
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, state.epoch)
+        state.rows.append({**row, "epoch": state.epoch})
+        if error <= state.best_error:
+            state.best_error, state.best_epoch = error, state.epoch
+            state.best_weights = {
+                name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()
+            }
+        self._folder.write_metrics(state.rows)
+        self._show()
+        state.sums, state.images = {}, 0
+
+    def _show(self) -> None:
+        state = self.state
+        numbers = {name: value / state.images for name, value in state.sums.items() if name != "total"}
+        if state.rows:
+            numbers["val error %"] = state.rows[-1]["val_error"]
+        epoch = min(state.epoch + (state.batch > 0), self._recipe.epochs)
+        speed = state.images_total / max(state.seconds, 1e-9)
+        self._display.update(self._steps_done(), f"{epoch}/{self._recipe.epochs}", numbers, speed)
+
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder.tensorboard), purge_step=self.state.epoch + 1)
+
+
+def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def _step_seed(seed: int, step: int) -> int:
+    digest = hashlib.blake2b(f"step {seed} {step}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in earlier:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()

@@ -1,0 +1,74 @@
+"""What a user asks for in a run: the request, and how it is carried out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from spkd.data.options import DataOptions
+from spkd.errors import InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One network to train, alone or distilled: all that decides the result, as the user said it.
+
+    ``overrides`` holds recipe fields and loss weights by name (see :class:`spkd.training.recipe.Recipe`);
+    a value of ``None`` leaves the recipe's own.
+    """
+
+    model: str
+    weights: str | None = None
+    replace_head: bool = False
+    teacher: str | None = None
+    teacher_weights: str | None = None
+    method: str = "none"
+    taps: tuple[str, ...] = ("last",)
+    data: DataOptions = field(default_factory=DataOptions)
+    recipe: str | None = None
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a run is carried out; nothing here changes what is computed beyond rounding.
+
+    Args:
+        accelerator: cpu, cuda, mps, or auto for the best there is.
+        devices: how many devices.
+        compile: compile the networks and the loss with torch.compile.
+        max_time: stop cleanly with a checkpoint after this time, as 90s, 30m, 1h30m or 01:30:00.
+        checkpoint_seconds: time between checkpoints; each epoch's end is one too when this time has passed.
+    """
+
+    accelerator: str = "auto"
+    devices: int = 1
+    compile: bool = False
+    max_time: str | None = None
+    checkpoint_seconds: float = 30.0
+
+
+def seconds(text: str | None) -> float | None:
+    """Return a duration in seconds: ``90``, ``90s``, ``30m``, ``1h30m``, ``1:30:00``; ``None`` for none.
+
+    >>> seconds("1h30m"), seconds("00:10:00"), seconds("45")
+    (5400.0, 600.0, 45.0)
+
+    Raises:
+        InputError: for anything else.
+    """
+    if text is None:
+        return None
+    text = str(text).strip()
+    if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+)", text):
+        hours, minutes, rest = (float(part or 0) for part in match.groups())
+        return hours * 3600 + minutes * 60 + rest
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)", text):
+        return float(match[1])
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    if not text or match is None:
+        raise InputError(f"--max_time {text!r} is no duration: write 90s, 30m, 1h30m or 01:30:00")
+    days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + rest

@@ -1,0 +1,138 @@
+"""What a person sees while a network trains: a bar on a terminal, plain lines elsewhere, on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two plain lines at the least."""
+
+
+class Display(Protocol):
+    """Where a run reports; :class:`Bar`, :class:`Lines` and :class:`Silent` are the three there are."""
+
+    def __enter__(self) -> Display: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def say(self, line: str) -> None:
+        """Show one line of text."""
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """Start a run of ``steps`` training steps, ``done`` of which are behind it."""
+
+    def update(self, done: int, epoch: str, numbers: Mapping[str, float], images_per_second: float) -> None:
+        """Show where the run stands."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def say(self, line: str) -> None:
+        """Say nothing."""
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """Show nothing."""
+
+    def update(self, done: int, epoch: str, numbers: Mapping[str, float], images_per_second: float) -> None:
+        """Show nothing."""
+
+
+class Lines(Silent):
+    """Plain lines for logs and pipes: at most one every :data:`PLAIN_INTERVAL` seconds, and the last."""
+
+    def __init__(self) -> None:
+        self._title, self._steps, self._first = "", 0, 0
+        self._begun = self._shown = 0.0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def say(self, line: str) -> None:
+        """Print one line on stderr."""
+        print(line, file=sys.stderr, flush=True)
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """Note the start, for the time left."""
+        self._title, self._steps, self._first = title, steps, done
+        self._begun = self._shown = time.monotonic()
+
+    def update(self, done: int, epoch: str, numbers: Mapping[str, float], images_per_second: float) -> None:
+        """Print a line when it is time, or when the run is through."""
+        now = time.monotonic()
+        if now - self._shown < PLAIN_INTERVAL and done < self._steps:
+            return
+        self._shown = now
+        left = (now - self._begun) / max(1, done - self._first) * (self._steps - done)
+        self.say(f"{self._title}: epoch {epoch}, {_text(numbers, images_per_second)}, {_duration(left)} left")
+
+
+class Bar(Silent):
+    """A progress bar on a terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("epoch {task.fields[epoch]} {task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, line: str) -> None:
+        """Print one line above the bar."""
+        self._progress.console.print(line, markup=False, highlight=False)
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """Add a bar."""
+        self._task = self._progress.add_task(title, total=steps, completed=done, epoch="", numbers="")
+
+    def update(self, done: int, epoch: str, numbers: Mapping[str, float], images_per_second: float) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            text = _text(numbers, images_per_second)
+            self._progress.update(self._task, completed=done, epoch=epoch, numbers=text)
+
+
+def display() -> Display:
+    """Return a bar where stderr is a terminal, plain lines where it is not."""
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+def _text(numbers: Mapping[str, float], images_per_second: float) -> str:
+    shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
+    return ", ".join([*shown, f"{images_per_second:,.0f} images/s"])
+
+
+def _duration(value: float) -> str:
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,159 @@
+"""How a network is trained: presets, what decides between them, and the learning rate at each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from spkd.errors import InputError, nearest
+from spkd.losses.weights import LossWeights
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything about the training that is neither data nor models.
+
+    The defaults are the paper's protocol for CIFAR-10 (Tung & Mori 2019, section 4.1, following
+    Zagoruyko & Komodakis 2016): 200 epochs of SGD with Nesterov momentum and a step schedule.
+
+    Args:
+        name: the preset that the values come from.
+        epochs: passes over the training images.
+        batch_size: images in a step.
+        optimizer: 'sgd', with Nesterov momentum, or 'adamw'.
+        lr: the highest learning rate.
+        momentum: of sgd.
+        weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
+        schedule: 'step' multiplies the rate by lr_decay at each milestone, 'cosine' lowers it to zero.
+        milestones: of the step schedule, as fractions of all epochs.
+        lr_decay: factor at each milestone.
+        warmup_epochs: epochs over which the rate rises linearly from near zero; fractions allowed.
+        clip_norm: largest L2 norm of the gradient; 0 for no clipping.
+        precision: '32-true', or mixed: 'bf16-mixed', '16-mixed'.
+        losses: weights of the distillation terms.
+
+    Raises:
+        InputError: for a value that is not finite or out of its range.
+    """
+
+    name: str = "paper"
+    epochs: int = 200
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
+    lr_decay: float = 0.2
+    warmup_epochs: float = 0.0
+    clip_norm: float = 0.0
+    precision: Precision = "32-true"
+    losses: LossWeights = field(default_factory=LossWeights)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "a finite number above 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "a number from 0 to below 1")
+        _require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "a number above 0, at most 1")
+        for name in ("weight_decay", "warmup_epochs", "clip_norm"):
+            value = getattr(self, name)
+            _require(value >= 0 and math.isfinite(value), name, value, "a finite number, 0 or more")
+        ordered = all(0 < fraction < 1 for fraction in self.milestones) and list(self.milestones) == sorted(
+            self.milestones
+        )
+        _require(ordered, "milestones", list(self.milestones), "rising fractions of the epochs, between 0 and 1")
+
+    def override(self, values: Mapping[str, object]) -> Recipe:
+        """Return the recipe with the named fields (of it or of its loss weights) replaced; ``None`` keeps one."""
+        given = {name: value for name, value in values.items() if value is not None}
+        of_losses = {f.name for f in fields(LossWeights)}
+        if unknown := sorted(set(given) - of_losses - {f.name for f in fields(Recipe)}):
+            raise InputError(f"unknown recipe field {unknown[0]!r}.{nearest(unknown[0], overridable())}")
+        losses = {name: given.pop(name) for name in sorted(of_losses & set(given))}
+        return replace(self, **given, losses=replace(self.losses, **losses))  # type: ignore[arg-type]
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise InputError(f"--{name} must be {expected}, not {value}")
+
+
+PRESETS: Mapping[str, Recipe] = {
+    "paper": Recipe(),
+    "finetune": Recipe(
+        name="finetune",
+        epochs=30,
+        batch_size=32,
+        optimizer="adamw",
+        lr=3e-4,
+        weight_decay=0.05,
+        schedule="cosine",
+        warmup_epochs=1.0,
+        clip_norm=1.0,
+    ),
+    "scratch": Recipe(name="scratch", epochs=100, batch_size=64, lr=0.05, schedule="cosine", warmup_epochs=5.0),
+    "digits": Recipe(
+        name="digits",
+        epochs=30,
+        batch_size=64,
+        schedule="cosine",
+        warmup_epochs=1.0,
+    ),
+}
+
+
+def overridable() -> list[str]:
+    """Return the names of the fields that a user may set one by one."""
+    return [f.name for owner in (Recipe, LossWeights) for f in fields(owner) if f.name not in ("name", "losses")]
+
+
+def preset(name: str) -> Recipe:
+    """Return the preset called ``name``.
+
+    Raises:
+        InputError: for an unknown name, with the nearest ones.
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown recipe {name!r}: there are {', '.join(PRESETS)}.{nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def choose_preset(data_name: str, image_size: int, trained: bool) -> tuple[Recipe, str]:
+    """Return the preset that suits what is given, and the reason in words.
+
+    >>> recipe, reason = choose_preset("photos", 224, trained=True)
+    >>> recipe.name, reason
+    ('finetune', 'the network starts from trained weights')
+    """
+    if data_name == "digits":
+        return PRESETS["digits"], "the data are the digits"
+    if trained:
+        return PRESETS["finetune"], "the network starts from trained weights"
+    if image_size <= 64:
+        return PRESETS["paper"], f"small images ({image_size} pixels), network from scratch"
+    return PRESETS["scratch"], f"images of {image_size} pixels, network from scratch"
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step (from 0), a pure function of the recipe.
+
+    With warm-up over ``w`` steps the rate of step ``t < w`` is multiplied by ``(t + 1) / w``. The step
+    schedule counts whole epochs, as in the paper; the cosine is ``(1 + cos(π t / T)) / 2`` over all ``T`` steps.
+
+    >>> [round(learning_rate(Recipe(), epoch * 10, 10), 6) for epoch in (0, 59, 60, 120, 160)]
+    [0.1, 0.1, 0.02, 0.004, 0.0008]
+    """
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    rate = recipe.lr * min(1.0, (step + 1) / warmup) if warmup else recipe.lr
+    if recipe.schedule == "cosine":
+        return rate * 0.5 * (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch)))
+    epoch = step // steps_per_epoch
+    passed = sum(epoch >= round(fraction * recipe.epochs) for fraction in recipe.milestones)
+    return rate * float(recipe.lr_decay**passed)

@@ -1,0 +1,240 @@
+"""One run from the request to the finished folder."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from spkd import __version__
+from spkd.data.images import Images
+from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.distiller import Distiller
+from spkd.errors import InputError
+from spkd.models.classifier import Classifier, save_classifier
+from spkd.models.cost import parameter_count
+from spkd.training.evaluation import evaluate, top1_error
+from spkd.training.loop import Limits, Training, make_fabric
+from spkd.training.options import Request, Runtime, seconds
+from spkd.training.progress import Display
+from spkd.training.run_folder import RunFolder
+from spkd.training.setup import Setup, set_up
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+PIXELS_PER_BATCH = 256 * 64 * 64
+"""Evaluation batches hold about so many pixels, and 256 images at the most."""
+
+
+def run(
+    request: Request,
+    out: str | Path,
+    runtime: Runtime,
+    display: Display,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any] | None:
+    """Train the network of ``request`` into the folder ``out`` and return what its ``result.json`` holds.
+
+    A finished run that is resumed is not run again. The student with the lowest validation error is
+    kept; the test set is used once, for it, at the end.
+
+    Returns:
+        The result, or None when the run was stopped by ``runtime.max_time`` or a signal; the folder then holds
+        a checkpoint, and ``resume=True`` goes on.
+
+    Raises:
+        InputError: for whatever the user can mend; nothing has been written then, or what was there stays.
+        RunFailed: when the loss is not finite.
+    """
+    began = time.monotonic()
+    limit = seconds(runtime.max_time)
+    folder = RunFolder(Path(out))
+    setup = set_up(request)
+    fabric = make_fabric(runtime.accelerator, runtime.devices, setup.recipe.precision)
+    folder.prepare(setup.config(), resume=resume, overwrite=overwrite)
+    identity = setup.identity()
+    if (finished := folder.result()) is not None:
+        if finished.get("identity") != identity:
+            raise InputError(f"{folder.path} was made with other weights files: give --overwrite to run again")
+        display.say(f"{folder.path} is finished already: test error {finished['test_error']:.2f} %")
+        return finished
+    for note in setup.notes:
+        display.say(note)
+    distiller = Distiller(setup.student, setup.teacher, setup.objective)
+    with contextlib.closing(distiller):
+        training = _training(setup, identity, distiller, runtime, fabric, folder, display)
+        if training.restore():
+            display.say(f"going on from {folder.checkpoint}")
+        else:
+            _look_first(setup, distiller, fabric.device, display)
+        limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
+        with display:
+            finished_training = training.run(_title(setup), limits)
+        return _finish(setup, training, identity, fabric.device, folder) if finished_training else None
+
+
+def default_out(request: Request) -> str:
+    """Return the folder of a run for which the user named none.
+
+    >>> default_out(Request(model="wrn-10-1", teacher="runs/teacher", method="sp+kd"))
+    'runs/digits-wrn-10-1-sp+kd-seed0'
+    """
+    parts = [Path(request.data.data).name, request.model]
+    if request.teacher is not None or request.method != "none":
+        parts.append(request.method)
+    return str(Path("runs") / slug("-".join([*parts, f"seed{request.seed}"])))
+
+
+def slug(text: str) -> str:
+    """Return ``text`` as the name of a folder.
+
+    >>> slug("timm/resnet18?in_chans=1")
+    'timm-resnet18-in_chans=1'
+    """
+    return re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
+
+
+def validation_batches(images: Images, setup: Setup, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return evaluation batches at the run's image size, small enough for large images."""
+    size = setup.image_size
+    return evaluation_batches(
+        images,
+        image_size=size,
+        batch_size=evaluation_batch_size(size),
+        device=device,
+        workers=setup.request.data.workers,
+    )
+
+
+def evaluation_batch_size(image_size: int) -> int:
+    """Return how many images of this size are evaluated at a time."""
+    return max(1, min(256, PIXELS_PER_BATCH // image_size**2))
+
+
+def _title(setup: Setup) -> str:
+    return f"{setup.request.model} {'alone' if setup.teacher is None else setup.request.method}"
+
+
+def _stream(setup: Setup, device: torch.device) -> TrainStream:
+    return TrainStream(
+        setup.data.train,
+        image_size=setup.image_size,
+        flip=setup.data.flip,
+        batch_size=setup.recipe.batch_size,
+        seed=setup.request.seed,
+        device=device,
+        workers=setup.request.data.workers,
+    )
+
+
+def _training(
+    setup: Setup,
+    identity: str,
+    distiller: Distiller,
+    runtime: Runtime,
+    fabric: Fabric,
+    folder: RunFolder,
+    display: Display,
+) -> Training:
+    def validate(student: nn.Module) -> float:
+        return top1_error(student, validation_batches(setup.data.val, setup, fabric.device))
+
+    return Training(
+        distiller,
+        _stream(setup, fabric.device),
+        validate,
+        setup.recipe,
+        setup.request.seed,
+        identity,
+        fabric,
+        folder,
+        display,
+        compiled=runtime.compile,
+    )
+
+
+def _look_first(setup: Setup, distiller: Distiller, device: torch.device, display: Display) -> None:
+    """Check, before any training, that the teacher knows these images and that its losses teach something."""
+    if setup.teacher is None:
+        return
+    if same_classes(setup.teacher, setup.student):
+        error = top1_error(setup.teacher, validation_batches(setup.data.val, setup, device))
+        display.say(f"teacher: error {error:.2f} % on the validation images")
+        if error > 50 * (1 + (len(setup.data.classes) - 2) / len(setup.data.classes)):
+            display.say("warning: the teacher is little better than chance on these images; is it the right one?")
+    images, targets = next(iter(_stream(setup, device).epoch(0)))
+    distiller.check(images, targets)
+
+
+def same_classes(teacher: Classifier, student: Classifier) -> bool:
+    """Return whether the two networks tell the same classes apart, in the same order."""
+    return teacher.info.classes == student.info.classes
+
+
+def _finish(setup: Setup, training: Training, identity: str, device: torch.device, folder: RunFolder) -> dict[str, Any]:
+    """Take the best weights on validation, evaluate them once on the test set, and save all."""
+    state, student = training.state, setup.student
+    student.load_state_dict(state.best_weights)
+    teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
+    tested: dict[str, Any] = {}
+    if setup.data.test is not None:
+        batches = validation_batches(setup.data.test, setup, device)
+        measured = evaluate(student, batches, setup.data.classes, teacher)
+        tested = {key: value for key, value in asdict(measured).items() if key != "per_class"}
+    save_classifier(student.cpu(), folder.student)
+    result = {
+        "kind": "train" if setup.teacher is None else "distill",
+        "method": setup.request.method,
+        "seed": setup.request.seed,
+        "epochs": setup.recipe.epochs,
+        "test_error": tested.get("top1_error"),
+        "val_error": state.best_error,
+        "best_epoch": state.best_epoch,
+        "parameters": parameter_count(student),
+        "images_per_second": state.images_total / max(state.seconds, 1e-9),
+        "training_seconds": state.seconds,
+        "model": setup.request.model,
+        "teacher": setup.request.teacher,
+        "data": setup.data.name,
+        "images": {
+            "train": len(setup.data.train),
+            "val": len(setup.data.val),
+            "test": len(setup.data.test) if setup.data.test is not None else 0,
+        },
+        "compared_layers": [str(pair) for pair in setup.pairs],
+        "test": tested,
+        "identity": identity,
+        "software": software(),
+        "hardware": hardware(device),
+    }
+    folder.write_result(result)
+    return result
+
+
+def software() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    names = ("torch", "torchvision", "timm", "lightning-fabric")
+    return {
+        "spkd": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """Return what a run was computed on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,116 @@
+"""A trained network taken up again: its images, its teacher, how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spkd.data.images import ImageData, Images
+from spkd.data.load import load_data
+from spkd.data.options import DataOptions
+from spkd.data.stream import evaluation_batches
+from spkd.errors import InputError
+from spkd.models.classifier import Classifier, find_saved, load_classifier
+from spkd.training.evaluation import Evaluation, evaluate
+from spkd.training.loop import make_fabric
+from spkd.training.run import evaluation_batch_size, same_classes
+from spkd.training.run_folder import RunFolder
+
+
+def evaluate_saved(
+    folder: str | Path, options: DataOptions, *, split: str, teacher: str | None, accelerator: str
+) -> Evaluation:
+    """Evaluate the network saved in ``folder`` on one split of ``options``' images.
+
+    Agreement is measured with ``teacher`` (the folder of a saved network), or with the run's own teacher where that
+    is such a folder and tells the same classes apart.
+
+    Raises:
+        InputError: when there is no such network, its classes are not those of the images, or there is no such split.
+    """
+    classifier = load_classifier(folder)
+    data = load_data(options)
+    images = _split(data, split)
+    _check_classes(classifier, data)
+    device = make_fabric(accelerator, 1, "32-true").device
+    size = options.image_size or classifier.info.image_size
+    batches = evaluation_batches(
+        images,
+        image_size=size,
+        batch_size=evaluation_batch_size(size),
+        device=device,
+        workers=options.workers,
+    )
+    beside = _teacher(Path(folder), teacher, classifier)
+    return evaluate(classifier.to(device), batches, data.classes, None if beside is None else beside.to(device))
+
+
+def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
+    """Return up to ``count`` test images as the network saved in ``folder`` takes them, (n, channels, h, w) in [0, 1].
+
+    Raises:
+        InputError: when there is no such network, or its images have another number of channels.
+    """
+    info = load_classifier(folder).info
+    data = load_data(options)
+    if data.channels != info.channels:
+        raise InputError(
+            f"--data {options.data} has images of {data.channels} channels, the network takes {info.channels}"
+        )
+    batches = evaluation_batches(
+        _split(data, "test"), image_size=info.image_size, batch_size=count, device=torch.device("cpu")
+    )
+    return next(iter(batches))[0]
+
+
+def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
+    """Return the images that the run in ``folder`` was made with, with the ``given`` options (None: not given) over it.
+
+    Another ``data`` than the run's starts from the defaults.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    config = RunFolder(Path(folder)).config() or {}
+    if given.get("data", config.get("data")) == config.get("data"):
+        names = {field.name for field in fields(DataOptions)} - {"image_size"}
+        given = {**{name: config[name] for name in names & set(config)}, **given}
+    return DataOptions(**given)
+
+
+def _split(data: ImageData, split: str) -> Images:
+    splits = {"test": data.test, "val": data.val, "train": data.train}
+    if split not in splits:
+        raise InputError(f"--split must be test, val or train, not {split!r}")
+    images = splits[split]
+    if images is None:
+        raise InputError(f"{data.name} has no {split} images")
+    return images
+
+
+def _check_classes(classifier: Classifier, data: ImageData) -> None:
+    ours, theirs = classifier.info.classes, data.classes
+    if len(ours) != len(theirs):
+        raise InputError(f"the network tells {len(ours)} classes apart, {data.name} has {len(theirs)}")
+    if differing := [f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b]:
+        raise InputError(f"the network's classes are not those of {data.name}: {differing[0]} there")
+
+
+def _teacher(folder: Path, named: str | None, student: Classifier) -> Classifier | None:
+    own = (RunFolder(folder).config() or {}).get("teacher")
+    for candidate in (named, own):
+        if candidate is None:
+            continue
+        if find_saved(candidate) is None:
+            if candidate is named:
+                raise InputError(f"--teacher {named} holds no saved model")
+            continue
+        teacher = load_classifier(candidate)
+        if same_classes(teacher, student):
+            return teacher
+        if candidate is named:
+            raise InputError(f"--teacher {named} tells other classes apart than {folder}")
+    return None

@@ -1,0 +1,230 @@
+"""From what a user asked for to what is trained: data, networks, layer pairs, objective."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spkd.data.images import ImageData
+from spkd.data.load import load_data
+from spkd.data.stream import evaluation_batches
+from spkd.errors import InputError
+from spkd.losses.methods import build_objective, term_names
+from spkd.losses.objective import Objective
+from spkd.models.build import BuiltModel, build_model, model_defaults
+from spkd.models.classifier import Classifier, Normalisation
+from spkd.models.network import HeadMismatch
+from spkd.pairing import pair_taps
+from spkd.taps import TapPair
+from spkd.training.options import Request
+from spkd.training.recipe import Recipe, choose_preset, preset
+
+STREAMED_SIZE = 224
+"""Side length of images that have no common small size and whose network names none."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run needs, built and checked.
+
+    Attributes:
+        request: what was asked for.
+        recipe: the recipe with the user's values in it.
+        data: the images.
+        image_size: side length at which they are given to both networks.
+        student: the network to train.
+        teacher: the trained network, or None.
+        pairs: the layers that are compared.
+        objective: the loss.
+        notes: lines to say to the user.
+    """
+
+    request: Request
+    recipe: Recipe
+    data: ImageData
+    image_size: int
+    student: Classifier
+    teacher: Classifier | None
+    pairs: tuple[TapPair, ...]
+    objective: Objective
+    notes: tuple[str, ...]
+
+    def config(self) -> dict[str, Any]:
+        """Return everything that decides the result, flat, as the command line's options."""
+        request, recipe = self.request, asdict(self.recipe)
+        losses = recipe.pop("losses")
+        network: dict[str, Any] = {
+            "model" if request.teacher is None else "student": request.model,
+            "weights": request.weights,
+        }
+        data = asdict(request.data)
+        data.pop("workers")
+        if request.teacher is not None:
+            network |= {
+                "teacher": request.teacher,
+                "teacher_weights": request.teacher_weights,
+                "method": request.method,
+                "taps": list(request.taps),
+            }
+        return {
+            **network,
+            "replace_head": request.replace_head,
+            **data,
+            "image_size": self.image_size,
+            "seed": request.seed,
+            "recipe": recipe.pop("name"),
+            **recipe,
+            "milestones": list(self.recipe.milestones),
+            **(losses if request.teacher is not None else {}),
+        }
+
+    def identity(self) -> str:
+        """Return a hash of the configuration and of the weights files that it names."""
+        decided = {"config": self.config(), "files": _file_hashes(self.request)}
+        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
+def set_up(request: Request) -> Setup:
+    """Build and check everything that ``request`` names.
+
+    The student's first weights are a function of the request's seed alone.
+
+    Raises:
+        InputError: for anything that does not exist, does not fit, or would train on nothing.
+    """
+    _check_request(request)
+    data = load_data(request.data)
+    notes = list(data.notes)
+    image_size = _image_size(request, data)
+    normalisation = Normalisation(data.normalisation_mean, data.normalisation_std)
+    torch.manual_seed(request.seed)
+    student = build_model(
+        request.model,
+        classes=data.classes,
+        channels=data.channels,
+        image_size=image_size,
+        normalisation=normalisation,
+        weights=request.weights,
+        replace_head=request.replace_head,
+    )
+    notes += student.notes
+    recipe = _recipe(request, data, image_size, student.trained, notes)
+    teacher = None
+    pairs: tuple[TapPair, ...] = ()
+    if request.teacher is not None:
+        built = _teacher(request, data, image_size, normalisation)
+        notes += [f"teacher: {note}" for note in built.notes]
+        teacher = built.classifier
+        pairs = _pairs(request, recipe, student.classifier, teacher, data, image_size)
+    objective = build_objective(request.method, pairs, recipe.losses)
+    if pairs:
+        notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in pairs))
+    return Setup(request, recipe, data, image_size, student.classifier, teacher, pairs, objective, tuple(notes))
+
+
+def _check_request(request: Request) -> None:
+    """Refuse what needs neither data nor networks to be refused."""
+    (Recipe() if request.recipe is None else preset(request.recipe)).override(request.overrides)
+    if term_names(request.method) and request.teacher is None:
+        raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
+    if request.teacher is not None and not term_names(request.method):
+        raise InputError("--method none learns nothing from a teacher: leave out --teacher, or name a method")
+
+
+def _image_size(request: Request, data: ImageData) -> int:
+    """Return the size asked for, else the networks' own, else the images', else 224."""
+    if request.data.image_size is not None:
+        return request.data.image_size
+    sizes = [model_defaults(request.model, request.weights).image_size]
+    if request.teacher is not None:
+        sizes.append(model_defaults(request.teacher, request.teacher_weights).image_size)
+    sizes += [data.native_size, STREAMED_SIZE]
+    return next(size for size in sizes if size is not None)
+
+
+def _recipe(request: Request, data: ImageData, image_size: int, trained: bool, notes: list[str]) -> Recipe:
+    if request.recipe is not None:
+        chosen, reason = preset(request.recipe), "as asked"
+    else:
+        chosen, reason = choose_preset(data.name, image_size, trained)
+    recipe = chosen.override(request.overrides)
+    if recipe.batch_size > len(data.train):
+        raise InputError(
+            f"--batch_size {recipe.batch_size} is larger than the training set of {len(data.train)} images"
+        )
+    notes.append(
+        f"recipe {recipe.name} ({reason}): {recipe.epochs} epochs, batch {recipe.batch_size}, "
+        f"{recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule}, {recipe.precision}"
+    )
+    return recipe
+
+
+def _teacher(request: Request, data: ImageData, image_size: int, normalisation: Normalisation) -> BuiltModel:
+    """Build the trained teacher: with the data's classes where its head has as many, else with its own."""
+    spec, weights = str(request.teacher), request.teacher_weights
+
+    def build(classes: tuple[str, ...] | None) -> BuiltModel:
+        return build_model(
+            spec,
+            classes=classes,
+            channels=data.channels,
+            image_size=image_size,
+            normalisation=normalisation,
+            weights=weights,
+        )
+
+    try:
+        built = build(data.classes)
+    except HeadMismatch:
+        if "kd" in term_names(request.method):
+            raise
+        built = build(None)
+    if not built.trained:
+        raise InputError(
+            f"--teacher {spec} has random weights, and there is nothing to learn from it: give --teacher_weights "
+            "FILE (or 'pretrained'), or a run folder as --teacher, such as `spkd train` writes"
+        )
+    return built
+
+
+def _pairs(
+    request: Request,
+    recipe: Recipe,
+    student: Classifier,
+    teacher: Classifier,
+    data: ImageData,
+    image_size: int,
+) -> tuple[TapPair, ...]:
+    if set(term_names(request.method)) <= {"kd"}:
+        return ()
+    images, _ = next(evaluation_batches(data.val, image_size=image_size, batch_size=2, device=torch.device("cpu")))
+    return tuple(pair_taps(student, teacher, images, request.taps))
+
+
+def _file_hashes(request: Request) -> dict[str, str]:
+    """Return the SHA-256 of each weights file that the request names, so that a changed file is noticed."""
+    named = {
+        "model": Path(request.model),
+        "weights": Path(request.weights or ""),
+        "teacher": Path(request.teacher or ""),
+        "teacher_weights": Path(request.teacher_weights or ""),
+    }
+    hashes = {}
+    for option, path in named.items():
+        for file in (path, path / "model.safetensors", path / "student" / "model.safetensors"):
+            if file.is_file():
+                hashes[option] = _sha256(file)
+    return hashes
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,156 @@
+"""The command line answers mistakes with one line and the right exit code, and help at once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spkd.cli.main import COMMANDS, main
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["distil"], "Did you mean 'distill'"),
+        ([], "no command given"),
+        (["--bogus"], "spkd"),
+        (["train", "--modle", "wrn-16-1"], "Did you mean '--model'"),
+        (["distill", "--methd=sp"], "Did you mean '--method"),
+        (["train", "--epochs", "many"], "--epochs must be a whole number, not 'many'"),
+        (["train", "--lr", "fast"], "--lr must be a number, not 'fast'"),
+        (["train", "--lr", "nan"], "--lr must be a number"),
+        (["train", "--lr", ".nan"], "--lr must be a finite number above 0"),
+        (["train", "--epochs", "-3"], "--epochs must be at least 1"),
+        (["train", "--optimizer", "adam"], "--optimizer"),
+        (["train", "--precision", "fp8"], "--precision"),
+        (["train", "--model"], "--model"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--recipe", "digit"], "Did you mean 'digits'"),
+        (["train", "--model", "wrn-17-1"], "try 16 or 22"),
+        (["train", "--model", "torchvision/resnet19"], "resnet18"),
+        (["train", "--model", "timm/mobilenetv3_smal_050"], "mobilenetv3_small_050"),
+        (["train", "--model", "nowhere.py:Net"], "nowhere.py"),
+        (["train", "--data", "cifar11"], "cifar10"),
+        (["train", "--data", "cifar10", "--data_root", "/nonexistent"], "/nonexistent"),
+        (["train", "--batch_size", "501"], "501 is larger than the training set of 500"),
+        (["train", "--max_time", "soon"], "--max_time 'soon'"),
+        (["train", "--accelerator", "tpu"], "--accelerator must be one of"),
+        (["train", "--weights", "missing.pt"], "missing.pt"),
+        (["distill", "--method", "ps", "--teacher", "x"], "unknown term 'ps'"),
+        (["distill", "--gamma", "-1", "--teacher", "x"], "gamma"),
+        (["distill", "--gamma", ".nan", "--teacher", "x"], "gamma"),
+        (["distill", "--method", "none", "--teacher", "x"], "--method none"),
+        (["distill", "--teacher", "no/such/folder"], "no/such/folder"),
+        (["distill", "--teacher", "wrn-16-1"], "random weights"),
+        (["distill", "--data", "cifar10"], "needs --teacher"),
+        (["compare", "--seeds", "0"], "--seeds must be at least 1"),
+        (["compare", "--methods", "sp", "sp"], "'sp' twice"),
+        (["compare", "--jobs", "0"], "--jobs must be at least 1"),
+        (["evaluate", "no/such/folder"], "no/such/folder"),
+        (["export", "no/such/folder"], "no/such/folder"),
+        (["taps", "--student", "wrn-10-1", "--teacher", "wrn-16-1", "--taps", "group4=group3"], "group4"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = answer(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("spkd: error: ")
+    assert expected in err
+    assert not list(tmp_path.rglob("*")), "something was written"
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="wrn"):
+        main(["train", "--model", "wrn-17-1", "--debug"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    shared = ["--config", "--print_config", "--debug", "--data", "--data_root", "--image_size"]
+    of_training = [
+        "--epochs",
+        "--batch_size",
+        "--lr",
+        "--precision",
+        "--recipe",
+        "--accelerator",
+        "--devices",
+        "--compile",
+    ]
+    of_training += ["--max_time", "--weights"]
+    expected = {
+        "train": [*of_training, "--model", "--seed", "--out", "--resume", "--overwrite"],
+        "distill": [
+            *(
+                *of_training,
+                "--teacher",
+                "--student",
+                "--teacher_weights",
+                "--method",
+                "--gamma",
+                "--taps",
+                "--seed",
+            ),
+            *("--out", "--resume", "--overwrite"),
+        ],
+        "compare": [
+            *of_training,
+            "--teacher",
+            "--student",
+            "--methods",
+            "--gamma",
+            "--taps",
+            "--seeds",
+            "--out",
+        ],
+        "evaluate": ["--teacher", "--per_class", "--accelerator"],
+        "taps": ["--teacher", "--student", "--taps"],
+        "export": ["--format", "--out"],
+    }
+    for option in [*shared, *expected[command]]:
+        assert option in text, option
+
+
+def test_help_needs_no_torch_and_is_quick() -> None:
+    code = (
+        "import sys\nfrom spkd.cli.main import main\n"
+        "try: main(['distill', '--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'lightning_fabric', 'scipy', 'sklearn', 'matplotlib', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_a_printed_config_is_read_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["distill", "--epochs", "3", "--taps", "stages", "--gamma", "5", "--print_config"])
+    printed = capsys.readouterr().out
+    path = tmp_path / "config.yaml"
+    path.write_text(printed)
+    with pytest.raises(SystemExit):
+        main(["distill", "--config", str(path), "--print_config"])
+    assert capsys.readouterr().out == printed
+    assert "gamma: 5.0" in printed

@@ -1,0 +1,43 @@
+"""What several tests share: a small network of a user's own in a file, and a finished teacher."""
+
+from pathlib import Path
+
+import pytest
+
+from spkd.training.options import Request, Runtime
+from spkd.training.progress import Silent
+from spkd.training.run import run
+
+TINY = '''
+"""A network of a user's own, with dropout so that a step's random numbers matter."""
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self, num_classes=10, width=4):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU())
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def forward(self, images):
+        return self.head(self.dropout(self.body(self.stem(images)).mean((2, 3))))
+'''
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The spec of a small network in a user's file."""
+    path = tmp_path_factory.mktemp("own") / "tiny.py"
+    path.write_text(TINY)
+    return f"{path}:Tiny"
+
+
+@pytest.fixture(scope="session")
+def teacher(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of a small teacher on the digits."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    request = Request(model=f"{tiny}?width=16", overrides={"epochs": 3, "lr": 0.2})
+    assert run(request, folder, Runtime(accelerator="cpu"), Silent()) is not None
+    return folder

@@ -1,0 +1,142 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spkd.data.augment import (
+    ASPECT,
+    SCALE,
+    Crops,
+    centre_view,
+    crop_views,
+    draw_crops,
+    pad_reflect,
+    padding,
+    random_resized_crop,
+    resize,
+    to_unit_range,
+)
+
+GRADIENT = torch.stack(
+    [torch.arange(200).view(-1, 1).expand(200, 250), torch.arange(250).view(1, -1).expand(200, 250)]
+).byte()
+"""An image whose channels are its rows' and columns' numbers."""
+
+
+def random_pixels(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@given(size=st.integers(4, 20), margin=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_padding_agrees_with_torchs(size, margin):
+    pixels = random_pixels(2, 3, size, size)
+    expected = F.pad(pixels.double(), (margin,) * 4, mode="reflect")
+    assert torch.equal(pad_reflect(pixels, margin).double(), expected)
+
+
+def test_margins_are_the_usual_ones():
+    assert [padding(size) for size in (4, 8, 32, 96)] == [0, 1, 4, 12]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_agree_with_a_loop(channels):
+    size, margin, n = 9, 2, 40
+    pixels = random_pixels(n, channels, size, size)
+    crops = draw_crops(n, margin, True, seed=3)
+    order = torch.randperm(n)[:25]
+    views = crop_views(pad_reflect(pixels, margin), order, crops[order], size)
+    for view, index in zip(views, order.tolist(), strict=True):
+        whole = F.pad(pixels[index : index + 1].double(), (margin,) * 4, mode="reflect")[0]
+        top, left = int(crops.top[index]), int(crops.left[index])
+        expected = whole[:, top : top + size, left : left + size]
+        expected = expected.flip(-1) if crops.mirrored[index] else expected
+        assert torch.equal(view.double(), expected)
+
+
+def test_the_middle_view_is_the_image():
+    pixels = random_pixels(3, 3, 8, 8)
+    middle = Crops(torch.ones(3).long(), torch.ones(3).long(), torch.zeros(3).bool())
+    assert torch.equal(crop_views(pad_reflect(pixels, 1), torch.arange(3), middle, 8), pixels)
+
+
+def test_every_offset_is_reached_alike():
+    count, margin = 8100, 4
+    crops = draw_crops(count, margin, True, seed=0)
+    places = torch.bincount(crops.top * 9 + crops.left, minlength=81)
+    assert len(places) == 81
+    # 81 cells of mean 100: the chi-square of 80 degrees of freedom exceeds 136 once in 10,000.
+    assert ((places - 100.0) ** 2 / 100).sum() < 136
+
+
+def test_the_flip_is_fair_and_can_be_left_out():
+    mirrored = draw_crops(10_000, 4, True, seed=0).mirrored.sum().item()
+    assert abs(mirrored - 5000) < 4 * math.sqrt(10_000 / 4)
+    assert not draw_crops(10_000, 4, False, seed=0).mirrored.any()
+
+
+def test_the_offsets_do_not_depend_on_the_flip():
+    flipped, plain = draw_crops(100, 4, True, seed=5), draw_crops(100, 4, False, seed=5)
+    assert torch.equal(flipped.top, plain.top)
+    assert torch.equal(flipped.left, plain.left)
+
+
+def test_random_parts_lie_within_their_bounds():
+    areas = []
+    for seed in range(300):
+        # Corners of the view tell which part of the gradient it shows, up to the resizing's half pixels.
+        rows, columns = random_resized_crop(GRADIENT, 100, False, seed).float()
+        height = (rows[-1, 0] - rows[0, 0]).item() * 100 / 99
+        width = (columns[0, -1] - columns[0, 0]).item() * 100 / 99
+        areas.append(height * width / (200 * 250))
+        assert ASPECT[0] * 0.95 < width / height < ASPECT[1] * 1.05
+    assert SCALE[0] * 0.95 < min(areas) < 0.42
+    assert 0.9 < max(areas) <= SCALE[1] * 1.05
+
+
+def test_a_random_part_is_a_function_of_its_seed():
+    views = [random_resized_crop(GRADIENT, 32, True, seed) for seed in (1, 1, 2)]
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+
+
+def test_random_parts_are_mirrored_one_time_in_two():
+    columns = [random_resized_crop(GRADIENT, 16, True, seed)[1].float() for seed in range(400)]
+    mirrored = sum(bool(view[0, 0] > view[0, -1]) for view in columns)
+    assert abs(mirrored - 200) < 4 * math.sqrt(400 / 4)
+    plain = [random_resized_crop(GRADIENT, 16, False, seed)[1].float() for seed in range(50)]
+    assert all(view[0, 0] < view[0, -1] for view in plain)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 300), (3, 300, 1), (3, 1, 1), (3, 20, 400)])
+def test_extreme_shapes_have_views(shape):
+    image = random_pixels(*shape)
+    assert tuple(random_resized_crop(image, 16, True, 0).shape) == (3, 16, 16)
+    assert tuple(centre_view(image, 16).shape) == (3, 16, 16)
+
+
+def test_the_centre_is_the_centre():
+    rows, columns = centre_view(GRADIENT, 100).float()
+    # The shorter side, 200, becomes 114; the cut shows 100 / 114 of it, around the middle.
+    assert abs((rows[0, 0] + rows[-1, 0]).item() / 2 - 99.5) < 1.5
+    assert abs((columns[0, 0] + columns[0, -1]).item() / 2 - 124.5) < 1.5
+    assert abs((rows[-1, 0] - rows[0, 0]).item() - 200 * 99 / 114) < 2
+
+
+def test_resizing_keeps_a_plain_image_and_its_type():
+    pixels = torch.full((3, 1, 32, 32), 77, dtype=torch.uint8)
+    smaller = resize(pixels, 8)
+    assert smaller.dtype == torch.uint8
+    assert torch.equal(smaller, torch.full((3, 1, 8, 8), 77, dtype=torch.uint8))
+    assert resize(pixels, 32) is pixels
+
+
+def test_bytes_to_floats():
+    floats = to_unit_range(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    assert floats.dtype == torch.float32
+    assert torch.allclose(floats, torch.tensor([0.0, 0.2, 1.0]), atol=1e-7)
+    assert floats[0] == 0
+    assert floats[2] == 1

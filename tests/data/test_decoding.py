@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spkd.data.decoding import decoding_fault, header_size, map_files, read_if_square, read_image
+from spkd.errors import InputError
+
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [200, 100, 50]]])
+
+
+def saved(image, path, **arguments):
+    image.save(path, **arguments)
+    return str(path)
+
+
+def read_hwc(path, channels=3):
+    return read_image(path, channels).permute(1, 2, 0).numpy()
+
+
+def test_colours_are_kept(tmp_path):
+    path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / "a.png")
+    np.testing.assert_array_equal(read_hwc(path), COLOURS)
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "tif", "ppm"])
+def test_lossless_formats_agree(tmp_path, suffix):
+    arguments = {"lossless": True} if suffix == "webp" else {}
+    path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / f"a.{suffix}", **arguments)
+    np.testing.assert_array_equal(read_hwc(path), COLOURS)
+
+
+def test_grey_is_repeated_and_colour_becomes_grey(tmp_path):
+    grey = np.array([[0, 100], [200, 255]], dtype=np.uint8)
+    path = saved(Image.fromarray(grey), tmp_path / "a.png")
+    np.testing.assert_array_equal(read_hwc(path), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(read_hwc(path, channels=1)[..., 0], grey)
+
+
+def test_transparent_pixels_show_white(tmp_path):
+    rgba = np.zeros((1, 3, 4), dtype=np.uint8)
+    rgba[0, :, 3] = [0, 255, 128]
+    white, black, between = read_hwc(saved(Image.fromarray(rgba), tmp_path / "a.png"))[0]
+    assert white.tolist() == [255] * 3
+    assert black.tolist() == [0] * 3
+    assert abs(int(between[0]) - 127) <= 1
+
+
+def test_palettes_with_and_without_transparency(tmp_path):
+    picture = Image.fromarray(COLOURS.astype(np.uint8)).quantize(8)
+    expected = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(read_hwc(saved(picture, tmp_path / "a.png")), expected)
+    place = picture.getpixel((0, 0))
+    transparent = read_hwc(saved(picture, tmp_path / "b.png", transparency=place))
+    assert transparent[0, 0].tolist() == [255] * 3
+    np.testing.assert_array_equal(transparent[1], expected[1])
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    for suffix in ("png", "tif"):
+        path = saved(Image.fromarray(values), tmp_path / f"a.{suffix}")
+        assert read_hwc(path)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_floats_are_scaled(tmp_path):
+    path = saved(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), tmp_path / "a.tif")
+    assert read_hwc(path)[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_cmyk_and_bilevel(tmp_path):
+    cmyk = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+    red = read_hwc(saved(cmyk, tmp_path / "a.jpg", quality=100)).reshape(-1, 3).mean(0)
+    assert red[0] > 200
+    assert max(red[1:]) < 60
+    bilevel = Image.fromarray(np.array([[True, False]]))
+    assert read_hwc(saved(bilevel, tmp_path / "b.png"))[0, :, 0].tolist() == [255, 0]
+
+
+def test_exif_rotation_is_undone(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
+    path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_hwc(path), np.rot90(COLOURS, -1))
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """Return files that are no readable images, by kind."""
+    whole = tmp_path / "whole.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
+    contents = {"truncated": whole.read_bytes()[:900], "text": b"<html>404</html>", "empty": b""}
+    paths = {"missing": str(tmp_path / "missing.jpg"), "folder": str(tmp_path)}
+    for kind, content in contents.items():
+        (tmp_path / f"{kind}.jpg").write_bytes(content)
+        paths[kind] = str(tmp_path / f"{kind}.jpg")
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "missing", "folder"])
+def test_an_unreadable_file_is_named_in_one_line(broken, kind):
+    with pytest.raises(InputError, match=r"^image [^\n]+ cannot be read \([^\n]+\)[^\n]+--skip_bad_images$") as raised:
+        read_image(broken[kind], 3)
+    assert broken[kind] in str(raised.value)
+    assert decoding_fault(broken[kind])
+    assert isinstance(read_if_square(broken[kind], 64), str)
+
+
+def test_a_whole_file_has_no_fault(broken, tmp_path):
+    assert decoding_fault(str(tmp_path / "whole.jpg")) is None
+    assert header_size(str(tmp_path / "whole.jpg")) == (64, 64)
+    assert header_size(broken["text"]) is None
+
+
+def test_squares_of_one_size_are_read_and_others_not(tmp_path):
+    path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / "a.png")
+    assert read_if_square(path, 3) is None
+    square = saved(Image.fromarray(COLOURS[:2, :2].astype(np.uint8)), tmp_path / "b.png")
+    np.testing.assert_array_equal(read_if_square(square, 2), COLOURS[:2, :2])
+
+
+def test_files_are_mapped_in_order():
+    names = [str(number) for number in range(1000)]
+    assert map_files(int, names) == list(range(1000))
+    assert map_files(int, []) == []
+
+
+def test_pixels_are_bytes(tmp_path):
+    path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / "a.png")
+    assert read_image(path, 3).dtype == read_image(path, 1).dtype == torch.uint8

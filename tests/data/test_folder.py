@@ -1,0 +1,201 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from spkd.data.folder import load_folder
+from spkd.data.images import FileImages, MemoryImages
+from spkd.errors import InputError
+
+
+def one_line(text):
+    return rf"^[^\n]*{text}[^\n]*$"
+
+
+class TestLayouts:
+    def test_class_folders_alone_are_split(self, make_folder):
+        data = load_folder(make_folder({"cat": 20, "dog": 40}))
+        assert data.classes == ("cat", "dog")
+        assert (len(data.train), len(data.val), len(data.test)) == (42, 9, 9)
+        for part in (data.train, data.val, data.test):
+            assert torch.bincount(part.targets).tolist() == [len(part) // 3, 2 * len(part) // 3]
+        assert len(data.notes) == 2
+
+    @pytest.mark.parametrize("val", ["val", "valid", "validation"])
+    def test_given_splits_are_used(self, make_folder, val):
+        folder = make_folder({"train/a": 4, "train/b": 3, f"{val}/a": 2, f"{val}/b": 1, "test/a": 1, "test/b": 2})
+        data = load_folder(folder)
+        assert (len(data.train), len(data.val), len(data.test)) == (7, 3, 3)
+        assert data.val.targets.tolist() == [0, 0, 1]
+        assert data.notes == ()
+
+    def test_validation_is_cut_where_it_is_missing(self, make_folder):
+        data = load_folder(make_folder({"train/a": 20, "train/b": 20, "test/a": 2, "test/b": 2}))
+        assert (len(data.train), len(data.val), len(data.test)) == (36, 4, 4)
+        assert len(data.notes) == 1
+
+    def test_a_test_set_is_cut_where_it_is_missing(self, make_folder):
+        data = load_folder(make_folder({"train/a": 20, "train/b": 20, "val/a": 2, "val/b": 2}))
+        assert (len(data.train), len(data.val), len(data.test)) == (34, 4, 6)
+
+    def test_litter_is_passed_over_and_depth_is_not(self, make_folder):
+        folder = make_folder({"a": 5, "b": 3, "b/deeper": 2, ".hidden": 3, "__MACOSX": 3, "a/.trash": 2})
+        (folder / "a" / "Thumbs.db").write_bytes(b"x")
+        (folder / "a" / "._0.png").write_bytes(b"x")
+        (folder / "README.txt").write_text("x")
+        data = load_folder(folder)
+        assert data.classes == ("a", "b")
+        assert len(data.train) + len(data.val) + len(data.test) == 10
+
+    def test_a_class_may_be_missing_from_the_test_set(self, make_folder):
+        data = load_folder(make_folder({"train/a": 9, "train/b": 9, "test/b": 2}))
+        assert data.test.targets.tolist() == [1, 1]
+
+
+class TestPixels:
+    def test_small_squares_live_in_memory(self, make_folder):
+        folder = make_folder({"train/a": 4, "train/b": 4, "val/a": 1, "test/b": 1}, size=12)
+        data = load_folder(folder)
+        assert isinstance(data.train, MemoryImages)
+        assert (data.native_size, data.channels, data.flip) == (12, 3, True)
+        expected = np.asarray(Image.open(folder / "train" / "b" / "002.png"))
+        np.testing.assert_array_equal(data.train.image(6).permute(1, 2, 0).numpy(), expected)
+        assert data.normalisation_mean != (0.485, 0.456, 0.406)
+
+    def test_other_images_stay_in_files(self, make_folder):
+        data = load_folder(make_folder({"train/a": 4, "train/b": 4, "test/a": 1}, size=None, suffix=".jpg"))
+        assert isinstance(data.train, FileImages)
+        assert data.native_size is None
+        assert data.normalisation_mean == (0.485, 0.456, 0.406)
+        assert {tuple(data.train.image(i).shape) for i in range(6)} <= {
+            (3, side, side) for side in (100, 107, 114, 121)
+        }
+
+    def test_one_large_image_among_small_ones_keeps_all_in_files(self, make_folder):
+        folder = make_folder({"train/a": 4, "train/b": 4, "test/a": 1})
+        Image.new("RGB", (200, 150)).save(folder / "train" / "b" / "zzz.png")
+        assert isinstance(load_folder(folder).train, FileImages)
+
+    def test_mixed_modes_just_work(self, make_folder):
+        folder = make_folder({"a": 7, "b": 7})
+        for number, mode in enumerate(["L", "RGBA", "P", "1", "LA", "I;16"]):
+            Image.new(mode, (8, 8)).save(folder / "a" / f"{number:03d}.png")
+        Image.new("CMYK", (8, 8)).save(folder / "b" / "other.jpg")
+        data = load_folder(folder)
+        assert isinstance(data.train, MemoryImages)
+        assert len(data.train) + len(data.val) + len(data.test) == 15
+
+
+class TestErrors:
+    def test_empty_folder(self, tmp_path):
+        with pytest.raises(InputError, match=one_line("expected one folder per class in .* got an empty folder")):
+            load_folder(tmp_path)
+
+    def test_loose_images(self, make_folder):
+        folder = make_folder({".": 3})
+        with pytest.raises(InputError, match=one_line("got 3 images that lie in no class folder")):
+            load_folder(folder)
+
+    def test_folders_without_images(self, make_folder):
+        folder = make_folder({"a": 0, "b": 0})
+        with pytest.raises(InputError, match=one_line("no image in .*looked for .*webp")):
+            load_folder(folder)
+
+    def test_empty_class_is_named(self, make_folder):
+        with pytest.raises(InputError, match=one_line("class folder .*bird holds no image")):
+            load_folder(make_folder({"bird": 0, "cat": 3, "dog": 3}))
+
+    def test_one_class(self, make_folder):
+        with pytest.raises(InputError, match=one_line("at least two class folders .* only 'cat'")):
+            load_folder(make_folder({"cat": 3}))
+
+    @pytest.mark.parametrize("split", ["val", "test"])
+    def test_class_missing_from_training_is_named(self, make_folder, split):
+        folder = make_folder({"train/cat": 3, "train/dog": 3, f"{split}/cat": 1, f"{split}/dogs": 1})
+        with pytest.raises(InputError, match=one_line(f"'dogs' of .*{split} is missing .* mean 'dog'")):
+            load_folder(folder)
+
+    def test_no_training_set(self, make_folder):
+        with pytest.raises(InputError, match=one_line("has val/ and test/ but no train/")):
+            load_folder(make_folder({"val/a": 1, "test/a": 1}))
+
+    def test_a_folder_that_may_not_be_read(self, tmp_path, monkeypatch):
+        def refuse(self):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(InputError, match=one_line("cannot look into .*Permission denied")):
+            load_folder(tmp_path)
+
+    def test_two_validation_sets(self, make_folder):
+        folder = make_folder({"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1})
+        with pytest.raises(InputError, match=one_line("both val/ and valid/")):
+            load_folder(folder)
+
+    def test_empty_split(self, make_folder):
+        with pytest.raises(InputError, match=one_line("no image in .*test")):
+            load_folder(make_folder({"train/a": 3, "train/b": 3, "test/a": 0}))
+
+    def test_a_class_too_small_to_split_is_named(self, make_folder):
+        with pytest.raises(InputError, match=one_line("class 'b' has 1 image")):
+            load_folder(make_folder({"a": 5, "b": 1}))
+
+
+@pytest.mark.parametrize("size", [8, None])
+class TestUnreadable:
+    def spoil(self, folder, *names):
+        for name in names:
+            whole = (folder / name).read_bytes()
+            (folder / name).write_bytes(whole[: len(whole) // 2])
+
+    def test_the_first_is_named(self, make_folder, size):
+        folder = make_folder({"a": 10, "b": 10}, size)
+        self.spoil(folder, "a/003.png", "b/004.png")
+        with pytest.raises(InputError, match=one_line(r"a.003\.png cannot be read .* nor 1 more of 20 files;")):
+            load_folder(folder)
+
+    def test_they_can_be_left_out(self, make_folder, size):
+        folder = make_folder({"a": 10, "b": 10}, size)
+        self.spoil(folder, "a/000.png", "b/004.png")
+        data = load_folder(folder, skip_bad_images=True)
+        assert len(data.train) + len(data.val) + len(data.test) == 18
+        assert data.notes[0].startswith("left out 2 of 20 files that cannot be read, the first: ")
+        assert isinstance(data.train, MemoryImages if size else FileImages)
+
+    def test_the_others_keep_their_labels(self, make_folder, size):
+        folder = make_folder({"train/a": 3, "train/b": 3, "val/b": 2, "test/a": 1, "test/b": 1}, size)
+        self.spoil(folder, "train/a/001.png", "val/b/000.png")
+        data = load_folder(folder, skip_bad_images=True)
+        assert data.train.targets.tolist() == [0, 0, 1, 1, 1]
+        assert data.val.targets.tolist() == [1]
+        assert data.test.targets.tolist() == [0, 1]
+        expected = np.asarray(Image.open(folder / "train" / "a" / "002.png"))
+        np.testing.assert_array_equal(data.train.image(1).permute(1, 2, 0).numpy(), expected)
+
+    def test_a_class_of_which_none_is_left(self, make_folder, size):
+        folder = make_folder({"a": 3, "b": 1}, size)
+        self.spoil(folder, "b/000.png")
+        with pytest.raises(InputError, match=one_line("no image in class folder .*b can be read")):
+            load_folder(folder, skip_bad_images=True)
+
+    def test_none_at_all(self, make_folder, size):
+        folder = make_folder({"a": 2, "b": 2}, size)
+        self.spoil(folder, "a/000.png", "a/001.png", "b/000.png", "b/001.png")
+        with pytest.raises(InputError, match=one_line("cannot be read")):
+            load_folder(folder, skip_bad_images=True)
+
+    def test_a_split_of_which_none_is_left(self, make_folder, size):
+        folder = make_folder({"train/a": 3, "train/b": 3, "test/a": 1}, size)
+        self.spoil(folder, "test/a/000.png")
+        with pytest.raises(InputError, match=one_line("none of the 1 images of the test set can be read")):
+            load_folder(folder, skip_bad_images=True)
+
+
+def test_the_split_does_not_depend_on_where_the_folder_is(make_folder, tmp_path_factory):
+    folder = make_folder({"a": 10, "b": 10})
+    moved = tmp_path_factory.mktemp("moved") / "copy"
+    shutil.copytree(folder, moved)
+    assert torch.equal(load_folder(folder).test.pixels, load_folder(moved).test.pixels)

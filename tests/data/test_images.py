@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+
+from spkd.data.images import IMAGENET_MEAN, IMAGENET_STD, FileImages, MemoryImages, channel_statistics
+from spkd.errors import InputError
+
+
+def test_memory_images_keep_each_label_with_its_image():
+    pixels = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 4, 4)
+    chosen = MemoryImages(pixels, torch.arange(5)).select(torch.tensor([4, 1]))
+    assert len(chosen) == 2
+    assert chosen.size == 4
+    assert [int(chosen.image(i).unique()) for i in range(2)] == chosen.targets.tolist() == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "targets", "name"),
+    [
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), "pixels"),
+        (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "pixels"),
+        (torch.zeros(2, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "pixels"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "targets"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2), "targets"),
+    ],
+)
+def test_memory_images_of_other_shapes_or_types_are_refused(pixels, targets, name):
+    with pytest.raises(InputError, match=rf"^{name}: expected [^\n]+$"):
+        MemoryImages(pixels, targets)
+
+
+def test_file_images_select(file_images):
+    chosen = file_images.select(torch.tensor([6, 2]))
+    assert chosen.targets.tolist() == [0, 2]
+    assert torch.equal(chosen.image(0), file_images.image(6))
+    assert tuple(chosen.image(1).shape) == (3, 36, 30)
+
+
+def test_file_images_refuse_two_channels():
+    with pytest.raises(InputError, match=r"^channels: expected 1 \(grey\) or 3 \(colour\), got 2$"):
+        FileImages([], torch.zeros(0, dtype=torch.int64), channels=2)
+
+
+def test_channel_statistics_agree_with_numpy():
+    pixels = np.random.default_rng(0).integers(0, 200, (20, 3, 6, 6), dtype=np.uint8)
+    mean, std = channel_statistics(MemoryImages(torch.from_numpy(pixels), torch.zeros(20, dtype=torch.int64)))
+    np.testing.assert_allclose(mean, (pixels / 255).mean((0, 2, 3)), atol=5.1e-5)
+    np.testing.assert_allclose(std, (pixels / 255).std((0, 2, 3)), atol=5.1e-5)
+
+
+def test_a_constant_channel_can_be_divided_by():
+    images = MemoryImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    assert channel_statistics(images)[1][0] > 0
+
+
+def test_statistics_of_files_are_imagenets(file_images):
+    assert channel_statistics(file_images) == (IMAGENET_MEAN, IMAGENET_STD)

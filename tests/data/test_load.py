@@ -1,0 +1,53 @@
+import pytest
+
+from spkd.data.load import load_data
+from spkd.data.options import DataOptions
+from spkd.errors import InputError
+
+
+def test_digits_are_the_default():
+    assert load_data(DataOptions()).name == "digits"
+
+
+def test_a_folder_by_path_and_below_the_root(make_folder, monkeypatch):
+    folder = make_folder({"pets/cat": 4, "pets/dog": 4})
+    monkeypatch.chdir(folder)
+    assert load_data(DataOptions(data=str(folder / "pets"))).classes == ("cat", "dog")
+    assert load_data(DataOptions(data="pets")).name == "pets"
+    monkeypatch.chdir("/")
+    assert load_data(DataOptions(data="pets", data_root=str(folder))).name == "pets"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "CIFAR-10", "cifar_10"])
+def test_spellings_of_a_known_set(tmp_path, name):
+    with pytest.raises(InputError, match=r"^data: cifar10 could not be loaded"):
+        load_data(DataOptions(data=name, data_root=str(tmp_path)))
+
+
+def test_a_folder_that_is_spelt_like_a_set(make_folder, monkeypatch):
+    monkeypatch.chdir(make_folder({"Food-101/a": 4, "Food-101/b": 4, "dtd/a": 4, "dtd/b": 4}))
+    assert load_data(DataOptions(data="Food-101")).classes == ("a", "b")
+    assert load_data(DataOptions(data="./dtd")).classes == ("a", "b")
+    with pytest.raises(InputError, match=r"for the folder dtd here say --data \./dtd"):
+        load_data(DataOptions(data="dtd"))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("cifar11", "mean 'cifar10'"), ("digit", "mean 'digits'"), ("zzz", "Known sets: digits, cifar10")],
+)
+def test_unknown_names_have_hints(tmp_path, monkeypatch, name, hint):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"^data: '{name}' is neither [^\n]*{hint}[^\n]*$"):
+        load_data(DataOptions(data=name))
+
+
+def test_a_missing_path(tmp_path):
+    with pytest.raises(InputError, match=r"^data: no folder [^\n]+missing; check the path$"):
+        load_data(DataOptions(data=str(tmp_path / "missing")))
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^data: expected a folder, got the file [^\n]+unpack it"):
+        load_data(DataOptions(data=str(tmp_path / "images.zip")))

@@ -1,0 +1,30 @@
+import subprocess
+import sys
+
+import pytest
+
+from spkd.data.options import DataOptions
+from spkd.errors import InputError
+
+
+def test_defaults_are_the_embedded_digits():
+    assert DataOptions().data == "digits"
+
+
+@pytest.mark.parametrize(("field", "value"), [("image_size", 0), ("image_size", -3), ("workers", -1), ("data", "")])
+def test_impossible_values_name_the_option(field, value):
+    with pytest.raises(InputError, match=rf"^{field}: expected [^\n]+$"):
+        DataOptions(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("spkd.data.options", ["torch", "numpy", "PIL"]),
+        ("spkd.data.load, spkd.data.stream", ["sklearn", "torchvision", "scipy"]),
+    ],
+)
+def test_imports_are_light(module, heavy):
+    check = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spkd.data.images import MemoryImages
+from spkd.data.splits import complete_splits, hold_out
+from spkd.errors import InputError
+
+
+def images_of(targets):
+    """Return images whose single pixel is their number."""
+    numbers = torch.arange(len(targets), dtype=torch.uint8)
+    return MemoryImages(numbers.view(-1, 1, 1, 1), targets)
+
+
+def numbers_of(images):
+    return images.pixels.flatten().tolist()
+
+
+@given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=8), share=st.floats(0.05, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_every_class_gives_its_share_and_keeps_some(sizes, share):
+    targets = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    count = round(share * len(targets))
+    stay, held = hold_out(targets, count, [str(size) for size in sizes])
+    assert sorted(stay.tolist() + held.tolist()) == list(range(len(targets)))
+    given_by = torch.bincount(targets[held], minlength=len(sizes))
+    for size, from_class in zip(sizes, given_by.tolist(), strict=True):
+        assert 1 <= from_class <= size - 1
+    if len(sizes) <= count <= len(targets) - len(sizes):
+        assert len(held) == count
+
+
+def test_shares_are_proportional():
+    targets = torch.repeat_interleave(torch.arange(3), torch.tensor([100, 50, 10]))
+    held = hold_out(targets, 16, "abc")[1]
+    assert torch.bincount(targets[held]).tolist() == [10, 5, 1]
+
+
+def test_the_choice_is_repeatable_and_depends_on_the_seed():
+    targets = torch.arange(200) % 4
+    first, again, other = (hold_out(targets, 40, "abcd", seed)[1] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_choice_does_not_favour_a_place():
+    targets = torch.zeros(400, dtype=torch.int64)
+    targets[::2] = 1
+    held = hold_out(targets, 200, "ab")[1]
+    # 200 of 400 places without replacement: mean 199.5, standard error about 5.8.
+    assert abs(held.double().mean() - 199.5) < 4 * 5.8
+
+
+def test_a_class_of_one_image_is_named():
+    with pytest.raises(InputError, match=r"^data: class 'rare' has 1 image [^\n]+$"):
+        hold_out(torch.tensor([0, 0, 0, 1]), 1, ["common", "rare"])
+
+
+def test_without_other_sets_both_are_cut():
+    splits = complete_splits(images_of(torch.arange(200) % 2), None, None, "ab")
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (140, 30, 30)
+    everything = numbers_of(splits.train) + numbers_of(splits.val) + numbers_of(splits.test)
+    assert sorted(everything) == list(range(200))
+    assert [note.split(":")[0] for note in splits.notes] == ["test set", "validation set"]
+
+
+def test_with_a_test_set_only_validation_is_cut():
+    test = images_of(torch.arange(10) % 2)
+    splits = complete_splits(images_of(torch.arange(200) % 2), None, test, "ab")
+    assert (len(splits.train), len(splits.val)) == (180, 20)
+    assert splits.test is test
+    assert len(splits.notes) == 1
+
+
+def test_given_sets_are_left_alone():
+    train, val, test = (images_of(torch.arange(10) % 2) for _ in range(3))
+    splits = complete_splits(train, val, test, "ab")
+    assert (splits.train, splits.val, splits.test, splits.notes) == (train, val, test, ())
+
+
+def test_the_label_stays_with_its_image():
+    targets = torch.arange(120) % 3
+    splits = complete_splits(images_of(targets), None, None, "abc")
+    for part in (splits.train, splits.val, splits.test):
+        assert targets[numbers_of(part)].tolist() == part.targets.tolist()

@@ -1,0 +1,222 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from spkd.data.images import MemoryImages
+from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def memory_images(n=50, channels=3, size=16):
+    """Return images of random pixels; image i is of class i."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)
+    return MemoryImages(pixels, torch.arange(n))
+
+
+def stream(images, batch_size=8, seed=0, size=16, flip=True, workers=0):
+    return TrainStream(
+        images, image_size=size, flip=flip, batch_size=batch_size, seed=seed, device=CPU, workers=workers
+    )
+
+
+def content(batches):
+    return [(images.numpy().tobytes(), targets.tolist()) for images, targets in batches]
+
+
+@pytest.fixture(params=["memory", "files"])
+def images(request, file_images):
+    return memory_images() if request.param == "memory" else file_images
+
+
+class TestDeterminism:
+    def test_same_seed_same_bytes(self, images):
+        assert content(stream(images, 4).epoch(3)) == content(stream(images, 4).epoch(3))
+
+    def test_an_epoch_does_not_depend_on_those_before(self, images):
+        used = stream(images, 4)
+        first = content(used.epoch(0))
+        content(used.epoch(1))
+        assert content(used.epoch(0)) == first
+
+    def test_other_seeds_and_epochs_differ(self, images):
+        seen = {
+            str(content(stream(images, 4, seed=seed).epoch(epoch)))
+            for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1), (-1, 0)]
+        }
+        assert len(seen) == 5
+
+    @pytest.mark.parametrize("start", [0, 1, 2])
+    def test_starting_late_equals_skipping(self, images, start):
+        whole = content(stream(images, 3).epoch(1))
+        assert content(stream(images, 3).epoch(1, start=start)) == whole[start:]
+
+    def test_starting_at_the_end_gives_nothing(self, images):
+        batches = stream(images, 3)
+        assert content(batches.epoch(0, start=batches.batches_per_epoch)) == []
+
+    def test_two_epochs_can_be_read_side_by_side(self, images):
+        batches = stream(images, 4)
+        pairs = list(zip(batches.epoch(0), batches.epoch(1), strict=True))
+        assert content(first for first, _ in pairs) == content(batches.epoch(0))
+        assert content(second for _, second in pairs) == content(batches.epoch(1))
+
+    def test_workers_do_not_matter(self, file_images):
+        assert content(stream(file_images, 3, workers=0).epoch(2)) == content(
+            stream(file_images, 3, workers=2).epoch(2)
+        )
+
+    def test_global_random_numbers_neither_matter_nor_are_used(self, images):
+        torch.manual_seed(1)
+        first = content(stream(images, 4).epoch(0))
+        torch.manual_seed(2)
+        before = torch.get_rng_state()
+        assert content(stream(images, 4).epoch(0)) == first
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_a_view_does_not_depend_on_the_batch_size(self):
+        images = memory_images()
+        small = {int(t): v for vs, ts in stream(images, 5).epoch(0) for v, t in zip(vs, ts, strict=True)}
+        large = {int(t): v for vs, ts in stream(images, 50).epoch(0) for v, t in zip(vs, ts, strict=True)}
+        assert all(torch.equal(small[label], large[label]) for label in large)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_an_epoch_left_early_changes_nothing(self, file_images, workers):
+        batches = stream(file_images, 2, workers=workers)
+        whole = content(batches.epoch(0))
+        next(batches.epoch(0))
+        assert content(batches.epoch(0)) == whole
+
+
+class TestContents:
+    def test_every_image_comes_once_an_epoch_in_changing_order(self):
+        orders = [
+            [label for _, targets in stream(memory_images()).epoch(epoch) for label in targets.tolist()]
+            for epoch in range(2)
+        ]
+        assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
+        assert orders[0] != orders[1]
+
+    def test_shapes_types_and_range(self, images):
+        for views, targets in stream(images, 4, size=12).epoch(0):
+            assert views.dtype == torch.float32
+            assert tuple(views.shape) == (len(targets), 3, 12, 12)
+            assert targets.dtype == torch.int64
+            assert 0 <= views.min() < 0.2
+            assert 0.8 < views.max() <= 1
+
+    def test_the_label_stays_with_its_image(self):
+        plain = torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1).expand(50, 3, 16, 16)
+        for views, targets in stream(MemoryImages(plain, torch.arange(50))).epoch(0):
+            assert (views * 255).round().flatten(1).unique(dim=1).flatten().tolist() == targets.tolist()
+
+    def test_the_label_stays_with_its_file(self, tmp_path: Path):
+        from PIL import Image
+
+        from spkd.data.images import FileImages
+
+        paths = []
+        for label in range(9):
+            paths.append(str(tmp_path / f"{label}.png"))
+            Image.new("RGB", (30 + label, 20), (label,) * 3).save(paths[-1])
+        for workers in (0, 2):
+            for views, targets in stream(FileImages(paths, torch.arange(9)), 4, workers=workers).epoch(0):
+                assert (views * 255).round().amax((1, 2, 3)).tolist() == targets.tolist()
+
+    def test_every_offset_and_both_sides_are_seen(self):
+        # One image 8 pixels wide has 3 x 3 offsets, mirrored or not: 18 views.
+        images = memory_images(n=2, size=8)
+        views = {
+            view.numpy().tobytes()
+            for epoch in range(150)
+            for batch, targets in stream(images, 2, size=8).epoch(epoch)
+            for view, label in zip(batch, targets, strict=True)
+            if label == 0
+        }
+        assert len(views) == 18
+
+    def test_small_images_for_a_large_network_are_enlarged_after_the_crop(self):
+        images = memory_images(n=6, size=8)
+        small = list(stream(images, 6, size=8).epoch(0))
+        large = list(stream(images, 6, size=24).epoch(0))
+        assert tuple(large[0][0].shape) == (6, 3, 24, 24)
+        assert torch.equal(large[0][1], small[0][1])
+        assert torch.allclose(large[0][0].mean((1, 2, 3)), small[0][0].mean((1, 2, 3)), atol=0.02)
+
+    def test_grey_images(self):
+        views, _ = next(stream(memory_images(channels=1)).epoch(0))
+        assert tuple(views.shape) == (8, 1, 16, 16)
+
+
+class TestBatches:
+    @pytest.mark.parametrize(
+        ("n", "batch_size", "sizes"),
+        [(10, 5, [5, 5]), (10, 4, [4, 4, 2]), (9, 4, [4, 4]), (3, 1, [1, 1, 1]), (4, 4, [4]), (1, 1, [1])],
+    )
+    def test_a_last_batch_of_one_is_dropped(self, n, batch_size, sizes):
+        batches = stream(memory_images(n), batch_size)
+        assert [len(targets) for _, targets in batches.epoch(0)] == sizes
+        assert batches.batches_per_epoch == len(sizes)
+
+    @pytest.mark.parametrize("batch_size", [0, -1, 51])
+    def test_impossible_batch_sizes(self, batch_size):
+        with pytest.raises(InputError, match=rf"^batch_size: [^\n]*{batch_size}[^\n]*$"):
+            stream(memory_images(50), batch_size)
+
+    @pytest.mark.parametrize("start", [-1, 8])
+    def test_impossible_starts_are_refused_at_the_call(self, start):
+        with pytest.raises(InputError, match=r"^start: expected 0 to 7 batches"):
+            stream(memory_images(50)).epoch(0, start=start)
+
+    def test_impossible_image_sizes(self):
+        with pytest.raises(InputError, match=r"^image_size: "):
+            stream(memory_images(), size=0)
+        with pytest.raises(InputError, match=r"^image_size: "):
+            evaluation_batches(memory_images(), image_size=0, batch_size=8, device=CPU)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_file_that_has_gone_is_named_in_one_line(self, file_images, workers):
+        Path(file_images.paths[4]).unlink()
+        with pytest.raises(InputError, match=r"^image [^\n]+4\.png cannot be read \(No such file[^\n]+$"):
+            content(stream(file_images, 3, workers=workers).epoch(0))
+        with pytest.raises(InputError, match=r"^image [^\n]+4\.png cannot be read \(No such file[^\n]+$"):
+            content(evaluation_batches(file_images, image_size=16, batch_size=3, device=CPU, workers=workers))
+
+
+class TestEvaluation:
+    def test_images_come_in_order_as_they_are(self):
+        images = memory_images(10)
+        batches = list(evaluation_batches(images, image_size=16, batch_size=4, device=CPU))
+        assert [len(targets) for _, targets in batches] == [4, 4, 2]
+        assert torch.equal(torch.cat([targets for _, targets in batches]), images.targets)
+        assert torch.allclose(torch.cat([views for views, _ in batches]), images.pixels / 255, atol=1e-7)
+
+    def test_images_of_another_size_are_resized(self):
+        views, _ = next(evaluation_batches(memory_images(), image_size=24, batch_size=4, device=CPU))
+        assert tuple(views.shape) == (4, 3, 24, 24)
+
+    def test_workers_do_not_matter(self, file_images):
+        results = [
+            content(evaluation_batches(file_images, image_size=16, batch_size=3, device=CPU, workers=workers))
+            for workers in (0, 2)
+        ]
+        assert results[0] == results[1]
+        assert [targets for _, targets in results[0]] == [[0, 1, 2], [0, 1, 2], [0]]
+
+    def test_impossible_batch_sizes(self):
+        with pytest.raises(InputError, match=r"^batch_size: expected at least 1, got 0$"):
+            evaluation_batches(memory_images(), image_size=16, batch_size=0, device=CPU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_device_does_not_matter(images):
+    def epoch(device):
+        batches = TrainStream(
+            images, image_size=16, flip=True, batch_size=4, seed=0, device=torch.device(device), workers=1
+        )
+        return content((views.cpu(), targets.cpu()) for views, targets in batches.epoch(0))
+
+    assert epoch("cuda") == epoch("cpu")

@@ -1,0 +1,163 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from spkd.data.images import FileImages, MemoryImages
+from spkd.data.vision_sets import VISION_SETS, load_vision_set
+from spkd.errors import InputError
+
+
+def write_cifar10(root, per_batch=20):
+    """Write CIFAR-10's files with few images: image i is of class i % 10, its first pixel says so."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        data = generator.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
+        labels = [place % 10 for place in range(per_batch)]
+        data[:, 0], data[:, 1024], data[:, 2048] = labels, 100, 200  # the first pixel's red, green, blue
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+
+
+@pytest.fixture
+def no_checksums(monkeypatch):
+    """Let torchvision take CIFAR files whose checksums are not the real ones."""
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(datasets.CIFAR10, "_load_meta", load_meta)
+
+
+def load_meta(self):
+    path = f"{self.root}/{self.base_folder}/batches.meta"
+    with open(path, "rb") as file:  # noqa: PTH123
+        self.classes = pickle.load(file)["label_names"]
+
+
+def write_dtd(root, images=6):
+    """Write DTD's layout with two classes: partition 1, each split with its own images."""
+    for label, level in (("banded", 10), ("dotted", 240)):
+        (root / "dtd/dtd/images" / label).mkdir(parents=True)
+        for number in range(3 * images):
+            name = root / "dtd/dtd/images" / label / f"{label}_{number:04d}.jpg"
+            Image.new("RGB", (120 + number, 100), (level,) * 3).save(name)
+    labels = root / "dtd/dtd/labels"
+    labels.mkdir()
+    for place, split in enumerate(("train", "val", "test")):
+        numbers = range(place * images, (place + 1) * images)
+        lines = [f"{label}/{label}_{number:04d}.jpg" for label in ("banded", "dotted") for number in numbers]
+        (labels / f"{split}1.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_cifar10(tmp_path, no_checksums):
+    write_cifar10(tmp_path)
+    data = load_vision_set("cifar10", tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (90, 10, 20)
+    assert torch.bincount(data.val.targets).tolist() == [1] * 10
+    assert (data.native_size, data.channels, data.flip) == (32, 3, True)
+    assert data.classes[3] == "class 3"
+    for part in (data.train, data.val, data.test):
+        assert isinstance(part, MemoryImages)
+        assert torch.equal(part.pixels[:, 0, 0, 0].long(), part.targets)
+        assert part.pixels[:, 1:, 0, 0].unique(dim=0).tolist() == [[100, 200]]
+
+
+def test_dtd(tmp_path):
+    write_dtd(tmp_path)
+    data = load_vision_set("dtd", tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (12, 12, 12)
+    assert data.classes == ("banded", "dotted")
+    assert data.notes == ()
+    assert isinstance(data.train, FileImages)
+    assert [int(data.test.image(i).float().mean() > 128) for i in range(12)] == data.test.targets.tolist()
+
+
+def test_bad_images_of_a_set_can_be_left_out(tmp_path):
+    write_dtd(tmp_path)
+    (tmp_path / "dtd/dtd/images/banded/banded_0001.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"^image [^\n]*banded_0001\.jpg cannot be read[^\n]*$"):
+        load_vision_set("dtd", tmp_path)
+    data = load_vision_set("dtd", tmp_path, skip_bad_images=True)
+    assert len(data.train) == 11
+    assert len(data.notes) == 1
+
+
+def test_mnist(tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 40), ("t10k", 10)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        pixels = np.repeat(labels, 28 * 28)
+        sizes = b"".join(int(size).to_bytes(4, "big") for size in (count, 28, 28))
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03" + sizes + pixels.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01" + sizes[:4] + labels.tobytes())
+    data = load_vision_set("mnist", tmp_path)
+    assert (data.channels, data.native_size, data.flip) == (1, 28, False)
+    assert (len(data.train), len(data.val), len(data.test)) == (30, 10, 10)
+    assert torch.equal(data.val.pixels[:, 0, 5, 5].long(), data.val.targets)
+
+
+def test_eurosat_is_split_and_kept_in_memory(tmp_path):
+    for label in ("Forest", "River"):
+        (tmp_path / "eurosat/2750" / label).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (64, 64)).save(tmp_path / "eurosat/2750" / label / f"{number}.jpg")
+    data = load_vision_set("eurosat", tmp_path)
+    assert (len(data.train), len(data.val), len(data.test)) == (28, 6, 6)
+    assert (data.native_size, data.classes) == (64, ("Forest", "River"))
+
+
+def test_gtsrb_without_class_names(tmp_path):
+    base = tmp_path / "gtsrb"
+    for label in range(2):
+        (base / f"GTSRB/Training/{label:05d}").mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (30 + number, 40)).save(base / f"GTSRB/Training/{label:05d}/{number}.ppm")
+    (base / "GTSRB/Final_Test/Images").mkdir(parents=True)
+    Image.new("RGB", (30, 40)).save(base / "GTSRB/Final_Test/Images/00000.ppm")
+    (base / "GT-final_test.csv").write_text("Filename;ClassId\n00000.ppm;1\n")
+    data = load_vision_set("gtsrb", tmp_path)
+    assert data.classes == ("0", "1")
+    assert data.test.targets.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", sorted(VISION_SETS))
+def test_a_missing_set_says_what_where_and_how(tmp_path, name):
+    with pytest.raises(InputError) as raised:
+        load_vision_set(name, tmp_path)
+    line = str(raised.value)
+    assert "\n" not in line
+    for part in (name, str(tmp_path), "nothing is there", "--data_root", "--download"):
+        assert part in line
+
+
+@pytest.mark.parametrize("name", sorted(VISION_SETS))
+def test_torchvision_has_every_set(name):
+    assert hasattr(datasets, VISION_SETS[name].class_name)
+
+
+def test_a_damaged_set_is_one_line(tmp_path, no_checksums):
+    write_cifar10(tmp_path)
+    (tmp_path / "cifar-10-batches-py/data_batch_3").write_bytes(b"\x80\x04")
+    with pytest.raises(InputError, match=r"^data: cifar10 could not be loaded, [^\n]+--download$"):
+        load_vision_set("cifar10", tmp_path)
+
+
+def test_wrong_checksums_are_told(tmp_path):
+    write_cifar10(tmp_path)
+    with pytest.raises(InputError, match=r"^data: cifar10 could not be loaded, [^\n]+corrupted[^\n]+$"):
+        load_vision_set("cifar10", tmp_path)
+
+
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch, capsys):
+    def no_network(self):
+        print("Downloading")
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", no_network)
+    with pytest.raises(InputError, match=r"^data: cifar10 could not be downloaded [^\n]+unreachable[^\n]+$"):
+        load_vision_set("cifar10", tmp_path, download=True)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,167 @@
+"""Objective: a weighted sum, broken down."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spkd.errors import InputError
+from spkd.functional import similarity_preserving_loss, soft_target_loss
+from spkd.losses.base import DistillationLoss
+from spkd.losses.objective import Objective, Term
+from spkd.losses.similarity import SimilarityPreservingLoss
+from spkd.losses.soft_targets import SoftTargetLoss
+from spkd.taps import Activations, TapPair
+
+LAST, EARLY = TapPair("group3", "layer4"), TapPair("group2", "layer4")
+
+
+class Fixed(DistillationLoss):
+    """A loss with state that does nothing itself to stop gradients."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("value", value)
+
+    def remember(self, teacher: Activations) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return teacher.logits
+
+    def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+        return self.scale * self.value + 0 * (student.logits.sum() + remembered.sum())
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def student() -> Activations:
+    taps = {"group2": random(1, 3, 4, 2, 2).requires_grad_(), "group3": random(2, 3, 6).requires_grad_()}
+    return Activations(random(3, 3, 5).requires_grad_(), taps)
+
+
+@pytest.fixture
+def teacher() -> Activations:
+    return Activations(random(4, 3, 5).requires_grad_(), {"layer4": random(5, 3, 7).requires_grad_()})
+
+
+TARGETS = torch.tensor([0, 4, 2])
+
+
+def test_total_is_the_weighted_sum_of_the_unweighted_terms(student: Activations, teacher: Activations) -> None:
+    objective = Objective(
+        [
+            Term("sp/group2", 3000.0, SimilarityPreservingLoss(EARLY)),
+            Term("sp/group3", 500.0, SimilarityPreservingLoss(LAST)),
+            Term("kd", 0.9, SoftTargetLoss(2.0)),
+        ],
+        cross_entropy=0.1,
+    )
+    result = objective(student, TARGETS, objective.remember(teacher))
+    early = similarity_preserving_loss(student.taps["group2"], teacher.taps["layer4"])
+    late = similarity_preserving_loss(student.taps["group3"], teacher.taps["layer4"])
+    kd = soft_target_loss(student.logits, teacher.logits, 2.0)
+    ce = -F.log_softmax(student.logits, 1)[torch.arange(3), TARGETS].mean()
+    torch.testing.assert_close(result.total, 0.1 * ce + 3000 * early + 500 * late + 0.9 * kd)
+    assert list(result.terms) == ["ce", "sp/group2", "sp/group3", "kd"]
+    for name, value in (("ce", ce), ("sp/group2", early), ("sp/group3", late), ("kd", kd)):
+        torch.testing.assert_close(result.terms[name], value.detach())
+        assert not result.terms[name].requires_grad
+
+
+def test_gradient_reaches_what_the_terms_read_and_no_teacher(student: Activations, teacher: Activations) -> None:
+    objective = Objective([Term("sp", 1.0, SimilarityPreservingLoss(LAST)), Term("own", 1.0, Fixed(torch.ones(())))])
+    remembered = objective.remember(teacher)
+    assert not any(value.requires_grad for value in remembered.values())
+    objective(student, TARGETS, remembered).total.backward()
+    assert student.taps["group3"].grad.any()
+    assert student.logits.grad.any()
+    assert student.taps["group2"].grad is None
+    assert teacher.logits.grad is None
+    assert teacher.taps["layer4"].grad is None
+
+
+def test_without_terms_it_is_cross_entropy(student: Activations, teacher: Activations) -> None:
+    objective = Objective()
+    assert objective.remember(teacher) == {}
+    assert objective.student_taps == objective.teacher_taps == ()
+    result = objective(student, TARGETS, {})
+    torch.testing.assert_close(result.total, F.cross_entropy(student.logits, TARGETS))
+    assert list(result.terms) == ["ce"]
+
+
+def test_taps_are_named_once_in_order() -> None:
+    objective = Objective(
+        [
+            Term("a", 1.0, SimilarityPreservingLoss(EARLY)),
+            Term("b", 1.0, SimilarityPreservingLoss(LAST)),
+            Term("c", 1.0, SimilarityPreservingLoss(LAST)),
+        ]
+    )
+    assert objective.student_taps == ("group2", "group3")
+    assert objective.teacher_taps == ("layer4",)
+
+
+def test_a_term_of_weight_zero_is_reported_but_cannot_poison_the_total(student: Activations) -> None:
+    objective = Objective([Term("own", 0.0, Fixed(torch.tensor(math.nan)))])
+    result = objective(student, TARGETS, {"own": torch.ones(())})
+    result.total.backward()
+    assert result.terms["own"].isnan()
+    assert result.total.isfinite()
+    assert student.logits.grad.isfinite().all()
+
+
+def test_cross_entropy_of_weight_zero_needs_no_label(student: Activations, teacher: Activations) -> None:
+    objective = Objective([Term("sp", 2.0, SimilarityPreservingLoss(LAST))], cross_entropy=0.0)
+    result = objective(student, torch.full((3,), -100), objective.remember(teacher))
+    torch.testing.assert_close(result.total.detach(), 2 * result.terms["sp"])
+
+
+def test_half_precision_logits_under_autocast() -> None:
+    logits = torch.tensor([[60000.0, -60000.0], [0.0, 1.0]], dtype=torch.float16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = Objective()(Activations(logits, {}), torch.tensor([1, 1]), {})
+    assert result.total.dtype == torch.float32
+    assert result.total.item() == pytest.approx((120000 + math.log(1 + math.exp(-1))) / 2, rel=1e-6)
+    result.total.backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_non_finite_terms_show_in_the_total(student: Activations) -> None:
+    objective = Objective([Term("own", 1.0, Fixed(torch.tensor(math.nan)))])
+    assert objective(student, TARGETS, {"own": torch.ones(())}).total.isnan()
+
+
+def test_state_and_copies() -> None:
+    objective = Objective([Term("own.first", 1.0, Fixed(torch.tensor(3.0))), Term("kd", 1.0, SoftTargetLoss())])
+    assert set(objective.state_dict()) == {"losses.0.scale", "losses.0.value"}
+    twin = copy.deepcopy(objective).double()
+    assert twin.terms[0].loss is twin.losses[0]
+    assert twin.terms[0].loss is not objective.terms[0].loss
+    assert next(twin.parameters()).dtype == torch.float64
+
+
+def test_errors(student: Activations) -> None:
+    loss = SoftTargetLoss()
+    with pytest.raises(InputError, match="'kd' 2 times"):
+        Objective([Term("kd", 1.0, loss), Term("kd", 1.0, loss)])
+    with pytest.raises(InputError, match="'ce'"):
+        Objective([Term("ce", 1.0, loss)])
+    for weight in (-1.0, math.nan, math.inf):
+        with pytest.raises(InputError, match="weight of kd"):
+            Objective([Term("kd", weight, loss)])
+        with pytest.raises(InputError, match="cross_entropy"):
+            Objective((), weight)
+    with pytest.raises(InputError, match="nothing would be learnt"):
+        Objective([Term("kd", 0.0, loss)], cross_entropy=0.0)
+    with pytest.raises(InputError, match=r"lacks the term 'kd' \(it holds kdd\).*Did you mean 'kdd'"):
+        Objective([Term("kd", 1.0, loss)])(student, TARGETS, {"kdd": torch.ones(3, 5)})
+    with pytest.raises(InputError, match=r"'own' must be a scalar, got shape \(2,\)"):
+        Objective([Term("own", 1.0, Fixed(torch.ones(2)))])(student, TARGETS, {"own": torch.ones(())})

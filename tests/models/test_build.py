@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torchvision.models.vision_transformer import VisionTransformer
+
+from spkd.errors import InputError
+from spkd.models.build import BuiltModel, HeadMismatch, build_model, model_defaults
+from spkd.models.classifier import Normalisation, load_classifier, save_classifier
+from spkd.models.libraries import adapt
+from spkd.models.weights import match
+from spkd.models.wrn import WideResNet
+
+DATA = Normalisation((0.3,), (0.2,))
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OWN = """
+from torch import nn
+
+def fixed(pretrained=False):
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    if pretrained:
+        for parameter in network.parameters():
+            nn.init.constant_(parameter, 0.5)
+    return network
+"""
+
+
+def build(
+    spec: str | Path, classes: int | list[str] | None = 3, channels: int = 3, size: int = 32, **options: Any
+) -> BuiltModel:
+    names = [f"class {number}" for number in range(classes)] if isinstance(classes, int) else classes
+    return build_model(str(spec), classes=names, channels=channels, image_size=size, normalisation=DATA, **options)
+
+
+def save_wrn(path: Path, classes: int = 3, prefix: str = "", channels: int = 3) -> WideResNet:
+    torch.manual_seed(5)
+    network = WideResNet(10, 1, classes, channels)
+    torch.save({prefix + name: value for name, value in network.state_dict().items()}, path)
+    return network
+
+
+def same_weights(built: BuiltModel, network: torch.nn.Module, but: str = "") -> bool:
+    state = built.classifier.network.state_dict()
+    return all(
+        torch.equal(state[name], value)
+        for name, value in network.state_dict().items()
+        if not but or not name.startswith(but)
+    )
+
+
+def test_builds_with_random_weights() -> None:
+    built = build("wrn-10-1", channels=1, size=8)
+    assert not built.trained
+    assert built.notes == ()
+    assert built.classifier.info.classes == ("class 0", "class 1", "class 2")
+    assert built.classifier.info.normalisation == DATA
+    assert built.classifier(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_is_a_function_of_the_seed() -> None:
+    torch.manual_seed(1)
+    one = build("timm/test_resnet")
+    torch.manual_seed(1)
+    assert same_weights(build("timm/test_resnet"), one.classifier.network)
+
+
+def test_says_that_grey_images_are_repeated() -> None:
+    built = build("timm/test_resnet", channels=1)
+    assert built.notes == ("timm/test_resnet takes three channels: grey images are repeated to three",)
+    assert built.classifier.info.channels == 1
+    assert built.classifier.eval()(torch.rand(1, 1, 32, 32)).shape == (1, 3)
+
+
+def test_loads_a_file_of_weights(tmp_path: Path) -> None:
+    network = save_wrn(tmp_path / "w.pt", prefix="module.")
+    built = build("wrn-10-1", weights=str(tmp_path / "w.pt"))
+    assert built.trained
+    assert same_weights(built, network)
+    assert built.notes == ("weights: the prefix 'module.' was stripped from the names in the file",)
+
+
+def test_loads_a_lightning_checkpoint(tmp_path: Path) -> None:
+    network = WideResNet(10, 1, 3)
+    state = {f"model.{name}": value for name, value in network.state_dict().items()}
+    checkpoint = {
+        "epoch": 4,
+        "global_step": 100,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": {**state, "criterion.weight": torch.ones(3)},
+        "hyper_parameters": {"lr": 0.1},
+        "optimizer_states": [{"state": {}}],
+    }
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    built = build("wrn-10-1", weights=str(tmp_path / "last.ckpt"))
+    assert same_weights(built, network)
+    assert "criterion.weight" in built.notes[1]
+
+
+def test_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
+    save_wrn(tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"does not fit wrn-16-1: \d+ missing .*group1.1.norm1.weight, .*"):
+        build("wrn-16-1", weights=str(tmp_path / "w.pt"))
+    with pytest.raises(InputError, match=r"of another shape \(.*in the file, .* in the network"):
+        build("wrn-10-2", weights=str(tmp_path / "w.pt"))
+
+
+def test_refuses_a_head_that_does_not_fit_or_replaces_it_when_asked(tmp_path: Path) -> None:
+    network = save_wrn(tmp_path / "w.pt", classes=3)
+    with pytest.raises(HeadMismatch, match=r"has a head of 3 classes and the data have 5; give --replace_head"):
+        build("wrn-10-1", 5, weights=str(tmp_path / "w.pt"))
+    built = build("wrn-10-1", 5, weights=str(tmp_path / "w.pt"), replace_head=True)
+    assert built.trained
+    assert "the head of 3 classes was replaced by a new one of 5, with random weights" in built.notes[0]
+    assert same_weights(built, network, but="fc.")
+    assert built.classifier.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 5)
+
+
+def test_does_not_replace_a_head_that_fits(tmp_path: Path) -> None:
+    network = save_wrn(tmp_path / "w.pt", classes=3)
+    built = build("wrn-10-1", 3, weights=str(tmp_path / "w.pt"), replace_head=True)
+    assert same_weights(built, network)
+    assert built.notes == ()
+
+
+def test_treats_weights_without_a_head_alike(tmp_path: Path) -> None:
+    network = WideResNet(10, 1, 3)
+    body = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+    save_file(body, tmp_path / "body.safetensors")
+    with pytest.raises(HeadMismatch, match="has no head"):
+        build("wrn-10-1", weights=str(tmp_path / "body.safetensors"))
+    built = build("wrn-10-1", weights=str(tmp_path / "body.safetensors"), replace_head=True)
+    assert same_weights(built, network, but="fc.")
+
+
+def test_keeps_the_weights_own_head_without_classes(tmp_path: Path) -> None:
+    network = save_wrn(tmp_path / "w.pt", classes=6)
+    built = build("wrn-10-1", None, weights=str(tmp_path / "w.pt"))
+    assert same_weights(built, network)
+    assert built.classifier.info.classes == ("0", "1", "2", "3", "4", "5")
+    assert len(build("timm/test_resnet", None).classifier.info.classes) == 1000
+
+
+def test_handles_a_users_network_with_a_fixed_head(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    spec = f"{tmp_path}/own.py:fixed"
+    assert build(spec, 4).notes == ()
+    with pytest.raises(HeadMismatch, match="it has a head of 4 classes and the data have 6"):
+        build(spec, 6)
+    built = build(spec, 6, replace_head=True)
+    assert built.classifier(torch.rand(1, 3, 8, 8)).shape == (1, 6)
+    save_classifier(built.classifier, tmp_path / "saved")
+    again = load_classifier(tmp_path / "saved")
+    assert again.state_dict()["network.3.weight"].shape == (6, 6)
+    built_on = build(tmp_path / "saved", [f"class {number}" for number in range(6)])
+    assert same_weights(built_on, again.network)
+    assert len(build(tmp_path / "saved", None).classifier.info.classes) == 6
+
+
+def test_asks_a_users_callable_for_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    built = build(f"{tmp_path}/own.py:fixed", 4, weights="pretrained")
+    assert built.trained
+    assert all((parameter == 0.5).all() for parameter in built.classifier.network.parameters())
+    assert "pretrained" not in built.classifier.info.spec
+    with pytest.raises(InputError, match="its callable has no argument of this name"):
+        build("spkd.models.wrn:WideResNet?depth=10&width=1", weights="pretrained")
+    with pytest.raises(InputError, match="there are none for it"):
+        build("wrn-10-1", weights="pretrained")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    built = build("wrn-10-1", ["cat", "dog", "owl"], channels=1, size=8)
+    save_classifier(built.classifier, tmp_path / "run" / "student")
+    return tmp_path / "run"
+
+
+def test_builds_from_a_run_folder(saved: Path) -> None:
+    built = build_model(str(saved), classes=None, channels=1, image_size=8, normalisation=Normalisation((0.0,), (1.0,)))
+    assert built.trained
+    assert built.notes == ()
+    assert built.classifier.info == load_classifier(saved).info
+    assert built.classifier.info.normalisation == DATA
+    assert same_weights(built, load_classifier(saved).network)
+
+
+def test_a_run_folders_weights_can_be_others(saved: Path, tmp_path: Path) -> None:
+    network = save_wrn(tmp_path / "w.pt", channels=1)
+    built = build(saved, None, channels=1, size=8, weights=str(tmp_path / "w.pt"))
+    assert same_weights(built, network)
+
+
+def test_compares_a_saved_models_classes_by_name(saved: Path) -> None:
+    assert build(saved, ["Cat", "dog", "owl"], channels=1, size=8).classifier.info.classes[0] == "Cat"
+    assert build(saved, ["0", "1", "2"], channels=1, size=8).trained
+    for classes in (["dog", "cat", "owl"], ["cat", "dog", "hen"]):
+        with pytest.raises(HeadMismatch, match=r"its classes \(cat, dog, owl\) are not the data's"):
+            build(saved, classes, channels=1, size=8)
+        built = build(saved, classes, channels=1, size=8, replace_head=True)
+        assert not same_weights(built, load_classifier(saved).network)
+        assert same_weights(built, load_classifier(saved).network, but="fc.")
+    with pytest.raises(HeadMismatch, match="a head of 3 classes and the data have 4"):
+        build(saved, 4, channels=1, size=8)
+
+
+def test_a_saved_models_channels_are_kept(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"takes 1 channel\(s\) and the images have 3"):
+        build(saved, None, channels=3, size=8)
+    save_classifier(build("wrn-10-1", 3, channels=3, size=8).classifier, tmp_path / "colour")
+    built = build(tmp_path / "colour", 3, channels=1, size=8)
+    assert built.classifier(torch.rand(1, 1, 8, 8)).shape == (1, 3)
+    save_classifier(built.classifier, tmp_path / "again")
+    assert same_weights(built, load_classifier(tmp_path / "again").network)
+
+
+def test_says_when_a_folder_holds_no_model(tmp_path: Path) -> None:
+    for call in (lambda: build(tmp_path), lambda: model_defaults(str(tmp_path), None)):
+        with pytest.raises(InputError, match="holds no saved model"):
+            call()
+
+
+def test_takes_size_and_normalisation_from_metadata(saved: Path, tmp_path: Path) -> None:
+    defaults = model_defaults("torchvision/resnet50", "IMAGENET1K_V1")
+    assert (defaults.image_size, defaults.normalisation) == (224, IMAGENET)
+    defaults = model_defaults("timm/vit_tiny_patch16_224", "pretrained")
+    assert (defaults.image_size, defaults.normalisation) == (224, Normalisation((0.5,) * 3, (0.5,) * 3))
+    assert model_defaults("torchvision/inception_v3", "pretrained").image_size == 299
+    assert model_defaults(str(saved), None).normalisation == DATA
+    assert model_defaults(str(saved), None).image_size == 8
+    (tmp_path / "w.pt").touch()
+    assert model_defaults("timm/resnet18", str(tmp_path / "w.pt")).normalisation == IMAGENET
+    for spec, weights in (("timm/resnet18", None), ("wrn-10-1", None), ("wrn-10-1", str(tmp_path / "w.pt"))):
+        assert model_defaults(spec, weights).normalisation is None
+    with pytest.raises(InputError, match="unknown"):
+        model_defaults("wrn-10", None)
+
+
+def test_a_librarys_weights_bring_their_normalisation(tmp_path: Path) -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    built = build("timm/test_resnet", weights=str(tmp_path / "model.safetensors"))
+    config = timm.get_pretrained_cfg("test_resnet")
+    assert built.classifier.info.normalisation == Normalisation(tuple(config.mean), tuple(config.std))
+    assert same_weights(built, network)
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
+    torch.testing.assert_close(built.classifier.eval()(images), network.eval()((images - mean) / std))
+
+
+def test_resizes_position_embeddings_as_the_libraries_do(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit", num_classes=3).state_dict(), tmp_path / "timm.pt")
+    built = build("timm/test_vit", size=64, weights=str(tmp_path / "timm.pt"))
+    assert "converted as timm does" in built.notes[0]
+    assert built.classifier.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_resizes_position_embeddings_of_torchvisions_transformers() -> None:
+    def network(size: int) -> VisionTransformer:
+        torch.manual_seed(size)
+        return VisionTransformer(size, 16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=3)
+
+    adapted = adapt("torchvision", "vit_b_16", network(32), network(64).state_dict())
+    assert adapted is not None
+    assert match(network(32), adapted).problems == 0
+    assert torch.equal(adapted["encoder.pos_embedding"][:, 0], network(64).encoder.pos_embedding[:, 0])
+
+
+def test_reads_the_old_names_in_torchvisions_densenet_files(tmp_path: Path) -> None:
+    network = torchvision.models.densenet121(num_classes=3)
+    layer = re.compile(r"(denselayer\d+\.(?:norm|conv))([12]\.)")
+    old = {layer.sub(r"\1.\2", name): value for name, value in network.state_dict().items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet.pth")
+    built = build("torchvision/densenet121", weights=str(tmp_path / "densenet.pth"))
+    assert same_weights(built, network)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    ("spec", "weights", "origin"),
+    [
+        ("torchvision/shufflenet_v2_x0_5", "pretrained", "https://download.pytorch.org/models/shufflenetv2"),
+        ("torchvision/resnet18", "IMAGENET1K_V1", "https://download.pytorch.org/models/resnet18"),
+        ("timm/test_resnet", "pretrained", "https://huggingface.co/timm/test_resnet"),
+    ],
+)
+def test_says_how_to_go_on_when_a_download_fails(spec: str, weights: str, origin: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(spec, 1000, weights=weights)
+    line = str(caught.value)
+    assert "could not be downloaded" in line
+    assert origin in line
+    assert "give the file as weights" in line
+    assert "\n" not in line
+
+
+def test_uses_the_librarys_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(9)
+    network = torchvision.models.shufflenet_v2_x0_5()
+    weights = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda self, **_: network.state_dict())
+    built = build("torchvision/shufflenet_v2_x0_5", None, weights="pretrained")
+    assert built.trained
+    assert same_weights(built, network)
+    assert built.classifier.info.classes[:2] == ("tench", "goldfish")
+    assert built.classifier.info.normalisation == IMAGENET
+    with pytest.raises(HeadMismatch, match="a head of 1000 classes and the data have 5"):
+        build("torchvision/shufflenet_v2_x0_5", 5, weights="DEFAULT")
+    built = build("torchvision/shufflenet_v2_x0_5", 5, weights="IMAGENET1K_V1", replace_head=True)
+    assert same_weights(built, network, but="fc.")
+    assert len(built.notes) == 1
+
+
+def test_says_which_weights_there_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no file IMAGENET1K_V3; .* IMAGENET1K_V2.*Did you mean 'IMAGENET1K_V"):
+        build("torchvision/resnet50", weights="IMAGENET1K_V3")
+    with pytest.raises(InputError, match="there is no file"):
+        build("wrn-10-1", weights=str(tmp_path / "missing.pt"))
+    with pytest.raises(InputError, match="timm has no pretrained weights of convnext_atto_rms"):
+        build("timm/convnext_atto_rms", weights="pretrained", size=32)
+
+
+def test_says_when_the_images_are_too_small() -> None:
+    with pytest.raises(InputError, match="cannot run on an image of 3x8x8"):
+        build("torchvision/alexnet", size=8)

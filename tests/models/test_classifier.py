@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import spkd
+from spkd.errors import InputError
+from spkd.models.build import build_model
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, save_classifier
+
+HALF = Normalisation((0.5,), (0.25,))
+
+OWN = """
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.again = self.conv
+        self.norm = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, images):
+        return {"logits": self.head(self.norm(self.conv(images)).mean((2, 3)))}
+
+def fixed():
+    return Own(4)
+"""
+
+
+class Recorder(nn.Module):
+    """Keeps the images that it is given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = images
+        return self.conv(images).mean((2, 3))
+
+
+def info(channels: int, normalisation: Normalisation = HALF) -> ModelInfo:
+    return ModelInfo("own", ("a", "b"), channels, 8, normalisation)
+
+
+def test_normalises_each_channel() -> None:
+    network = Recorder(3)
+    classifier = Classifier(network, info(3, Normalisation((0.1, 0.2, 0.3), (1.0, 2.0, 4.0))))
+    assert classifier(torch.full((2, 3, 4, 4), 0.5)).shape == (2, 2)
+    torch.testing.assert_close(network.seen[1, :, 3, 3], torch.tensor([0.4, 0.15, 0.05]))
+
+
+def test_repeats_grey_images_for_a_network_of_three_channels() -> None:
+    network = Recorder(3)
+    normalisation = Normalisation((0.1, 0.2, 0.3), (1.0, 2.0, 4.0))
+    images = torch.rand(2, 1, 4, 4)
+    Classifier(network, info(1, normalisation))(images)
+    expected = torch.cat([(images - 0.1) / 1, (images - 0.2) / 2, (images - 0.3) / 4], dim=1)
+    torch.testing.assert_close(network.seen, expected)
+
+
+def test_spreads_one_value_and_averages_three() -> None:
+    network = Recorder(3)
+    Classifier(network, info(3))(torch.full((1, 3, 2, 2), 0.75))
+    assert (network.seen == 1).all()
+    network = Recorder(1)
+    Classifier(network, info(1, Normalisation((0.2, 0.3, 0.4), (0.1, 0.2, 0.3))))(torch.full((1, 1, 2, 2), 0.5))
+    torch.testing.assert_close(network.seen, torch.ones(1, 1, 2, 2))
+
+
+def test_its_state_dict_is_the_networks() -> None:
+    assert set(Classifier(Recorder(3), info(3)).state_dict()) == {"network.conv.weight", "network.conv.bias"}
+
+
+def test_refuses_images_that_it_cannot_take() -> None:
+    classifier = Classifier(Recorder(1), info(1))
+    with pytest.raises(InputError, match=r"expected \(batch, 1, height, width\), got \(2, 3, 8, 8\)"):
+        classifier(torch.rand(2, 3, 8, 8))
+    with pytest.raises(InputError, match=r"got \(8, 8\)"):
+        classifier(torch.rand(8, 8))
+    with pytest.raises(InputError, match="divide bytes by 255"):
+        classifier(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"takes 1 channel\(s\) and the images have 3"):
+        Classifier(Recorder(1), info(3))
+    with pytest.raises(InputError, match="expected one value or 3"):
+        Classifier(Recorder(3), info(3, Normalisation((0.1, 0.2), (1.0, 1.0))))
+
+
+@pytest.mark.parametrize(("mean", "std"), [((), ()), ((0.5,), (1.0, 1.0)), ((0.5,), (0.0,)), ((float("nan"),), (1.0,))])
+def test_refuses_a_normalisation_that_is_none(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="normalisation"):
+        Normalisation(mean, std)
+
+
+@pytest.mark.parametrize(
+    ("spec", "channels", "size"),
+    [
+        ("wrn-10-1", 1, 8),
+        ("timm/test_resnet?in_chans=1&drop_rate=0.1", 1, 32),
+        ("timm/test_vit", 3, 64),
+        ("torchvision/shufflenet_v2_x0_5", 3, 32),
+        ("torchvision/mnasnet0_5", 3, 32),
+        ("own.py:Own", 3, 8),
+        ("own.py:fixed", 3, 8),
+    ],
+)
+def test_comes_back_bit_for_bit_from_another_folder(
+    spec: str, channels: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(3)
+    built = build_model(
+        spec,
+        classes=["a", "b", "ç", "d"],
+        channels=channels,
+        image_size=size,
+        normalisation=Normalisation((1 / 3,), (0.1 + 0.2,)),
+    )
+    classifier = built.classifier
+    images = torch.rand(4, channels, size, size)
+    classifier(images)
+    save_classifier(classifier, tmp_path / "run" / "student")
+    monkeypatch.chdir(tmp_path / "run")
+    forbid_downloads(monkeypatch)
+    random_state = torch.get_rng_state()
+    for folder in (tmp_path / "run", tmp_path / "run" / "student"):
+        loaded = load_classifier(folder)
+        assert not loaded.training
+        assert loaded.info == classifier.info
+        before, after = classifier.state_dict(), loaded.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        with torch.no_grad():
+            assert torch.equal(loaded(images), classifier.eval()(images))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert sorted(path.name for path in (tmp_path / "run" / "student").iterdir()) == [
+        "model.json",
+        "model.safetensors",
+    ]
+
+
+def forbid_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def wrn(folder: Path) -> Classifier:
+    built = build_model("wrn-10-1", classes=["a", "b"], channels=1, image_size=8, normalisation=HALF)
+    save_classifier(built.classifier, folder)
+    return built.classifier
+
+
+def test_saves_a_compiled_network_under_its_own_names(tmp_path: Path) -> None:
+    classifier = wrn(tmp_path / "plain")
+    classifier.network = torch.compile(classifier.network)  # type: ignore[assignment]
+    save_classifier(classifier, tmp_path / "compiled")
+    names = [set(load_file(tmp_path / kind / "model.safetensors")) for kind in ("plain", "compiled")]
+    assert names[0] == names[1]
+    assert "fc.weight" in names[0]
+
+
+def test_is_the_packages_load_model(tmp_path: Path) -> None:
+    classifier = wrn(tmp_path)
+    images = torch.rand(2, 1, 8, 8)
+    assert torch.equal(spkd.load_model(str(tmp_path))(images), classifier.eval()(images))
+
+
+def test_says_why_nothing_can_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no folder"):
+        load_classifier(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no saved model"):
+        load_classifier(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="--resume"):
+        load_classifier(tmp_path)
+
+
+def test_says_which_file_is_damaged(tmp_path: Path) -> None:
+    wrn(tmp_path / "good")
+
+    def damaged(name: str) -> Path:
+        shutil.copytree(tmp_path / "good", tmp_path / name)
+        return tmp_path / name
+
+    folder = damaged("not_json")
+    (folder / "model.json").write_text("{")
+    with pytest.raises(InputError, match=r"model.json does not describe"):
+        load_classifier(folder)
+    folder = damaged("no_spec")
+    content = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**content, "spec": "wrn-16-1"}))
+    with pytest.raises(InputError, match=r"model.safetensors and wrn-16-1 do not fit each other: \d+ missing"):
+        load_classifier(folder)
+    del content["classes"]
+    (folder / "model.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="it lacks 'classes'"):
+        load_classifier(folder)
+    folder = damaged("cut")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-1])
+    with pytest.raises(InputError, match="truncated"):
+        load_classifier(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        load_classifier(folder)
+
+
+def test_says_when_the_users_file_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "gone.py").write_text(OWN)
+    built = build_model(f"{tmp_path}/gone.py:Own", classes=["a", "b"], channels=3, image_size=8, normalisation=HALF)
+    save_classifier(built.classifier, tmp_path / "saved")
+    (tmp_path / "gone.py").unlink()
+    with pytest.raises(InputError, match=r"gone\.py was not found"):
+        load_classifier(tmp_path / "saved")
+
+
+def test_refuses_state_that_is_no_tensor(tmp_path: Path) -> None:
+    class Extra(Recorder):
+        def get_extra_state(self) -> object:
+            return "text"
+
+        def set_extra_state(self, state: object) -> None:
+            pass
+
+    with pytest.raises(InputError, match="_extra_state in its state dict is a str"):
+        save_classifier(Classifier(Extra(3), info(3)), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spkd.errors import InputError
+from spkd.models.network import count_logits, input_channels, logits_of, replace_head
+
+
+def small(classes: int = 5) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, classes)
+    )
+
+
+def test_finds_logits_in_the_usual_outputs() -> None:
+    logits, other = torch.rand(2, 3), torch.rand(2, 4)
+    outputs: tuple[object, ...] = (
+        logits,
+        (logits, other),
+        {"aux": other, "logits": logits},
+        SimpleNamespace(aux=other, logits=logits),
+    )
+    for output in outputs:
+        assert logits_of(output) is logits
+    with pytest.raises(InputError, match="got str"):
+        logits_of("logits")
+
+
+def test_counts_logits_and_leaves_the_network_as_it_was() -> None:
+    network = small(5)
+    network[1].eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert count_logits(network, "x", channels=1, image_size=8) == 5
+    assert network.training
+    assert not network[1].training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_says_when_the_image_is_too_small_or_the_output_no_logits() -> None:
+    with pytest.raises(InputError, match=r"cannot run on an image of 3x2x2 .*--image_size"):
+        count_logits(small(), "x", channels=3, image_size=2)
+    with pytest.raises(InputError, match=r"expected logits of shape \(batch, classes\), got \(1, 5, 6, 6\)"):
+        count_logits(nn.Conv2d(3, 5, 3), "x", channels=3, image_size=8)
+
+
+def test_replaces_the_last_layer_with_as_many_outputs() -> None:
+    network = small(5)
+    stem = network[0].weight
+    assert replace_head(network, "x", 5, 2) == "4"
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 2)
+    assert network[0].weight is stem
+
+
+def test_replaces_a_convolutional_head() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert replace_head(network, "x", 6, 9) == "1"
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 9)
+
+
+def test_says_when_there_is_no_head_to_replace() -> None:
+    class Odd(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :4]
+
+    with pytest.raises(InputError, match="let its callable take num_classes"):
+        replace_head(Odd(), "x", 4, 2)
+
+
+def test_reads_the_input_channels() -> None:
+    assert input_channels(small()) == 3
+    assert input_channels(nn.Linear(2, 2)) is None
+    assert input_channels(nn.LazyConv2d(4, 3)) is None

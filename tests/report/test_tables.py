@@ -1,0 +1,74 @@
+"""Tables show what the record holds, rounded, and nothing that it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import pytest
+from rich.console import Console
+
+from spkd.report.tables import comparison_markdown, comparison_table
+from spkd.studies.records import Comparison, ComparisonRow
+
+NONE = ComparisonRow("none", (0, 1), (3.0, 4.0), (2.0, 2.0), 3.5, 3.5, 0.5)
+SP = ComparisonRow("sp", (0, 1), (2.0, 2.5), (1.0, 1.0), 2.25, 2.25, 0.25, -1.25, (-4.426, 1.926), 0.12567)
+ONCE = ComparisonRow("kd", (0,), (3.0,), (1.0,), 3.0, 3.0, None, -0.001)
+COMPARISON = Comparison(
+    title="Digits",
+    teacher={"spec": "wrn-28-2", "test_error": 1.9},
+    student="wrn-10-1",
+    data="digits",
+    rows=(NONE, SP, ONCE),
+    command="spkd compare --seeds 2",
+)
+
+
+def printed(comparison: Comparison, width: int = 120) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(comparison_table(comparison))
+    text = console.file.getvalue()
+    assert isinstance(text, str)
+    return text
+
+
+def test_every_line_of_the_markdown() -> None:
+    lines = comparison_markdown(COMPARISON).splitlines()
+    assert lines[0] == "**Digits**"
+    assert lines[2:7] == [
+        "| method | seeds | median | mean ± s.e.m. | difference to none | 95 % interval | p |",
+        "|:---|---:|---:|---:|---:|---:|---:|",
+        "| none | 2 | 3.50 | 3.50 ± 0.50 | – | – | – |",
+        "| sp | 2 | 2.25 | 2.25 ± 0.25 | −1.25 | −4.43 to +1.93 | 0.13 |",
+        "| kd | 1 | 3.00 | 3.00 | 0.00 | – | – |",
+    ]
+    assert "wrn-10-1 on digits; teacher wrn-28-2 (1.90 %)" in lines[8]
+    assert lines[-3:] == ["```", "spkd compare --seeds 2", "```"]
+
+
+def test_the_terminals_table_holds_the_same_numbers() -> None:
+    text = printed(COMPARISON)
+    for line in comparison_markdown(COMPARISON).splitlines()[4:7]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        row = next(row for row in text.splitlines() if row.split()[:1] == cells[:1])
+        assert row.split() == " ".join(cells).split()
+
+
+def test_a_method_with_brackets_or_bars_is_shown_as_it_is() -> None:
+    odd = dataclasses.replace(COMPARISON, rows=(dataclasses.replace(SP, method="[red]a|b[/red]"),))
+    assert "[red]a|b[/red]" in printed(odd)
+    assert "| [red]a\\|b[/red] |" in comparison_markdown(odd)
+
+
+@pytest.mark.parametrize("teacher", [{}, {"spec": "wrn-28-2"}, {"spec": "wrn-28-2", "test_error": None}])
+def test_a_teacher_of_unknown_error_gets_none(teacher: dict[str, str | None]) -> None:
+    text = comparison_markdown(dataclasses.replace(COMPARISON, teacher=teacher, command=""))
+    assert "(" not in text
+    assert "```" not in text
+    assert ("teacher wrn-28-2." in text) == bool(teacher)
+
+
+def test_nothing_is_cut_on_a_narrow_terminal() -> None:
+    text = "".join(printed(COMPARISON, width=60).split())
+    assert "−4.43" in text
+    assert "…" not in text

@@ -1,0 +1,155 @@
+"""Records survive the way to disk and back, and foreign files are refused in one line."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import scipy.stats
+
+from spkd.errors import InputError
+from spkd.studies.records import (
+    Comparison,
+    ComparisonRow,
+    comparison_row,
+    from_json,
+    load_comparison,
+    save_comparison,
+    save_csv,
+    to_csv,
+    to_json,
+)
+
+NONE = comparison_row("none", [0, 1, 2, 3], [3.4, 3.9, 3.1, 4.0], [2.0, 2.4, 2.1, 2.2])
+SP = comparison_row("sp", [3, 1, 2, 0], [2.2, 2.0, 2.4, 2.3], [1.0, 1.1, 1.2, 1.3], NONE)
+ONCE = comparison_row("kd", [0], [3.0], [2.0], NONE)
+COMPARISON = Comparison(
+    title="Ziffern – 8×8",
+    teacher={"spec": "wrn-28-2", "parameters": 1_467_610, "test_error": 1.9, "pretrained": False},
+    student="wrn-10-1",
+    data="digits",
+    rows=(NONE, SP, ONCE),
+    command="spkd compare --methods none sp",
+    software={"torch": "2.14.1"},
+)
+
+
+def test_a_row_is_paired_by_seed_and_not_by_position() -> None:
+    by_seed = scipy.stats.ttest_rel([2.3, 2.0, 2.4, 2.2], [3.4, 3.9, 3.1, 4.0])
+    assert SP.p_value == pytest.approx(by_seed.pvalue, rel=1e-9)
+    assert SP.difference_to_none == pytest.approx((2.2 + 2.0 + 2.4 + 2.3 - 3.4 - 3.9 - 3.1 - 4.0) / 4)
+    assert SP.seeds == (3, 1, 2, 0)
+    assert SP.median == pytest.approx(2.25)
+
+
+def test_only_seeds_of_both_are_compared_but_all_are_summarised() -> None:
+    row = comparison_row("at", [2, 3, 9], [3.0, 4.0, 50.0], [0.0, 0.0, 0.0], NONE)
+    assert row.difference_to_none == pytest.approx(((3.0 - 3.1) + (4.0 - 4.0)) / 2)
+    assert row.mean == pytest.approx(19.0)
+
+
+def test_no_common_seed_gives_no_difference() -> None:
+    row = comparison_row("at", [8, 9], [3.0, 4.0], [0.0, 0.0], NONE)
+    assert (row.difference_to_none, row.interval, row.p_value) == (None, None, None)
+    assert row.sem is not None
+
+
+def test_the_student_alone_and_a_single_seed_have_no_test() -> None:
+    assert (NONE.difference_to_none, NONE.interval, NONE.p_value) == (None, None, None)
+    assert ONCE.difference_to_none == pytest.approx(-0.4)
+    assert (ONCE.sem, ONCE.interval, ONCE.p_value) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "test_errors", "val_errors", "message"),
+    [
+        ([1, 1], [2.0, 3.0], [1.0, 1.0], r"seeds: expected each once for 'sp', got \[1, 1\]"),
+        ([1, 2], [2.0], [1.0, 1.0], "one for each of the 2 seeds of 'sp', got 1 and 2"),
+        ([], [], [], "expected one value or more"),
+        ([1], [math.nan], [1.0], "expected finite numbers"),
+        ([1], [1.0], [math.inf], "expected finite numbers"),
+    ],
+)
+def test_rows_that_do_not_fit_are_input_errors(
+    seeds: list[int], test_errors: list[float], val_errors: list[float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        comparison_row("sp", seeds, test_errors, val_errors)
+
+
+def test_a_row_made_by_hand_is_checked_too() -> None:
+    with pytest.raises(InputError, match="val_errors: expected one for each of the 2 seeds"):
+        ComparisonRow("sp", (1, 2), (2.0, 3.0), (1.0,), 2.5, 2.5, 0.5)
+
+
+def test_json_there_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "comparison.json"
+    save_comparison(COMPARISON, path)
+    assert load_comparison(path) == COMPARISON
+
+
+def test_the_json_file_has_the_rows_that_other_programs_read() -> None:
+    data = json.loads(to_json(COMPARISON))
+    wanted = ["method", "seeds", "test_errors", "median", "mean", "sem"]
+    wanted += ["difference_to_none", "interval", "p_value"]
+    assert [set(wanted) <= set(row) for row in data["rows"]] == [True] * 3
+    assert data["rows"][1]["interval"] == list(SP.interval or ())
+    assert data["rows"][0]["p_value"] is None
+
+
+def test_unknown_fields_are_passed_over() -> None:
+    data = json.loads(to_json(COMPARISON))
+    data["hardware"] = "two cores"
+    data["rows"][0]["note"] = "x"
+    assert from_json(json.dumps(data)) == COMPARISON
+
+
+def test_csv_has_one_line_for_each_run(tmp_path: Path) -> None:
+    odd = dataclasses.replace(COMPARISON, rows=(dataclasses.replace(SP, method='my.py:Loss?name="a,b"'),))
+    path = tmp_path / "comparison.csv"
+    save_csv(odd, path)
+    assert path.read_text(encoding="utf-8") == to_csv(odd)
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["method"] for line in lines] == ['my.py:Loss?name="a,b"'] * 4
+    assert [(int(line["seed"]), float(line["test_error"])) for line in lines] == [
+        (3, 2.2),
+        (1, 2.0),
+        (2, 2.4),
+        (0, 2.3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expecting value"),
+        (to_json(COMPARISON)[:200], "is it another file, or cut short"),
+        ("[1, 2]", "comparison.json: expected a comparison"),
+        ("3", "expected a comparison"),
+        ("{}", "the field 'title' is missing"),
+        (to_json(COMPARISON).replace('"mean"', '"avg"'), "the field 'mean' is missing"),
+        (to_json(COMPARISON).replace("3.4,", '"many",'), "many"),
+        (to_json(COMPARISON).replace("3.4,", "NaN,"), "it holds NaN"),
+        (to_json(COMPARISON).replace('"rows": [', '"rows": [null,'), "expected a comparison"),
+    ],
+)
+def test_foreign_or_broken_files_are_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "comparison.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        load_comparison(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.json: No such file"):
+        load_comparison(tmp_path / "absent.json")
+    (tmp_path / "picture.json").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(InputError, match="it is not text"):
+        load_comparison(tmp_path / "picture.json")

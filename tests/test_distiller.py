@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spkd.distiller import Distiller
+from spkd.errors import InputError
+from spkd.functional import attention_transfer_loss, similarity_preserving_loss, soft_target_loss
+from spkd.losses.attention import AttentionTransferLoss
+from spkd.losses.objective import LossBreakdown, Objective, Term
+from spkd.losses.similarity import SimilarityPreservingLoss
+from spkd.losses.soft_targets import SoftTargetLoss
+from spkd.taps import TapPair
+
+
+def network(channels: int = 4, classes: int = 10, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * channels, classes),
+    )
+
+
+def objective(pair: str = "2") -> Objective:
+    tapped = TapPair.parse(pair)
+    return Objective(
+        [
+            Term("sp", 3000.0, SimilarityPreservingLoss(tapped)),
+            Term("kd", 0.9, SoftTargetLoss()),
+            Term("at", 1000.0, AttentionTransferLoss(tapped)),
+        ],
+        cross_entropy=0.1,
+    )
+
+
+def batch(count: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, 3, 8, 8, generator=generator)
+    return images, torch.randint(10, (count,), generator=generator)
+
+
+def distiller(**names: str) -> Distiller:
+    return Distiller(network(4), network(6, seed=1), objective(**names)).eval()
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same_state(module: nn.Module, before: dict[str, Tensor]) -> None:
+    after = module.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+
+
+def test_the_total_is_the_weighted_sum_of_the_losses() -> None:
+    images, targets = batch()
+    module = distiller()
+    student, teacher = module.student, module.teacher
+    assert teacher is not None
+    features_student, features_teacher = student[:3](images), teacher[:3](images)  # type: ignore[operator]
+    logits_student, logits_teacher = student(images), teacher(images)
+    breakdown = module(images, targets)
+    expected = {
+        "ce": F.cross_entropy(logits_student, targets),
+        "sp": similarity_preserving_loss(features_student, features_teacher),
+        "kd": soft_target_loss(logits_student, logits_teacher),
+        "at": attention_transfer_loss(features_student, features_teacher),
+    }
+    assert breakdown.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(breakdown.terms[name], value.detach())
+    weights = {"ce": 0.1, "sp": 3000.0, "kd": 0.9, "at": 1000.0}
+    total = torch.stack([weights[name] * value for name, value in expected.items()]).sum()
+    torch.testing.assert_close(breakdown.total, total)
+
+
+def test_a_plain_loop_learns() -> None:
+    images, targets = batch(16)
+    module = distiller().train()
+    assert module.teacher is not None
+    before = state_of(module.teacher)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+    totals = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        breakdown = module(images, targets)
+        breakdown.total.backward()
+        optimizer.step()
+        totals.append(float(breakdown.total.detach()))
+    assert min(totals[-5:]) < 0.8 * totals[0]
+    assert_same_state(module.teacher, before)
+
+
+def test_the_teacher_is_frozen_and_in_eval_mode() -> None:
+    images, targets = batch()
+    module = distiller()
+    teacher = module.teacher
+    assert teacher is not None
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    module.train()
+    assert module.student.training
+    assert not any(layer.training for layer in teacher.modules())
+    teacher.train()
+    module(images, targets).total.backward()
+    assert not any(layer.training for layer in teacher.modules())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    module.requires_grad_(True)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_the_teacher_is_no_part_of_the_state() -> None:
+    module = distiller()
+    assert module.teacher is not None
+    assert {name.split(".")[0] for name in module.state_dict()} == {"student"}
+    hidden = {id(part) for part in (*module.teacher.modules(), *module.teacher.parameters())}
+    assert not hidden & {id(part) for part in (*module.modules(), *module.parameters(), *module.children())}
+    assert sum(1 for _ in module.parameters()) == sum(1 for _ in module.student.parameters())
+
+
+def test_the_objectives_own_weights_are_part_of_the_state() -> None:
+    class Projected(SoftTargetLoss):
+        def __init__(self) -> None:
+            super().__init__()
+            self.projection = nn.Linear(10, 10)
+
+    module = Distiller(network(), network(seed=1), Objective([Term("own", 1.0, Projected())]))
+    names = [name for name in module.state_dict() if not name.startswith("student.")]
+    assert names == ["objective.losses.0.projection.weight", "objective.losses.0.projection.bias"]
+
+
+def test_the_teacher_moves_along() -> None:
+    images, targets = batch()
+    module = distiller().double()
+    assert module.teacher is not None
+    assert {parameter.dtype for parameter in module.teacher.parameters()} == {torch.float64}
+    assert module(images.double(), targets).total.dtype == torch.float64
+    assert module.to("meta") is module
+    assert {parameter.device.type for parameter in module.teacher.parameters()} == {"meta"}
+
+
+def test_remembering_is_what_the_teacher_said_in_this_batch() -> None:
+    images, targets = batch()
+    module = distiller()
+    remembered = module.remember(images)
+    assert {name: tuple(value.shape) for name, value in remembered.items()} == {
+        "sp": (8, 8),
+        "kd": (8, 10),
+        "at": (8, 6, 6),
+    }
+    assert not any(value.requires_grad for value in remembered.values())
+    expected = module(images, targets).total
+    assert module.teacher is not None
+    with torch.no_grad():
+        for parameter in module.teacher.parameters():
+            parameter.fill_(float("nan"))
+    torch.testing.assert_close(module(images, targets, remembered).total, expected)
+
+
+def test_training_alone_is_the_same_thing_without_a_teacher() -> None:
+    images, targets = batch()
+    student = network().eval()
+    module = Distiller(student, None, Objective())
+    assert module.teacher is None
+    assert module.remember(images) == {}
+    breakdown = module(images, targets)
+    torch.testing.assert_close(breakdown.total, F.cross_entropy(student(images), targets))
+    module.check(images, targets)
+
+
+def test_an_objective_with_terms_needs_a_teacher() -> None:
+    with pytest.raises(InputError, match=r"teacher: the objective compares with one \(sp, kd, at\), got None"):
+        Distiller(network(), None, objective())
+
+
+def test_shared_weights_are_an_error() -> None:
+    student = network()
+    with pytest.raises(InputError, match="teacher: it shares weights with the student"):
+        Distiller(student, student, objective())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_unknown_layers_are_an_error() -> None:
+    with pytest.raises(InputError, match="no layer 'layer4'"):
+        distiller(pair="layer4")
+
+
+def test_closing_takes_the_hooks_off() -> None:
+    module = distiller()
+    assert module.teacher is not None
+    module.close()
+    module.close()
+    for model in (module.student, module.teacher):
+        assert not any(layer._forward_hooks for layer in model.modules())
+
+
+def test_a_copy_is_independent() -> None:
+    images, targets = batch()
+    module = distiller()
+    expected = module(images, targets).total
+    twin = copy.deepcopy(module)
+    module.close()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(twin(images, targets).total, expected)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_checking_leaves_everything_as_it_was(mode: bool) -> None:
+    images, targets = batch()
+    module = distiller().train(mode)
+    module(images, targets).total.backward()
+    gradients = [parameter.grad.clone() for parameter in module.parameters() if parameter.grad is not None]
+    before, generator = state_of(module), torch.get_rng_state()
+    module.check(images, targets)
+    assert_same_state(module, before)
+    assert torch.equal(torch.get_rng_state(), generator)
+    kept = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    assert len(kept) == len(gradients) > 0
+    for old, new in zip(gradients, kept, strict=True):
+        assert torch.equal(old, new)
+    assert module.student.training is mode
+
+
+def test_checking_leaves_everything_as_it_was_on_errors() -> None:
+    images, targets = batch()
+    module = distiller().train()
+    before, generator = state_of(module), torch.get_rng_state()
+    images[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError):
+        module.check(images, targets)
+    assert_same_state(module, before)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_checking_finds_a_term_that_is_not_finite() -> None:
+    images, targets = batch()
+    module = distiller()
+    assert module.teacher is not None
+    with torch.no_grad():
+        next(module.teacher.parameters())[0].fill_(float("inf"))
+    with pytest.raises(InputError, match=r"term 'sp': expected a finite loss on the first batch, got nan"):
+        module.check(images, targets)
+    images[0] = float("nan")
+    with pytest.raises(InputError, match=r"term 'ce': expected a finite loss"):
+        module.check(images, targets)
+
+
+def test_checking_finds_a_gradient_that_is_not_finite() -> None:
+    class Root(SoftTargetLoss):
+        def forward(self, student: object, remembered: Tensor) -> Tensor:
+            return (student.logits * 0).abs().sqrt().sum()  # type: ignore[attr-defined, no-any-return]
+
+    module = Distiller(network(), network(seed=1), Objective([Term("root", 1.0, Root())]))
+    with pytest.raises(InputError, match=r"term 'root': its gradient .* is not finite"):
+        module.check(*batch())
+
+
+def test_checking_finds_a_term_without_gradient() -> None:
+    frozen = distiller()
+    frozen.student.requires_grad_(False)
+    frozen.student[6].requires_grad_(True)  # type: ignore[index]
+    with pytest.raises(InputError, match="term 'sp': its gradient with respect to the student is zero"):
+        frozen.check(*batch())
+    dead = distiller()
+    with torch.no_grad():
+        dead.student[1].weight.zero_()  # type: ignore[index, union-attr]
+        dead.student[1].bias.fill_(-1.0)  # type: ignore[index, union-attr]
+    with pytest.raises(InputError, match="term 'sp': its gradient"):
+        dead.check(*batch())
+    with pytest.raises(InputError, match="one image in the batch"):
+        distiller().check(*batch(1))
+
+
+def test_checking_finds_targets_without_a_logit() -> None:
+    images, targets = batch()
+    with pytest.raises(InputError, match=r"targets: expected class indices from 0 to 9, .*got -?\d+ to 10"):
+        distiller().check(images, torch.full_like(targets, 10))
+    with pytest.raises(InputError, match="got -1 to -1"):
+        distiller().check(images, torch.full_like(targets, -1))
+
+
+def test_a_sound_distiller_passes_its_check_in_half_precision() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distiller().train().check(*batch())
+
+
+def test_the_whole_distiller_compiles_without_a_break() -> None:
+    torch.compiler.reset()
+    images, targets = batch()
+    plain, module = distiller(), distiller()
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    expected = plain(images, targets)
+    expected.total.backward()
+    given = compiled(images, targets)
+    given.total.backward()
+    assert isinstance(given, LossBreakdown)
+    torch.testing.assert_close(given.total, expected.total)
+    torch.testing.assert_close(given.terms, expected.terms)
+    for one, other in zip(plain.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+# One process of two; prints nothing, and leaves its gradients in a file.
+WORKER = """
+import sys
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+from spkd.distiller import Distiller
+from spkd.losses.attention import AttentionTransferLoss
+from spkd.losses.objective import Objective, Term
+from spkd.losses.similarity import SimilarityPreservingLoss
+from spkd.losses.soft_targets import SoftTargetLoss
+from spkd.taps import TapPair
+
+def gradients(wrap, part, step):
+    def network(channels, seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, channels, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                             nn.Linear(4 * channels, 10))
+    pair = TapPair("1", "1")
+    terms = [Term("sp", 3000.0, SimilarityPreservingLoss(pair)), Term("kd", 0.9, SoftTargetLoss()),
+             Term("at", 1000.0, AttentionTransferLoss(pair))]
+    student = network(4, 0)
+    module = Distiller(DDP(student) if wrap == "student" else student, network(6, 1), Objective(terms, 0.1))
+    model = DDP(module) if wrap == "distiller" else module
+    torch.manual_seed(2)
+    images, targets = torch.rand(8, 3, 8, 8)[part], torch.randint(10, (8,))[part]
+    if step == "check first":
+        module.check(images, targets)
+    remembered = module.remember(images) if step == "remembered" else None
+    breakdown = model(images, targets, remembered)
+    breakdown.total.backward()
+    with torch.no_grad():
+        module(images, targets)  # on its own, as in validation: must not wait for the others
+    return [breakdown.total.detach(), *(parameter.grad for parameter in student.parameters())]
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+alone = gradients(None, slice(None), "")
+distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+part = slice(4 * rank, 4 * rank + 4)
+cases = [(wrap, step) for wrap in ("student", "distiller") for step in ("", "check first", "remembered")]
+shared = [gradients(wrap, part, step) for wrap, step in cases]
+torch.save({"alone": alone, "shared": shared}, f"{folder}/{rank}")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_equal_one_gradients_included(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WORKER]
+    workers = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    for rank in (0, 1):
+        results = torch.load(tmp_path / str(rank))
+        assert len(results["shared"]) == 6
+        for given in results["shared"]:
+            torch.testing.assert_close(given, results["alone"])

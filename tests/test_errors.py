@@ -1,0 +1,32 @@
+"""The one exception for what a person can mend, and its hints."""
+
+from __future__ import annotations
+
+import pytest
+
+from spkd.errors import InputError, nearest
+
+
+def test_it_is_a_value_error_that_shows_its_line() -> None:
+    with pytest.raises(ValueError, match=r"^layer: unknown$") as caught:
+        raise InputError("layer: unknown")
+    assert type(caught.value) is InputError
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("wrn-16-11", ["wrn-16-1", "resnet"], " Did you mean 'wrn-16-1'?"),
+        ("cifar-10", ["cifar10", "cifar100", "svhn"], " Did you mean 'cifar10' or 'cifar100'?"),
+        ("quite-another", ["sp", "kd"], ""),
+        ("sp", [], ""),
+    ],
+)
+def test_hints_name_what_is_near_and_nothing_else(name: str, known: list[str], hint: str) -> None:
+    assert nearest(name, known) == hint
+
+
+def test_a_hint_names_three_at_the_most_and_takes_any_iterable() -> None:
+    hint = nearest("layer", (f"layer{number}" for number in range(9)))
+    assert hint.count("layer") == 3
+    assert hint.endswith("?")

@@ -1,0 +1,249 @@
+"""Exported files are read by their own runtimes and held against PyTorch; a mismatch writes nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import spkd.export
+from spkd.errors import InputError
+from spkd.export import export_model, export_network, export_path
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, save_classifier
+from spkd.models.wrn import WideResNet
+
+
+class Small(nn.Module):
+    """A convolution, a batch norm with statistics of its own, dropout and a head."""
+
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout())
+        self.head = nn.Linear(6, 4)
+        self.body[1].running_mean.uniform_(-1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(images).mean((2, 3)))
+        return logits
+
+
+class OtherWhenExported(Small):
+    """Answers otherwise once it is exported, by a constant."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + (0.01 if torch.compiler.is_compiling() else 0.0)
+
+
+class ByBatchSize(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if len(images) == 2 else images * 1.0)
+
+
+class ByContent(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.mean() > 0 else -images)
+
+
+class NotFinite(Small):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) / 0.0
+
+
+def run_onnx(path: Path, images: Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+def run_torch(path: Path, images: Tensor) -> np.ndarray:
+    return np.asarray(torch.export.load(path).module()(images).detach())
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Classifier]:
+    """A run folder with a grey-image classifier whose normalisation matters."""
+    torch.manual_seed(3)
+    info = ModelInfo("wrn-10-1", ("null", "eins", "zwei"), 1, 8, Normalisation((0.3,), (0.2,)))
+    classifier = Classifier(WideResNet(10, 1, num_classes=3, in_channels=1), info)
+    classifier.train()
+    with torch.no_grad():
+        classifier(torch.rand(16, 1, 8, 8))
+    classifier.eval()
+    save_classifier(classifier, tmp_path / "run" / "student")
+    return tmp_path / "run", classifier
+
+
+@pytest.mark.parametrize(("format", "suffix", "run"), [("onnx", ".onnx", run_onnx), ("torch", ".pt2", run_torch)])
+def test_a_saved_run_becomes_one_file_that_answers_alike(saved, format: str, suffix: str, run) -> None:  # type: ignore[no-untyped-def]
+    folder, classifier = saved
+    images = torch.rand(6, 1, 8, 8)
+    report = export_model(folder, format=format, images=images)
+    assert report.path == folder / "export" / f"model{suffix}"
+    assert [path.name for path in report.path.parent.iterdir()] == [report.path.name]
+    assert report.bytes == report.path.stat().st_size
+    assert report.source_bytes == pytest.approx((folder / "student" / "model.safetensors").stat().st_size, rel=0.1)
+    assert report.latency_torch_ms > 0
+    assert report.latency_exported_ms > 0
+    differences = []
+    for count in (1, 2, 3, 6, 40):
+        batch = torch.rand(count, 1, 8, 8)
+        with torch.no_grad():
+            expected = classifier(batch).numpy()
+        answer = run(report.path, batch)
+        assert answer.shape == (count, 3)
+        differences.append(np.abs(answer - expected).max())
+    assert max(differences) < 1e-4
+    assert report.max_difference < 1e-4
+
+
+def test_an_onnx_file_names_its_tensors_classes_and_dynamic_batch(saved) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = saved
+    report = export_model(folder / "student", folder / "deploy.onnx", images=torch.rand(3, 1, 8, 8))
+    assert report.path == folder / "deploy.onnx"
+    model = onnx.load(report.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [value.name for value in model.graph.input] == ["images"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    batch, *rest = model.graph.input[0].type.tensor_type.shape.dim
+    assert batch.dim_param
+    assert [dim.dim_value for dim in rest] == [1, 8, 8]
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 18)]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["classes"]) == ["null", "eins", "zwei"]
+    assert not any(one.external_data for one in model.graph.initializer)
+
+
+def test_a_torch_file_holds_the_classes(saved) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = saved
+    report = export_model(folder, format="torch", images=torch.rand(3, 1, 8, 8))
+    extra = {"classes.json": ""}
+    torch.export.load(report.path, extra_files=extra)
+    assert json.loads(extra["classes.json"]) == ["null", "eins", "zwei"]
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_no_path_of_this_machine_is_in_the_file(tmp_path: Path, images: Tensor, format: str) -> None:
+    report = export_network(Small(), tmp_path / f"x{spkd.export.SUFFIXES[format]}", format, images=images)
+    content = report.path.read_bytes()
+    here = [Path(__file__).name, str(Path(torch.__file__).parent), "stack_trace"]
+    assert [word for word in here if word.encode() in content] == []
+
+
+def test_nothing_is_printed_and_the_network_keeps_its_mode(
+    tmp_path: Path, images: Tensor, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = Small().train()
+    network.body[1].eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    export_network(network, tmp_path / "x.onnx", images=images)
+    assert network.training
+    assert not network.body[1].training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_real_image_is_enough_for_the_check(tmp_path: Path, images: Tensor, count: int) -> None:
+    export_network(Small(), tmp_path / "x.onnx", images=images[:count])
+    assert run_onnx(tmp_path / "x.onnx", images).shape == (5, 4)
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_mismatch_leaves_the_earlier_file(tmp_path: Path, images: Tensor, format: str) -> None:
+    path = tmp_path / f"x{spkd.export.SUFFIXES[format]}"
+    path.write_text("earlier")
+    with pytest.raises(InputError, match=r"differ from PyTorch's by 0\.01 .*nothing was written") as caught:
+        export_network(OtherWhenExported(), path, format, images=images)
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_tolerance_is_relative_to_the_largest_logit(tmp_path: Path, images: Tensor) -> None:
+    network = OtherWhenExported().eval()
+    with torch.no_grad():
+        network.head.bias.fill_(1000.0)
+    report = export_network(network, tmp_path / "x.onnx", images=images)  # 0.01 of 1000 is 1e-5
+    assert report.max_difference == pytest.approx(0.01, rel=0.05)
+    with pytest.raises(InputError, match="--tolerance 1e-06 allows"):
+        export_network(network, tmp_path / "y.onnx", images=images, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (ByBatchSize(), "cannot be converted to the format onnx"),
+        (ByContent(), "cannot be converted to the format onnx.*must not depend on the values"),
+        (NotFinite(), "expected finite logits"),
+    ],
+)
+def test_networks_that_cannot_be_exported_say_why_in_one_line(tmp_path: Path, network: nn.Module, message: str) -> None:
+    images = torch.rand(4, 3, 8, 8)
+    with pytest.raises(InputError, match=message) as caught:
+        export_network(network, tmp_path / "x.onnx", images=images)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistyped_format_or_name_is_answered_before_the_model_is_loaded(tmp_path: Path) -> None:
+    images = torch.rand(1, 3, 8, 8)
+    with pytest.raises(InputError, match=re.escape("expected onnx or torch, got 'onx'. Did you mean 'onnx'?")):
+        export_model(tmp_path / "absent", format="onx", images=images)
+    with pytest.raises(InputError, match=r"ending in \.onnx .*got 'model\.pt'; try 'model\.onnx'"):
+        export_model(tmp_path / "absent", tmp_path / "model.pt", images=images)
+
+
+def test_an_existing_folder_gets_the_file(tmp_path: Path) -> None:
+    assert export_path(Path("run"), tmp_path, "torch") == tmp_path / "model.pt2"
+
+
+@pytest.mark.parametrize(
+    ("images", "tolerance", "message"),
+    [
+        (torch.rand(0, 3, 8, 8), 1e-4, "n of 1 or more"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 1e-4, "floating-point images .*got torch.uint8"),
+        (torch.rand(3, 8, 8), 1e-4, r"shape \(3, 8, 8\)"),
+        (torch.rand(2, 3, 8, 8), 0.0, "tolerance: expected a number above 0, got 0.0"),
+        (torch.rand(2, 3, 8, 8), float("nan"), "tolerance: expected a number above 0, got nan"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, images: Tensor, tolerance: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        export_network(Small(), tmp_path / "x.onnx", images=images, tolerance=tolerance)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, images: Tensor) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*file/x\.onnx"):
+        export_network(Small(), tmp_path / "file" / "x.onnx", images=images)
+
+
+def test_onnxruntime_gets_as_many_threads_as_torch(
+    tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    real = onnxruntime.InferenceSession
+
+    def session(content: bytes, options: onnxruntime.SessionOptions, providers: list[str]) -> object:
+        threads.append(options.intra_op_num_threads)
+        return real(content, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        export_network(Small(), tmp_path / "x.onnx", images=images)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [2]

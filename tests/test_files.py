@@ -1,0 +1,144 @@
+"""A file holds all of its earlier content or all of the new one, whatever fails and whenever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spkd.errors import InputError
+from spkd.files import write_atomically, write_text_atomically
+
+UNTOUCHED = "what was there before is untouched"
+
+
+def test_text_is_written_as_utf8_and_parents_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "ü.txt"
+    write_text_atomically(path, "größer\n")
+    assert path.read_bytes() == "größer\n".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_earlier_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_text_atomically(path, "a longer first one")
+    write_text_atomically(path, "short")
+    assert path.read_text() == "short"
+
+
+def test_the_temporary_file_is_beside_and_keeps_the_suffix(tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def write(temporary: Path) -> None:
+        seen.append(temporary)
+        assert not (tmp_path / "weights.safetensors").exists()
+        temporary.write_bytes(b"1")
+
+    write_atomically(tmp_path / "weights.safetensors", write)
+    assert seen[0].parent == tmp_path
+    assert seen[0].suffix == ".safetensors"
+    assert not seen[0].exists()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), InputError("mismatch")])
+def test_whatever_stops_the_writer_leaves_the_earlier_content_alone(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("earlier")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("half of")
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        write_atomically(path, write)
+    assert caught.value is error
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_the_file_has_the_mode_that_the_umask_gives(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text_atomically(tmp_path / "x.txt", "x")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.txt").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=rf"cannot write .*file/x\.txt: .*{UNTOUCHED}") as caught:
+        write_text_atomically(tmp_path / "file" / "x.txt", "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_the_place_of_the_file_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*x\.txt: Is a directory"):
+        write_text_atomically(tmp_path / "x.txt", "x")
+    assert list(tmp_path.iterdir()) == [tmp_path / "x.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_one_clear_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*: Permission denied"):
+            write_text_atomically(tmp_path / "x.txt", "x")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+# A limit on the size of files fails a write half-way, as a full disk does.
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from spkd.errors import InputError
+from spkd.files import write_text_atomically
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_text_atomically(Path(sys.argv[1]), "x" * 100_000)
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_half_way_leaves_the_earlier_content_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("earlier")
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot write {path}: File too large; {UNTOUCHED}\n"
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from spkd.files import write_text_atomically
+for count in range(10**9):
+    write_text_atomically(Path(sys.argv[1]), str(count % 10) * 1_000_000)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.12, 0.2])
+def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path, seconds: float) -> None:
+    path = tmp_path / "x.txt"
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)]) as process:
+        for _ in range(1000):
+            if path.exists():
+                break
+            time.sleep(0.01)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+    text = path.read_text()
+    assert len(text) == 1_000_000
+    assert len(set(text)) == 1

@@ -1,0 +1,159 @@
+"""References to the user's own code: found, or one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from spkd.errors import InputError
+from spkd.imports import import_object, parse_arguments, split_arguments
+
+
+@pytest.fixture(autouse=True)
+def _restore_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1", 1),
+        ("-2", -2),
+        ("1e-3", 1e-3),
+        ("1e3", 1e3),
+        ("true", True),
+        ("False", False),
+        ("none", None),
+        ("null", None),
+        ("relu", "relu"),
+        ("'1'", "1"),
+        ("[1, 2.5]", [1, 2.5]),
+        ("(3, 3)", (3, 3)),
+        ("a=b", "a=b"),
+        ("layer4.1", "layer4.1"),
+        ("weights/best model.pt", "weights/best model.pt"),
+        ("__import__('os')", "__import__('os')"),
+    ],
+)
+def test_values(text: str, value: object) -> None:
+    parsed = parse_arguments(f"x={text}")["x"]
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_several_arguments_and_none() -> None:
+    assert parse_arguments("a=1& b = x") == {"a": 1, "b": "x"}
+    assert parse_arguments("") == {}
+    assert split_arguments("m.py:A?b=1&c=x?y") == ("m.py:A", {"b": 1, "c": "x?y"})
+    assert split_arguments("m.py:A?") == ("m.py:A", {})
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a=", "a b=1", "a=1&b", "1a=2"])
+def test_malformed_arguments(text: str) -> None:
+    with pytest.raises(InputError, match="name=value"):
+        parse_arguments(text)
+
+
+def test_doubled_arguments() -> None:
+    with pytest.raises(InputError, match="'a' is given twice"):
+        parse_arguments("a=1&a=2")
+
+
+def test_a_file_may_use_dataclasses_and_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path / "spkd_test_neighbour.py", "WIDTH = 7\n")
+    path = write(
+        tmp_path / "net.py",
+        "from __future__ import annotations\nimport dataclasses\nfrom spkd_test_neighbour import WIDTH\n"
+        "@dataclasses.dataclass\nclass Net:\n    width: int = WIDTH\n",
+    )
+    net = import_object(f"{path}:Net")
+    assert isinstance(net, type)
+    assert dataclasses.asdict(net()) == {"width": 7}
+
+
+def test_the_same_file_gives_the_same_object_until_it_changes(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.py", "class Net: width = 1\n")
+    first = import_object(f"{path}:Net")
+    assert import_object(f"{path}:Net") is first
+    write(tmp_path / "net.py", "class Net: width = 2\n")
+    assert import_object(f"{path}:Net").width == 2  # type: ignore[attr-defined]
+
+
+def test_paths_and_modules_are_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "net.py", "A = 1\n")
+    write(tmp_path / "spkd_test_module.py", "B = 2\n")
+    assert import_object("sub/net.py:A") == 1
+    assert import_object("spkd_test_module:B") == 2
+    del sys.modules["spkd_test_module"]
+
+
+def test_nothing_installed_is_hidden(tmp_path: Path) -> None:
+    write(tmp_path / "json.py", "raise RuntimeError\n")
+    path = write(tmp_path / "net.py", "import importlib, json\ndumps = json.dumps\n")
+    del sys.modules["json"]
+    assert import_object(f"{path}:dumps")([1]) == "[1]"  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("net", "must read package.module:Name"),
+        ("net.py:", "must read package.module:Name"),
+        (":Net", "must read package.module:Name"),
+        ("no_such_package.sub:Net", "module 'no_such_package' was not found"),
+        ("collections.no_such:Net", "module 'collections.no_such' was not found"),
+        ("collections:OrderdDict", "Did you mean 'OrderedDict'"),
+        ("no/such/net.py:Net", "file no/such/net.py was not found"),
+    ],
+)
+def test_what_is_not_there(reference: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        import_object(reference)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\nraise RuntimeError('two\\nlines')\n", r"RuntimeError: two lines \(line 2 of broken.py\)"),
+        ("def f(:\n", r"SyntaxError: invalid syntax \(broken.py, line 1\)"),
+        (
+            "import no_such_dependency\n",
+            r"ModuleNotFoundError: .*no_such_dependency.* \(line 1 of broken.py\)",
+        ),
+        ("raise SystemExit(3)\n", "SystemExit: 3"),
+    ],
+)
+def test_errors_while_importing(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "broken.py", text)
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"importing .*broken.py failed: {message}") as caught:
+            import_object(f"{path}:Net")
+        assert "\n" not in str(caught.value)
+    assert not any(name.startswith("spkd_user_broken") for name in sys.modules)
+
+
+def test_a_module_whose_own_import_is_missing_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "spkd_test_needs.py", "import no_such_dependency\n")
+    with pytest.raises(InputError, match="importing spkd_test_needs failed: ModuleNotFoundError"):
+        import_object("spkd_test_needs:Net")
+
+
+def test_a_near_file_name_is_suggested(tmp_path: Path) -> None:
+    write(tmp_path / "losses.py", "")
+    with pytest.raises(InputError, match=r"Did you mean 'losses\.py'"):
+        import_object(f"{tmp_path / 'loses.py'}:Net")

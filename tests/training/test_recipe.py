@@ -1,0 +1,96 @@
+"""Recipes: the paper's protocol, overriding one field, refusing what makes no sense."""
+
+import math
+
+import pytest
+
+from spkd.errors import InputError
+from spkd.training.recipe import PRESETS, Recipe, choose_preset, learning_rate, overridable, preset
+
+
+def test_the_paper_preset_is_the_published_protocol() -> None:
+    recipe = preset("paper")
+    assert (recipe.epochs, recipe.batch_size, recipe.momentum, recipe.weight_decay) == (200, 128, 0.9, 5e-4)
+    rates = [learning_rate(recipe, epoch * 391, 391) for epoch in range(200)]
+    expected = [0.1] * 60 + [0.02] * 60 + [0.004] * 40 + [0.0008] * 40
+    assert rates == pytest.approx(expected)
+    assert (recipe.losses.gamma, recipe.losses.alpha, recipe.losses.temperature) == (3000, 0.9, 4)
+    assert recipe.losses.beta == 1000
+
+
+def test_cosine_goes_from_the_rate_to_zero_and_is_half_in_the_middle() -> None:
+    recipe = Recipe(schedule="cosine", epochs=10, lr=0.4)
+    assert learning_rate(recipe, 0, 6) == 0.4
+    assert learning_rate(recipe, 30, 6) == pytest.approx(0.2)
+    assert learning_rate(recipe, 59, 6) == pytest.approx(0.2 * (1 + math.cos(math.pi * 59 / 60)))
+    assert learning_rate(recipe, 60, 6) == pytest.approx(0, abs=1e-12)
+
+
+def test_warmup_rises_linearly_to_the_full_rate() -> None:
+    recipe = Recipe(warmup_epochs=2, lr=0.1)
+    assert [learning_rate(recipe, step, 5) for step in range(10)] == pytest.approx([0.01 * (k + 1) for k in range(10)])
+    assert learning_rate(recipe, 10, 5) == 0.1
+
+
+def test_override_reaches_the_recipe_and_its_loss_weights_and_none_leaves_them() -> None:
+    recipe = Recipe().override({"epochs": 3, "lr": None, "gamma": 10.0, "milestones": (0.5,)})
+    assert (recipe.epochs, recipe.lr, recipe.losses.gamma, recipe.milestones) == (3, 0.1, 10.0, (0.5,))
+    assert recipe.losses.alpha == 0.9
+
+
+def test_every_field_can_be_overridden() -> None:
+    assert {"epochs", "precision", "clip_norm", "gamma", "alpha", "temperature", "beta"} <= set(overridable())
+
+
+def test_a_mistyped_field_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="epochs"):
+        Recipe().override({"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"momentum": 1.0},
+        {"momentum": math.nan},
+        {"weight_decay": -1.0},
+        {"warmup_epochs": math.nan},
+        {"clip_norm": math.inf},
+        {"lr_decay": 0.0},
+        {"milestones": (0.6, 0.3)},
+        {"milestones": (0.5, 1.5)},
+        {"gamma": -1.0},
+        {"gamma": math.nan},
+    ],
+    ids=str,
+)
+def test_impossible_values_are_refused_by_name(values: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(values))) as caught:
+        Recipe().override(values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "trained", "expected"),
+    [
+        ("digits", 8, False, "digits"),
+        ("cifar10", 32, False, "paper"),
+        ("cifar10", 32, True, "finetune"),
+        ("photos", 224, False, "scratch"),
+        ("photos", 224, True, "finetune"),
+    ],
+)
+def test_the_preset_follows_from_what_is_given(data: str, size: int, trained: bool, expected: str) -> None:
+    recipe, reason = choose_preset(data, size, trained)
+    assert recipe is PRESETS[expected]
+    assert recipe.name == expected
+    assert reason
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="Did you mean 'finetune'"):
+        preset("fine-tune")

@@ -1,0 +1,219 @@
+"""Whole runs: what a folder holds, stopping and going on, refusing."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import spkd
+from spkd.errors import InputError, RunFailed
+from spkd.training.options import Request, Runtime
+from spkd.training.progress import Silent
+from spkd.training.run import run
+from spkd.training.run_folder import RunFolder
+
+CPU = Runtime(accelerator="cpu")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "student" / "model.safetensors")
+
+
+def equal(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def distillation(tiny: str, teacher: Path, seed: int = 0, **overrides: object) -> Request:
+    return Request(
+        model=tiny,
+        teacher=str(teacher),
+        method="sp+kd",
+        seed=seed,
+        overrides={"epochs": 2, "gamma": 30.0, **overrides},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert run(distillation(tiny, teacher), folder, CPU, Silent()) is not None
+    return folder
+
+
+def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    assert (result["kind"], result["method"], result["seed"], result["epochs"]) == ("distill", "sp+kd", 0, 2)
+    assert 0 <= result["test_error"] <= 100
+    assert 0 <= result["val_error"] <= 100
+    assert result["parameters"] == sum(p.numel() for p in spkd.load_model(finished).parameters())
+    assert result["images_per_second"] > 0
+    assert result["images"] == {"train": 500, "val": 297, "test": 1000}
+    lines = (finished / "metrics.csv").read_text().splitlines()
+    assert lines[0] == "epoch,lr,train_total,train_ce,train_sp,train_kd,val_error"
+    assert len(lines) == 3
+    assert list((finished / "tensorboard").iterdir())
+    assert (finished / "checkpoints" / "last.ckpt").is_file()
+    assert yaml.safe_load((finished / "config.yaml").read_text())["gamma"] == 30.0
+
+
+def test_the_logged_total_is_the_weighted_sum_of_the_logged_terms(finished: Path) -> None:
+    header, *rows = (finished / "metrics.csv").read_text().splitlines()
+    for row in rows:
+        value = dict(zip(header.split(","), map(float, row.split(",")), strict=True))
+        expected = 0.1 * value["train_ce"] + 0.9 * value["train_kd"] + 30.0 * value["train_sp"]
+        assert value["train_total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_saved_model_has_the_reported_test_error(finished: Path) -> None:
+    from spkd.data.load import load_data
+    from spkd.data.options import DataOptions
+
+    data = load_data(DataOptions())
+    assert data.test is not None
+    images = torch.stack([data.test.image(i) for i in range(len(data.test))]).float() / 255
+    with torch.no_grad():
+        wrong = spkd.load_model(finished)(images).argmax(1) != data.test.targets
+    assert json.loads((finished / "result.json").read_text())["test_error"] == pytest.approx(
+        100 * wrong.float().mean().item()
+    )
+
+
+def test_the_kept_student_is_the_best_on_validation(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    header, *rows = (finished / "metrics.csv").read_text().splitlines()
+    errors = [float(row.split(",")[header.split(",").index("val_error")]) for row in rows]
+    assert result["val_error"] == min(errors)
+    assert errors[result["best_epoch"] - 1] == min(errors)
+
+
+def test_the_same_request_gives_the_same_bits_and_another_seed_others(
+    tiny: str, teacher: Path, finished: Path, tmp_path: Path
+) -> None:
+    run(distillation(tiny, teacher), tmp_path / "again", CPU, Silent())
+    run(distillation(tiny, teacher, seed=1), tmp_path / "other", CPU, Silent())
+    assert equal(finished, tmp_path / "again")
+    assert not equal(finished, tmp_path / "other")
+
+
+def test_a_run_stopped_in_time_goes_on_to_the_same_bits(
+    tiny: str, teacher: Path, finished: Path, tmp_path: Path
+) -> None:
+    folder, request = tmp_path / "run", distillation(tiny, teacher)
+    stops = 0
+    while run(request, folder, Runtime(accelerator="cpu", max_time="0"), Silent(), resume=True) is None:
+        assert not (folder / "result.json").exists()
+        stops += 1
+    assert stops == 2 * math.ceil(500 / 64), "a run that has no time makes one step"
+    assert equal(finished, folder)
+    assert (folder / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
+
+
+def test_a_finished_run_is_not_run_again(tiny: str, teacher: Path, finished: Path) -> None:
+    before = (finished / "result.json").stat().st_mtime_ns
+    result = run(distillation(tiny, teacher), finished, CPU, Silent(), resume=True)
+    assert result == json.loads((finished / "result.json").read_text())
+    assert (finished / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_with_a_run_is_refused(tiny: str, teacher: Path, finished: Path) -> None:
+    with pytest.raises(InputError, match="already holds a run"):
+        run(distillation(tiny, teacher), finished, CPU, Silent())
+
+
+def test_resuming_with_another_option_names_it(tiny: str, teacher: Path, finished: Path) -> None:
+    with pytest.raises(InputError, match=r"gamma was 30.0, is 31.0"):
+        run(distillation(tiny, teacher, gamma=31.0), finished, CPU, Silent(), resume=True)
+
+
+def test_a_checkpoint_made_with_another_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    run(Request(model=tiny, overrides={"epochs": 1}), teacher, CPU, Silent())
+    folder = tmp_path / "run"
+    assert run(distillation(tiny, teacher), folder, Runtime("cpu", max_time="0"), Silent()) is None
+    run(Request(model=tiny, overrides={"epochs": 1}, seed=1), teacher, CPU, Silent(), overwrite=True)
+    with pytest.raises(InputError, match="other weights files"):
+        run(distillation(tiny, teacher), folder, CPU, Silent(), resume=True)
+
+
+def test_a_damaged_checkpoint_is_one_clear_line(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    run(distillation(tiny, teacher), folder.path, Runtime("cpu", max_time="0"), Silent())
+    folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:1000])
+    with pytest.raises(InputError, match="no readable checkpoint"):
+        run(distillation(tiny, teacher), folder.path, CPU, Silent(), resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    request = Request(model=tiny, overrides={"epochs": 3, "lr": 1e30, "warmup_epochs": 0.0})
+    runtime = Runtime(accelerator="cpu", checkpoint_seconds=0.0)
+    with pytest.raises(
+        RunFailed, match=r"term 'ce' is (nan|inf) in epoch 1, step \d+.*--lr 1e\+30.*stays in"
+    ) as caught:
+        run(request, folder.path, runtime, Silent())
+    assert "\n" not in str(caught.value)
+    assert folder.result() is None
+    saved = torch.load(folder.checkpoint, weights_only=True)
+    assert all(math.isfinite(value) for value in saved["state"]["sums"].values())
+
+
+def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--batch_size 501 .* 500 images"):
+        run(Request(model=tiny, overrides={"batch_size": 501}), tmp_path / "run", CPU, Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_random_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"random weights.*--teacher_weights"):
+        run(Request(model=tiny, teacher=tiny, method="sp"), tmp_path / "run", CPU, Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_without_a_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs a teacher"):
+        run(Request(model=tiny, method="sp"), tmp_path / "run", CPU, Silent())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        (Runtime(accelerator="tpu"), "--accelerator must be one of"),
+        (Runtime(accelerator="cpu", devices=2), "--devices 2"),
+        (Runtime(accelerator="cpu", max_time="soon"), "--max_time"),
+    ],
+    ids=["unknown", "devices", "time"],
+)
+def test_a_device_or_time_that_is_not_there_is_refused(
+    tiny: str, tmp_path: Path, runtime: Runtime, expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        run(Request(model=tiny), tmp_path / "run", runtime, Silent())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--accelerator cuda cannot be used here"):
+        run(Request(model=tiny), tmp_path / "run", Runtime(accelerator="cuda"), Silent())
+
+
+def test_mixed_precision_trains_and_resumes(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    request = distillation(tiny, teacher, precision="bf16-mixed", epochs=1)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert run(request, straight, CPU, Silent()) is not None
+    assert run(request, stopped, Runtime("cpu", max_time="0"), Silent()) is None
+    assert run(request, stopped, CPU, Silent(), resume=True) is not None
+    assert equal(straight, stopped)
+
+
+def test_float16_on_a_cpu_is_refused(tiny: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--precision 16-mixed.*Try"):
+        run(Request(model=tiny, overrides={"precision": "16-mixed"}), tmp_path / "run", CPU, Silent())
+    assert not (tmp_path / "run").exists()
