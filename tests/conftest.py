@@ -1,8 +1,13 @@
 """What several tests share: a small network of a user's own in a file, and a finished teacher."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded, here and in the processes that tests start: several of them run beside each other, and threads
+# that wait for each other on busy cores make every step many times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent

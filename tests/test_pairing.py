@@ -154,6 +154,80 @@ def test_a_list_of_blocks_is_looked_into() -> None:
     assert names(Listed(), 16) == ["blocks.1.0", "blocks.1.1"]
 
 
+def test_a_norm_that_does_not_follow_directly_is_not_taken() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.norm(images + self.conv(images)).mean((2, 3))
+
+    assert names(Sum(), 16) == ["conv"]
+
+
+def test_a_layer_that_runs_twice_is_passed_over() -> None:
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3)
+            self.second = nn.Conv2d(4, 4, 3)
+            self.shared = nn.Conv2d(4, 4, 1)
+            self.relu = nn.ReLU()
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.relu(self.shared(self.first(images)))
+            return self.relu(self.shared(self.second(features))).mean((2, 3))
+
+    assert names(Shares(), 16) == ["first", "second"]
+
+
+def test_a_context_of_one_position_before_larger_maps_is_no_stage() -> None:
+    class Context(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = Gated(1)
+            self.context = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+            self.after = Gated(1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.before(images)
+            return self.after(features + self.context(features.mean((2, 3), keepdim=True))).mean((2, 3))
+
+    candidates = block_ends(Context(), images(4, channels=4))
+    assert [candidate.name for candidate in candidates] == ["after"]
+
+
+class Tokens(nn.Module):
+    """Blocks on patches, then more of them on a class token alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, 4)
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(2)))
+        self.token_blocks = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 8, batch_first=True) for _ in range(3)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.blocks(self.patches(images).flatten(2).transpose(1, 2))
+        token = tokens.mean(1, keepdim=True)
+        for block in self.token_blocks:
+            token = block(token)
+        return token[:, 0]
+
+
+def test_blocks_on_a_class_token_alone_are_not_taken() -> None:
+    assert block_ends(Tokens(), images(16)) == [Candidate("blocks.0", (16, 8)), Candidate("blocks.1", (16, 8))]
+
+
+def test_two_images_are_enough() -> None:
+    model = WideResNet(10, 1)
+    seen: list[int] = []
+    model.group1.register_forward_hook(lambda layer, inputs, output: seen.append(len(output)))
+    block_ends(model, images(8).repeat(4, 1, 1, 1))
+    assert seen == [2]
+
+
 def test_an_output_that_is_overwritten_is_passed_over() -> None:
     class Overwrites(nn.Module):
         def __init__(self) -> None:
@@ -192,7 +266,7 @@ def test_the_network_is_left_as_it_was() -> None:
             self.calls += 1
             return features
 
-    model = nn.Sequential(Counter(), WideResNet(10, 1))
+    model = nn.Sequential(Counter(), WideResNet(10, 1), nn.Dropout())
     model[1].norm.eval()  # type: ignore[union-attr]
     modes = [module.training for module in model.modules()]
     state = copy.deepcopy(model.state_dict())
@@ -211,9 +285,10 @@ def test_the_network_is_left_as_it_was() -> None:
 
 def test_wrapped_networks_have_the_same_block_ends() -> None:
     torch.compiler.reset()
-    model = WideResNet(10, 1)
+    model = WideResNet(10, 1).eval()
     compiled = torch.compile(model, backend="eager")
-    compiled(images(16))
+    with torch.no_grad():
+        compiled(images(16))
     wrapped = nn.DataParallel(nn.Sequential())
     wrapped.module = compiled
     assert names(wrapped, 16) == ["group1", "group2", "group3"]

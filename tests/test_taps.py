@@ -299,7 +299,7 @@ def test_taps_fire_in_a_network_wrapped_by_ddp_before_or_after() -> None:
             (tapped,) = activations.taps.values()
             torch.testing.assert_close(tapped, plain.taps["2"])
             (tapped.sum() + activations.logits.sum()).backward()
-        before._model = wrapped
+        before.model = wrapped
         torch.testing.assert_close(before(images()).taps["2"], plain.taps["2"])
     finally:
         distributed.destroy_process_group()

@@ -163,18 +163,15 @@ class Distiller(nn.Module):
     @contextlib.contextmanager
     def _undisturbed(self, device: torch.device) -> Iterator[None]:
         buffers = [(buffer, buffer.clone()) for buffer in self.buffers()]
-        unsynchronised: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if isinstance(self.student, DistributedDataParallel):
-            # No gradient is accumulated here, which is what DDP would otherwise wait for.
-            unsynchronised = self.student.no_sync()
+        # Past DDP, which waits for gradients that are accumulated, and none are here.
+        wrapped = getattr(self.student, "_orig_mod", self.student)
+        if isinstance(wrapped, DistributedDataParallel):
+            self._student_taps.model = wrapped.module
         try:
-            with (
-                torch.random.fork_rng([device] if device.type == "cuda" else []),
-                unsynchronised,
-                torch.enable_grad(),
-            ):
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
                 yield
         finally:
+            self._student_taps.model = self.student
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)

@@ -176,9 +176,13 @@ class _Trace:
         ]
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            # A compiled network would run as it was compiled, without these hooks.
-            eager = torch.compiler.set_stance("force_eager")
-            with torch.inference_mode(False), torch.no_grad(), eager, evaluating(model):
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                # A compiled network would run as it was compiled, without these hooks.
+                torch.compiler.set_stance("force_eager"),
+                evaluating(model),
+            ):
                 model(images)
         finally:
             for handle in handles:
@@ -212,12 +216,8 @@ class _Trace:
             return (tensor.shape[1],)
         if tensor.dim() != 4 or 0 in tensor.shape:
             return None
-        # Of the two readings, the one whose aspect ratio is nearer to the images'.
         _, first, second, third = tensor.shape
-        aspect = math.log(self.images.shape[-2] / self.images.shape[-1])
-        if abs(math.log(first / second) - aspect) < abs(math.log(second / third) - aspect):
-            return (first, second)
-        return (second, third)
+        return (first, second) if first == second != third else (second, third)
 
 
 def _units(trace: _Trace, module: nn.Module) -> list[_Record]:
@@ -325,8 +325,7 @@ def _token_groups(trace: _Trace, module: nn.Module) -> Iterator[list[_Record]]:
         elif not record.is_map:
             groups.setdefault((type(child), record.shape), []).append(record)
     for group in groups.values():
-        is_group = len(group) > 1 and group[0].size is not None and not group[0].is_single
-        if is_group and group[0].has_weights:
+        if len(group) > 1 and group[0].size is not None and not group[0].is_single:
             yield group
         else:
             others.extend(record.module for record in group)

@@ -80,6 +80,10 @@ class Taps:
         names: module paths such as ``layer4`` or ``features.12``. Of a layer that puts out a tuple, list,
             dict or dataclass, the first tensor in it is taken.
 
+    Attributes:
+        model: as given; may be exchanged for another wrapping of the same network, which is then what a call runs.
+        names: as given, each once.
+
     Raises:
         InputError: the network has no layer of that name.
 
@@ -90,11 +94,12 @@ class Taps:
     (torch.Size([2, 10]), torch.Size([2, 4, 6, 6]))
     """
 
+    model: nn.Module
     names: tuple[str, ...]
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._model = model
+        self.model = model
         self.names = tuple(dict.fromkeys(names))
         layers = {name: find_layer(model, name) for name in self.names}
         self._captures = {name: _Capture() for name in self.names}
@@ -115,7 +120,7 @@ class Taps:
         for capture in captures.values():
             capture.start()
         try:
-            output = self._model(images)
+            output = self.model(images)
             taps = {name: capture.result(name) for name, capture in captures.items()}
         finally:
             for capture in captures.values():

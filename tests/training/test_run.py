@@ -170,6 +170,13 @@ def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+def test_a_student_from_a_saved_folder_goes_on_training_in_train_mode(teacher: Path, tmp_path: Path) -> None:
+    run(Request(model=str(teacher), overrides={"epochs": 1, "lr": 1e-30}), tmp_path / "run", CPU, Silent())
+    before, after = weights(teacher), weights(tmp_path / "run")
+    assert not torch.equal(before["stem.1.running_mean"], after["stem.1.running_mean"])
+    assert torch.allclose(before["head.weight"], after["head.weight"])
+
+
 def test_a_random_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"random weights.*--teacher_weights"):
         run(Request(model=tiny, teacher=tiny, method="sp"), tmp_path / "run", CPU, Silent())

@@ -200,6 +200,8 @@ def _counter(total: int) -> Iterator[Any]:
             done += 1
             text = f"test error {outcome['test_error']:.2f} %" if isinstance(outcome, dict) else outcome or "stopped"
             shown.say(f"[{done}/{total}] {task.method}, seed {task.request.seed}: {text}")
+            if sys.stderr.isatty():
+                shown.update(done, "")
 
         yield count
     sys.stderr.flush()

@@ -144,6 +144,8 @@ class Training:
         """
         steps = self._recipe.epochs * self._stream.batches_per_epoch
         self._display.begin(title, steps, self._steps_done())
+        # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
+        self._distiller.train()
         saved = time.monotonic()
         with contextlib.closing(self._writer()) as writer, _signals() as received:
             while self.state.epoch < self._recipe.epochs:
@@ -245,12 +247,13 @@ class Training:
 
     def _show(self) -> None:
         state = self.state
-        numbers = {name: value / state.images for name, value in state.sums.items() if name != "total"}
-        if state.rows:
-            numbers["val error %"] = state.rows[-1]["val_error"]
         epoch = min(state.epoch + (state.batch > 0), self._recipe.epochs)
-        speed = state.images_total / max(state.seconds, 1e-9)
-        self._display.update(self._steps_done(), f"{epoch}/{self._recipe.epochs}", numbers, speed)
+        parts = [f"epoch {epoch}/{self._recipe.epochs}"]
+        parts += [f"{name} {value / state.images:.4g}" for name, value in state.sums.items() if name != "total"]
+        if state.rows:
+            parts.append(f"val error {state.rows[-1]['val_error']:.2f} %")
+        parts.append(f"{state.images_total / max(state.seconds, 1e-9):,.0f} images/s")
+        self._display.update(self._steps_done(), ", ".join(parts))
 
     def _writer(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter

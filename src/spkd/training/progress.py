@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
@@ -30,8 +29,8 @@ class Display(Protocol):
     def begin(self, title: str, steps: int, done: int) -> None:
         """Start a run of ``steps`` training steps, ``done`` of which are behind it."""
 
-    def update(self, done: int, epoch: str, numbers: Mapping[str, float], images_per_second: float) -> None:
-        """Show where the run stands."""
+    def update(self, done: int, text: str) -> None:
+        """Show that ``done`` steps are done, with the numbers of the moment in words."""
 
 
 class Silent:
@@ -51,7 +50,7 @@ class Silent:
     def begin(self, title: str, steps: int, done: int) -> None:
         """Show nothing."""
 
-    def update(self, done: int, epoch: str, numbers: Mapping[str, float], images_per_second: float) -> None:
+    def update(self, done: int, text: str) -> None:
         """Show nothing."""
 
 
@@ -74,27 +73,27 @@ class Lines(Silent):
         self._title, self._steps, self._first = title, steps, done
         self._begun = self._shown = time.monotonic()
 
-    def update(self, done: int, epoch: str, numbers: Mapping[str, float], images_per_second: float) -> None:
+    def update(self, done: int, text: str) -> None:
         """Print a line when it is time, or when the run is through."""
         now = time.monotonic()
         if now - self._shown < PLAIN_INTERVAL and done < self._steps:
             return
         self._shown = now
         left = (now - self._begun) / max(1, done - self._first) * (self._steps - done)
-        self.say(f"{self._title}: epoch {epoch}, {_text(numbers, images_per_second)}, {_duration(left)} left")
+        self.say(f"{self._title}: {text}, {_duration(left)} left")
 
 
 class Bar(Silent):
     """A progress bar on a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("epoch {task.fields[epoch]} {task.fields[numbers]}"),
+            TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(compact=True),
-            console=Console(stderr=True),
+            console=console or Console(stderr=True),
         )
         self._task: TaskID | None = None
 
@@ -113,23 +112,17 @@ class Bar(Silent):
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """Add a bar."""
-        self._task = self._progress.add_task(title, total=steps, completed=done, epoch="", numbers="")
+        self._task = self._progress.add_task(title, total=steps, completed=done, text="")
 
-    def update(self, done: int, epoch: str, numbers: Mapping[str, float], images_per_second: float) -> None:
+    def update(self, done: int, text: str) -> None:
         """Move the bar."""
         if self._task is not None:
-            text = _text(numbers, images_per_second)
-            self._progress.update(self._task, completed=done, epoch=epoch, numbers=text)
+            self._progress.update(self._task, completed=done, text=text)
 
 
 def display() -> Display:
     """Return a bar where stderr is a terminal, plain lines where it is not."""
     return Bar() if sys.stderr.isatty() else Lines()
-
-
-def _text(numbers: Mapping[str, float], images_per_second: float) -> str:
-    shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
-    return ", ".join([*shown, f"{images_per_second:,.0f} images/s"])
 
 
 def _duration(value: float) -> str:

@@ -1,0 +1,252 @@
+"""Every command, through the real command line, on the digits and on a folder of pictures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from PIL import Image
+from scipy import stats
+
+import spkd
+from spkd.cli.main import main
+
+CPU = ["--accelerator", "cpu"]
+
+
+def succeed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code = main(arguments)
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+@pytest.fixture(scope="module")
+def student(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("student") / "run"
+    options = ["--teacher", str(teacher), "--student", tiny, "--method", "sp+kd", "--gamma", "30", "--epochs", "2"]
+    assert main(["distill", *options, *CPU, "--out", str(folder)]) == 0
+    return folder
+
+
+def test_train_says_what_it_made(capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "teacher"
+    printed = succeed(capsys, "train", "--model", tiny, "--data", "digits", "--epochs", "1", *CPU, "--out", str(out))
+    result = json.loads((out / "result.json").read_text())
+    assert f"{result['test_error']:.2f} %" in printed
+    assert str(out / "student") in printed
+    assert (result["kind"], result["method"]) == ("train", "none")
+
+
+def test_a_run_is_repeated_from_its_config(capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path) -> None:
+    succeed(capsys, "distill", "--config", str(student / "config.yaml"), *CPU, "--out", str(tmp_path / "again"))
+    first, second = (json.loads((path / "result.json").read_text()) for path in (student, tmp_path / "again"))
+    assert first["identity"] == second["identity"]
+    assert first["test"] == second["test"]
+
+
+def test_distill_without_a_teacher_does_the_whole_job_and_keeps_what_is_finished(
+    capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spkd.cli.commands.DEFAULT_TEACHER", f"{tiny}?width=8")
+    monkeypatch.setattr("spkd.studies.side_by_side.TEACHER_EPOCHS", 1)
+    options = ["distill", "--student", tiny, "--epochs", "1", *CPU]
+    printed = succeed(capsys, *options)
+    for label in ("teacher", "student alone", "student, sp+kd"):
+        assert label in printed
+    results = sorted(tmp_path.rglob("result.json"))
+    assert len(results) == 3
+    made = [path.stat().st_mtime_ns for path in results]
+    assert succeed(capsys, *options).count("%") == printed.count("%")
+    assert [path.stat().st_mtime_ns for path in results] == made
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("comparison") / "compare"
+    options = ["--teacher", str(teacher), "--student", tiny, "--epochs", "1", "--gamma", "30", "--seeds", "3"]
+    command = ["compare", *options, "--methods", "none", "sp", "kd", *CPU, "--jobs", "2", "--out", str(folder)]
+    assert main(command) == 0
+    return folder, command
+
+
+def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path, list[str]]) -> None:
+    folder, _ = comparison
+    rows = {row["method"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
+    assert list(rows) == ["none", "sp", "kd"]
+    errors = {}
+    for method, row in rows.items():
+        runs = [json.loads((folder / method / f"seed-{seed}" / "result.json").read_text()) for seed in range(3)]
+        errors[method] = [run["test_error"] for run in runs]
+        assert row["test_errors"] == errors[method]
+        assert row["seeds"] == [0, 1, 2]
+        assert row["median"] == pytest.approx(np.median(errors[method]))
+        assert row["mean"] == pytest.approx(np.mean(errors[method]))
+        assert row["sem"] == pytest.approx(stats.sem(errors[method]))
+    for method in ("sp", "kd"):
+        expected = stats.ttest_rel(errors[method], errors["none"])
+        low, high = expected.confidence_interval(0.95)
+        row = rows[method]
+        assert row["p_value"] == pytest.approx(expected.pvalue)
+        assert row["interval"] == pytest.approx([low, high])
+        assert row["difference_to_none"] == pytest.approx(np.mean(errors[method]) - np.mean(errors["none"]))
+    assert rows["none"]["difference_to_none"] is None
+    assert (folder / "comparison.csv").read_text().count("\n") == 10
+    with Image.open(folder / "comparison.png") as picture:
+        assert min(picture.size) > 200
+    assert (folder / "comparison.svg").read_text().startswith("<?xml")
+
+
+def test_compare_does_not_repeat_finished_runs(
+    capsys: pytest.CaptureFixture[str], comparison: tuple[Path, list[str]]
+) -> None:
+    folder, command = comparison
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    (folder / "sp" / "seed-1" / "result.json").unlink()
+    printed = succeed(capsys, *command)
+    after = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    assert [path for path in after if after[path] != before[path]] == [folder / "sp" / "seed-1" / "result.json"]
+    for text in ("median", "sp", "kd", "none"):
+        assert text in printed
+
+
+def test_compare_stops_in_time(capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path) -> None:
+    options = ["--teacher", str(teacher), "--student", tiny, "--methods", "none", "--seeds", "1", "--epochs", "1"]
+    assert main(["compare", *options, *CPU, "--max_time", "0", "--out", str(tmp_path / "compare")]) == 3
+    assert "stopped" in capsys.readouterr().err
+    assert not (tmp_path / "compare" / "comparison.json").exists()
+
+
+def test_a_failed_run_is_reported_and_the_others_are_kept(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    options = ["--teacher", str(teacher), "--student", tiny, "--methods", "none", "sp?weight=1e38", "--seeds", "1"]
+    out = tmp_path / "compare"
+    assert main(["compare", *options, "--epochs", "1", *CPU, "--jobs", "1", "--out", str(out)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 2 runs failed" in error
+    assert "not finite" in error
+    assert (out / "none" / "seed-0" / "result.json").exists()
+
+
+def test_evaluate_agrees_with_the_run_and_shows_classes(capsys: pytest.CaptureFixture[str], student: Path) -> None:
+    printed = succeed(capsys, "evaluate", str(student), "--per_class", *CPU)
+    tested = json.loads((student / "result.json").read_text())["test"]
+    for key in ("top1_error", "top5_error", "calibration_error", "agreement"):
+        assert f"{tested[key]:.2f} %" in printed, key
+    assert f"{tested['cross_entropy']:.4f}" in printed
+    assert printed.count("\n") > 15
+
+
+def test_taps_shows_both_networks_and_the_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = succeed(capsys, "taps", "--teacher", "wrn-16-2", "--student", "wrn-10-1", "--taps", "stages")
+    assert "group3=group3" in printed
+    assert "128 × 8 × 8" in printed
+    assert "64 × 8 × 8" in printed
+    named = succeed(
+        capsys, "taps", "--teacher", "torchvision/resnet18", "--student", "wrn-10-1", "--taps", "group2=layer3"
+    )
+    assert "group2=layer3" in named
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_export_writes_a_file_with_the_student_s_answers(
+    capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / {"onnx": "student.onnx", "torch": "student.pt2"}[form]
+    printed = succeed(capsys, "export", str(student), "--format", form, "--out", str(path))
+    assert str(path) in printed
+    images = torch.rand(5, 1, 8, 8)
+    with torch.no_grad():
+        expected = spkd.load_model(student)(images)
+    if form == "onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        answer = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    else:
+        answer = torch.export.load(path).module()(images)
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4)
+
+
+OWN_LOSS = '''
+"""A loss of a user's own: the squared distance of the logits."""
+from spkd import DistillationLoss
+
+
+class LogitDistance(DistillationLoss):
+    def __init__(self, power=2.0):
+        super().__init__()
+        self.power = power
+
+    def remember(self, teacher):
+        return teacher.logits
+
+    def forward(self, student, remembered):
+        return (student.logits - remembered).abs().pow(self.power).mean()
+'''
+
+
+def test_an_own_network_and_an_own_loss_from_files(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN_LOSS)
+    method = f"sp?weight=10+{tmp_path / 'own.py'}:LogitDistance?power=2&weight=0.5"
+    options = ["--teacher", str(teacher), "--student", tiny, "--method", method, "--epochs", "1", *CPU]
+    succeed(capsys, "distill", *options, "--out", str(tmp_path / "run"))
+    header, row = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    value = dict(zip(header.split(","), map(float, row.split(",")), strict=True))
+    expected = value["train_ce"] + 10 * value["train_sp"] + 0.5 * value["train_LogitDistance"]
+    assert value["train_total"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of JPEG files of several sizes in class folders: stripes that lie, stand or make a board."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for name in ("lying", "standing", "board"):
+        (folder / name).mkdir()
+        for index in range(16):
+            height, width = random.integers(40, 70, size=2)
+            y, x = np.mgrid[:height, :width]
+            wave = {"lying": y // 6 % 2, "standing": x // 6 % 2, "board": (x // 6 + y // 6) % 2}[name]
+            pixels = wave[..., None] * 180 + random.integers(0, 60, size=(height, width, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.jpg")
+    return folder
+
+
+def test_a_torchvision_student_learns_from_a_timm_teacher_on_a_folder_of_jpegs(
+    capsys: pytest.CaptureFixture[str], pictures: Path, tmp_path: Path
+) -> None:
+    common = [
+        "--data",
+        str(pictures),
+        "--image_size",
+        "64",
+        "--epochs",
+        "1",
+        "--batch_size",
+        "16",
+        "--workers",
+        "0",
+        *CPU,
+    ]
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    succeed(capsys, "train", "--model", "timm/mobilenetv3_small_050", *common, "--out", str(teacher))
+    options = ["--teacher", str(teacher), "--student", "torchvision/shufflenet_v2_x0_5", "--method", "sp+kd+at"]
+    succeed(capsys, "distill", *options, *common, "--gamma", "30", "--beta", "1", "--out", str(student))
+    config = yaml.safe_load((student / "config.yaml").read_text())
+    assert (config["recipe"], config["image_size"]) == ("paper", 64)
+    assert json.loads((student / "result.json").read_text())["compared_layers"]
+    assert spkd.load_model(student).info.classes == ("board", "lying", "standing")
+    succeed(capsys, "evaluate", str(student), *CPU)
+    succeed(capsys, "export", str(student))
+
+
+def test_the_module_can_be_run(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "spkd", "--version"], capture_output=True, text=True, check=True)
+    assert spkd.__version__ in done.stdout

@@ -1,0 +1,36 @@
+"""What the README shows runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_python_blocks_run(
+    block: str, teacher: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "teacher").symlink_to(teacher)
+    namespace: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace
+
+
+def test_there_are_python_blocks_with_a_distiller() -> None:
+    assert any("Distiller(" in block for block in BLOCKS)
+
+
+def test_every_command_and_option_in_it_exists() -> None:
+    from spkd.cli.main import COMMANDS
+
+    lines = re.findall(r"^spkd (.+)$", README, re.MULTILINE)
+    assert {line.split()[0] for line in lines} == set(COMMANDS)
+    for line in lines:
+        command, *rest = line.split()
+        known = {option for action in COMMANDS[command].parser()._actions for option in action.option_strings}
+        assert {word for word in rest if word.startswith("--")} <= known, line

@@ -1,0 +1,46 @@
+"""A disk that is full when a checkpoint is due: one line, and the last good checkpoint stays."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+
+CODE = """
+import resource, sys
+from spkd.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_at_checkpoint_time_is_one_line_and_loses_nothing(tiny: str, tmp_path: Path) -> None:
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    folder = tmp_path / "run"
+    options = ["train", "--model", f"{tiny}?width=16", "--epochs", "2", "--accelerator", "cpu", "--out", str(folder)]
+    stopped = [sys.executable, "-m", "spkd", *options, "--max_time", "0"]
+    assert subprocess.run(stopped, capture_output=True, check=False).returncode == 3
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    limited = [sys.executable, "-c", CODE.format(limit=len(before) // 2), *options, "--resume"]
+    done = subprocess.run([*limited, "--checkpoint_seconds", "0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"spkd: error: cannot write {checkpoint}")
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
+    last = subprocess.run([sys.executable, "-m", "spkd", *options, "--resume"], capture_output=True, check=False)
+    assert last.returncode == 0
+
+
+def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    state = TrainingState(epoch=3, batch=5, sums={"ce": 0.25}, rows=[{"epoch": 1, "val_error": 2.5}], best_error=2.5)
+    state.best_weights = {"w": torch.arange(3.0)}
+    save_checkpoint(tmp_path / "last.ckpt", state, {"optimizer": {"lr": 0.1}})
+    loaded, tensors = load_checkpoint(tmp_path / "last.ckpt")
+    assert tensors == {"optimizer": {"lr": 0.1}}
+    assert torch.equal(loaded.best_weights.pop("w"), state.best_weights.pop("w"))
+    assert loaded == state

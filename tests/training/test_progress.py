@@ -1,0 +1,63 @@
+"""What a person sees: plain lines on a pipe, a bar on a terminal, nothing from a worker."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from spkd.training import progress
+from spkd.training.progress import Bar, Lines, Silent, display
+
+
+def test_lines_are_spaced_and_the_last_one_is_always_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Lines() as lines:
+        lines.begin("student sp", steps=100, done=0)
+        for step in range(1, 101):
+            now[0] += 1.0
+            lines.update(step, f"step {step}")
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "student sp: step 10, 1:30 left"
+    assert shown[-1] == "student sp: step 100, 0:00 left"
+    assert len(shown) == 10
+
+
+def test_the_time_left_counts_from_where_the_run_went_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Lines() as lines:
+        lines.begin("run", steps=100, done=80)
+        now[0] = 3600.0
+        lines.update(90, "")
+    assert capsys.readouterr().err.endswith("1:00:00 left\n")
+
+
+def test_a_bar_shows_its_text_and_lines_above_it() -> None:
+    written = io.StringIO()
+    bar = Bar(Console(file=written, force_terminal=True, width=120))
+    with bar:
+        bar.say("recipe [digits]")
+        bar.begin("student sp", steps=10, done=0)
+        bar.update(10, "epoch 1/1, ce 0.5")
+    assert "recipe [digits]" in written.getvalue()
+    assert "student sp" in written.getvalue()
+    assert "epoch 1/1, ce 0.5" in written.getvalue()
+
+
+def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    with Silent() as silent:
+        silent.say("x")
+        silent.begin("x", 1, 0)
+        silent.update(1, "x")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(display(), Lines)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert isinstance(display(), Bar)
