@@ -125,7 +125,7 @@ class Taps:
         finally:
             for capture in captures.values():
                 capture.stop()
-        return Activations(logits=_logits(output), taps=taps)
+        return Activations(logits=logits_of(output), taps=taps)
 
     def remove(self) -> None:
         """Take the hooks off the network; no tap fires afterwards. A second removal does nothing."""
@@ -243,17 +243,12 @@ def first_tensor(output: object) -> Tensor | None:
     return None
 
 
-def _levels(model: nn.Module) -> list[nn.Module]:
-    """Return the model and what it wraps, outermost first."""
-    levels = [model]
-    while True:
-        children = dict(levels[-1].named_children())
-        if not children or not _WRAPPED_AS.issuperset(children):
-            return levels
-        levels.append(list(children.values())[-1])
+def logits_of(output: object) -> Tensor:
+    """Return the logits in a network's output: itself, its ``.logits`` or ``["logits"]``, or first in a tuple.
 
-
-def _logits(output: object) -> Tensor:
+    Raises:
+        InputError: when there are none.
+    """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(named, Tensor):
         return named
@@ -266,3 +261,13 @@ def _logits(output: object) -> Tensor:
             f"{type(output).__name__}; wrap the network in a module whose forward returns its logits."
         )
     return found
+
+
+def _levels(model: nn.Module) -> list[nn.Module]:
+    """Return the model and what it wraps, outermost first."""
+    levels = [model]
+    while True:
+        children = dict(levels[-1].named_children())
+        if not children or not _WRAPPED_AS.issuperset(children):
+            return levels
+        levels.append(list(children.values())[-1])

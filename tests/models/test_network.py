@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from spkd.errors import InputError
-from spkd.models.network import count_logits, input_channels, logits_of, replace_head
+from spkd.models.network import count_logits, input_channels, replace_head
+from spkd.taps import logits_of
 
 
 def small(classes: int = 5) -> nn.Module:

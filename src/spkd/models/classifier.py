@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from spkd.errors import InputError
 from spkd.files import write_bytes_atomically, write_text_atomically
-from spkd.models.network import input_channels, logits_of
+from spkd.models.network import input_channels
 from spkd.models.spec import parse_spec, rebuild
 from spkd.models.weights import load_exactly, read_tensors
+from spkd.taps import logits_of
 
 _FORMAT = 1
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spkd.errors import InputError
-from spkd.taps import first_tensor
+from spkd.taps import logits_of
 
 
 class HeadMismatch(InputError):
@@ -25,24 +23,6 @@ def input_channels(network: nn.Module) -> int | None:
     first = next(convolutions, None)
     # A lazy convolution that has not run yet counts no channels.
     return (first.in_channels or None) if first is not None else None
-
-
-def logits_of(output: object) -> Tensor:
-    """Return the logits in a network's output.
-
-    They are the output itself, its ``.logits`` or ``["logits"]``, or the first tensor in it.
-
-    Raises:
-        InputError: when there is no tensor in the output.
-    """
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    found = named if isinstance(named, Tensor) else first_tensor(output)
-    if found is None:
-        raise InputError(
-            "model: expected logits as a tensor, as `.logits` or ['logits'], or first in a tuple, "
-            f"got {type(output).__name__}; wrap the network in a module whose forward returns its logits."
-        )
-    return found
 
 
 def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) -> int:
