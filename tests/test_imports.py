@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spkd.errors import InputError
-from spkd.imports import import_object, parse_arguments, split_arguments
+from spkd.imports import failure, import_object, parse_arguments, split_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +142,16 @@ def test_errors_while_importing(tmp_path: Path, text: str, message: str) -> None
             import_object(f"{path}:Net")
         assert "\n" not in str(caught.value)
     assert not any(name.startswith("spkd_user_broken") for name in sys.modules)
+
+
+def test_a_failures_line_is_the_users_where_a_library_raised_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.py", "import json\ndef read(text):\n    return json.loads(text)\n")
+    read = import_object(f"{path}:read")
+    with pytest.raises(ValueError, match="Expecting") as caught:
+        read("{")  # type: ignore[operator]
+    assert failure(caught.value, path).endswith(" (line 3 of own.py)")
+    assert failure(caught.value).endswith(" of decoder.py)")
+    assert failure(RuntimeError()) == "RuntimeError"
 
 
 def test_a_module_whose_own_import_is_missing_is_not_called_missing(

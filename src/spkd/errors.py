@@ -21,6 +21,17 @@ class RunFailed(RuntimeError):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's type and the beginning of its message on one line.
+
+    >>> one_line(ValueError("first\\n  second"))
+    'ValueError: first second'
+    """
+    message = " ".join(str(error).split())
+    message = message if len(message) <= 200 else message[:197] + "..."
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint with the known names nearest to ``name``, to be appended to an error's line.
 

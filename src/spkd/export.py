@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from spkd.errors import InputError, nearest
+from spkd.errors import InputError, nearest, one_line
 from spkd.files import write_atomically
 from spkd.models.classifier import load_classifier
 from spkd.models.cost import latency_ms
@@ -171,7 +171,7 @@ def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance
             exported = run(batch)
         except Exception as error:
             raise InputError(
-                f"the exported model does not run on a batch of {len(batch)}: {_first_line(error)}; "
+                f"the exported model does not run on a batch of {len(batch)}: {one_line(error)}; "
                 f"nothing was written, try --format {_other(format)}"
             ) from error
         if exported.shape != logits.shape:
@@ -205,7 +205,7 @@ def _converted(network: nn.Module, example: Tensor, format: str, classes: tuple[
     # A network of the user's own may fail to convert in any way.
     except Exception as error:
         raise InputError(
-            f"the model cannot be converted to the format {format}: {_first_line(error)}; its forward must "
+            f"the model cannot be converted to the format {format}: {one_line(error)}; its forward must "
             "work for any batch size and must not depend on the values of the images"
         ) from error
 
@@ -300,8 +300,3 @@ def _weight_bytes(network: nn.Module) -> int:
 
 def _other(format: str) -> str:
     return next(other for other in SUFFIXES if other != format)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -11,10 +11,11 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 
-from spkd.errors import InputError, nearest
+from spkd.errors import InputError, nearest, one_line
 
 _WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
 
@@ -79,6 +80,19 @@ def import_object(reference: str) -> object:
     return found
 
 
+def failure(error: BaseException, file: str | None = None) -> str:
+    """Return an error that a user's code raised, with the line where, on one line.
+
+    The line is the last one in ``file`` that the error came through, or else the one that raised it.
+    """
+    if isinstance(error, SyntaxError):
+        return one_line(error)
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    inside = [place for place in places if place[0] == file] or places
+    where = f" (line {inside[-1][1]} of {Path(inside[-1][0]).name})" if inside else ""
+    return one_line(error) + where
+
+
 def _import_module(name: str) -> ModuleType:
     _append_to_path(Path.cwd())
     try:
@@ -90,7 +104,7 @@ def _import_module(name: str) -> ModuleType:
                 f"module {missing!r} was not found (looked in the current folder {Path.cwd()} and the "
                 "installed packages); for a file write path/to/file.py:Name"
             ) from error
-        raise InputError(f"importing {name} failed: {_one_line(error)}") from error
+        raise InputError(f"importing {name} failed: {failure(error)}") from error
 
 
 def _import_file(name: str) -> ModuleType:
@@ -116,23 +130,13 @@ def _import_file(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise InputError(f"importing {name} failed: {_one_line(error)}") from error
+        raise InputError(f"importing {name} failed: {failure(error)}") from error
     return module
 
 
 def _append_to_path(folder: Path) -> None:
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the error's type and message, with the line where it was raised, on one line."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" (line {trace.tb_lineno} of {Path(trace.tb_frame.f_code.co_filename).name})" if trace else ""
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" + ("" if isinstance(error, SyntaxError) else where)
 
 
 def _read_value(text: str) -> object:

@@ -24,12 +24,18 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--modle", "wrn-16-1"], "Did you mean '--model'"),
         (["distill", "--methd=sp"], "Did you mean '--method"),
         (["train", "--epochs", "many"], "--epochs must be a whole number, not 'many'"),
-        (["train", "--lr", "fast"], "--lr must be a number, not 'fast'"),
-        (["train", "--lr", "nan"], "--lr must be a number"),
+        (["train", "--lr", "fast"], "--lr must be a finite number, not 'fast'"),
+        (["train", "--lr", "nan"], "--lr must be a finite number"),
         (["train", "--lr", ".nan"], "--lr must be a finite number above 0"),
         (["train", "--epochs", "-3"], "--epochs must be at least 1"),
-        (["train", "--optimizer", "adam"], "--optimizer"),
-        (["train", "--precision", "fp8"], "--precision"),
+        (["train", "--optimizer", "adam"], "--optimizer must be one of sgd, adamw, not 'adam'. Did you mean 'adamw'"),
+        (["train", "--precision", "fp8"], "--precision must be one of 32-true, bf16-mixed, 16-mixed"),
+        (["train", "--milestones", "0.5", "x"], "--milestones must be a finite number, not 'x'"),
+        (["train", "--seed", "-1"], "--seed must be from 0"),
+        (["train", "--seed", "99999999999999999999999"], "--seed must be from 0"),
+        (["train", "--image_size", "100000"], "image_size"),
+        (["train", "--resume", "--overwrite"], "exclude each other"),
+        (["train", "--accelerator", "cpu", "--precision", "16-mixed"], "float16 needs a GPU"),
         (["train", "--model"], "--model"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["train", "--recipe", "digit"], "Did you mean 'digits'"),
@@ -39,7 +45,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--model", "nowhere.py:Net"], "nowhere.py"),
         (["train", "--data", "cifar11"], "cifar10"),
         (["train", "--data", "cifar10", "--data_root", "/nonexistent"], "/nonexistent"),
-        (["train", "--batch_size", "501"], "501 is larger than the training set of 500"),
+        (["train", "--batch_size", "501"], "a batch of 501 is larger than the training set of 500"),
         (["train", "--max_time", "soon"], "--max_time 'soon'"),
         (["train", "--accelerator", "tpu"], "--accelerator must be one of"),
         (["train", "--weights", "missing.pt"], "missing.pt"),
@@ -74,6 +80,25 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert err.startswith("spkd: error: ")
     assert expected in err
     assert not list(tmp_path.rglob("*")), "something was written"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("epoch: 3\n", "Did you mean '--epochs'"),
+        ("a: [", "no list of"),
+        ("- a\n", "no list of"),
+        ("epochs: x\n", "--epochs"),
+    ],
+)
+def test_a_config_with_mistakes_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, expected: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    code, out, err = answer(capsys, "train", "--config", str(path))
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert expected in err
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,15 @@ class TestLayouts:
     def test_a_class_may_be_missing_from_the_test_set(self, make_folder):
         data = load_folder(make_folder({"train/a": 9, "train/b": 9, "test/b": 2}))
         assert data.test.targets.tolist() == [1, 1]
+        assert data.notes[0] == "test set has no image of 1 class: 'a'"
+
+    def test_classes_missing_from_a_given_set_are_said(self, make_folder):
+        train = {f"train/{name}": 2 for name in "abcdefgh"}
+        data = load_folder(make_folder({**train, "val/a": 1, "val/h": 1, **{f"test/{name}": 1 for name in "adefgh"}}))
+        assert data.notes == (
+            "validation set has no image of 6 classes: 'b', 'c', 'd', 'e', 'f', ...",
+            "test set has no image of 2 classes: 'b', 'c'",
+        )
 
 
 class TestPixels:
@@ -184,8 +193,11 @@ class TestUnreadable:
     def test_none_at_all(self, make_folder, size):
         folder = make_folder({"a": 2, "b": 2}, size)
         self.spoil(folder, "a/000.png", "a/001.png", "b/000.png", "b/001.png")
-        with pytest.raises(InputError, match=one_line("cannot be read")):
+        with pytest.raises(InputError, match=one_line(r"none of 4 files can be read, .*a.000\.png")) as caught:
             load_folder(folder, skip_bad_images=True)
+        assert "skip_bad" not in str(caught.value)
+        with pytest.raises(InputError, match=one_line("cannot be read .*--skip_bad_images")):
+            load_folder(folder)
 
     def test_a_split_of_which_none_is_left(self, make_folder, size):
         folder = make_folder({"train/a": 3, "train/b": 3, "test/a": 1}, size)

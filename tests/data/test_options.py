@@ -11,10 +11,16 @@ def test_defaults_are_the_embedded_digits():
     assert DataOptions().data == "digits"
 
 
-@pytest.mark.parametrize(("field", "value"), [("image_size", 0), ("image_size", -3), ("workers", -1), ("data", "")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_size", 1), ("image_size", -3), ("image_size", 4097), ("workers", -1), ("data", "")]
+)
 def test_impossible_values_name_the_option(field, value):
     with pytest.raises(InputError, match=rf"^{field}: expected [^\n]+$"):
         DataOptions(**{field: value})
+
+
+def test_sizes_at_the_limits_are_taken():
+    assert [DataOptions(image_size=size).image_size for size in (2, 4096, None)] == [2, 4096, None]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,24 @@ def test_with_a_test_set_only_validation_is_cut():
     assert len(splits.notes) == 1
 
 
+@pytest.mark.parametrize(("given", "needed"), [((), 3), (("val",), 2), (("test",), 2)])
+def test_a_class_must_have_an_image_for_every_set(given, needed):
+    def cut(rare):
+        other = images_of(torch.arange(4) % 2)
+        val, test = (other if name in given else None for name in ("val", "test"))
+        return complete_splits(images_of(torch.tensor([0] * 40 + [1] * rare)), val, test, ["common", "rare"])
+
+    splits = cut(needed)
+    for part in (splits.train, splits.val, splits.test):
+        assert (part.targets == 1).any()
+    for count in range(needed):
+        line = (
+            rf"^data: class 'rare' has {count} images? to be split between {needed} sets, expected at least {needed};"
+        )
+        with pytest.raises(InputError, match=line):
+            cut(count)
+
+
 def test_given_sets_are_left_alone():
     train, val, test = (images_of(torch.arange(10) % 2) for _ in range(3))
     splits = complete_splits(train, val, test, "ab")

@@ -44,8 +44,14 @@ class Layers(Logits):
 class Unfinished(DistillationLoss):
     pass
 
+class Leaves(Logits):
+    def __init__(self) -> None:
+        raise SystemExit(3)
+
 class Foreign(torch.nn.Module):
     pass
+
+number = 3
 """
 
 
@@ -134,8 +140,12 @@ def test_own_loss_from_a_module() -> None:
         ("spp", r"unknown term 'spp'.*Did you mean 'sp'"),
         ("", "unknown term ''"),
         ("sp+", "unknown term ''"),
-        ("sp+none", "unknown term 'none'"),
-        ("none?weight=2", "unknown term 'none'"),
+        ("sp+none", r"^method 'sp\+none': none stands alone"),
+        ("none+sp", r"^method 'none\+sp': none stands alone"),
+        ("none?weight=2", "none stands alone, without other terms or arguments"),
+        ("sp+my/loss.py", r"name the class in the file: my/loss\.py:NAME$"),
+        ("sp?weight=0+kd", r"the term sp of method .* has weight 0; leave the term out$"),
+        ("sp+kd?alpha=0", "the term kd .* has weight 0"),
         ("sp+kd+sp", r"'sp' 2 times"),
         ("sp?weight=1+sp?weight=2", r"'sp' 2 times"),
         ("sp?wieght=2", r"no argument 'wieght'; it takes weight\. Did you mean 'weight'"),
@@ -157,7 +167,10 @@ def test_bad_methods(method: str, message: str) -> None:
     ("term", "message"),
     [
         ("Logitz", r"has no 'Logitz'.*Did you mean 'Logits'"),
-        ("Foreign", r"must be a class derived from .*DistillationLoss"),
+        ("Foreign", r"own_losses.py:Foreign must be a class derived from .*Loss, got the class Foreign, which is not$"),
+        ("number", r"must be a class derived from .*DistillationLoss, got int$"),
+        ("Logits?weight=0", "the term Logits .* has weight 0"),
+        ("Leaves", "could not be made: SystemExit: 3"),
         ("Logits?powr=2", r"has no argument 'powr'; its arguments: power, scale\. Did you mean 'power'"),
         ("Layers?pair=1", r"'pair' .* comes from the chosen layers"),
         ("Logits?weight=x", r"weight .* must be a number"),
@@ -180,6 +193,21 @@ def test_layers_are_needed_and_may_not_be_doubled(own: str) -> None:
     twin = f"{Path(own).parent}/../{Path(own).parent.name}/{Path(own).name}"
     with pytest.raises(InputError, match="'Logits' 2 times"):
         build_objective(f"{own}:Logits+{twin}:Logits", [], LossWeights())
+
+
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [("sp", LossWeights(gamma=0)), ("kd", LossWeights(alpha=0)), ("sp+at", LossWeights(beta=0))],
+)
+def test_a_named_term_of_weight_zero_is_refused(method: str, weights: LossWeights) -> None:
+    for pairs in (LAST, STAGES):
+        with pytest.raises(InputError, match=r"^the term (sp|kd|at)\S* of method .* has weight 0; leave the term out$"):
+            build_objective(method, pairs, weights)
+
+
+def test_a_weight_of_zero_for_a_term_that_is_not_named_is_none_of_its_business() -> None:
+    weights = LossWeights(gamma=0, beta=0)
+    assert summary(build_objective("kd", LAST, weights)) == [("kd", 0.9, KD)]
 
 
 def test_labels() -> None:

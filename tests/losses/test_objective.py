@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -148,6 +149,85 @@ def test_state_and_copies() -> None:
     assert next(twin.parameters()).dtype == torch.float64
 
 
+class Free(DistillationLoss):
+    """A user's loss whose two halves are given."""
+
+    def __init__(self, remember: Callable[[], object], forward: Callable[[], object]) -> None:
+        super().__init__()
+        self.halves = remember, forward
+
+    def remember(self, teacher: Activations) -> Tensor:
+        return self.halves[0]()  # type: ignore[return-value]
+
+    def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+        return self.halves[1]()  # type: ignore[return-value]
+
+
+def broken() -> object:
+    return torch.ones(2).no_such_method()  # type: ignore[operator]
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def call() -> object:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"), [(0.5, "float"), (None, "None"), ([1.0], "list"), (torch.ones(1, 1), r"shape \(1, 1\)")]
+)
+def test_what_a_users_loss_returns_must_be_a_scalar_tensor(
+    returned: object, kind: str, student: Activations, teacher: Activations
+) -> None:
+    for name in ("Free", "Free/group3"):
+        objective = Objective([Term(name, 1.0, Free(lambda: torch.ones(3), lambda: returned))])
+        with pytest.raises(InputError, match=rf"^term '{name}': forward\(\) must return a scalar tensor, got {kind}"):
+            objective(student, TARGETS, objective.remember(teacher))
+
+
+def test_what_a_users_loss_remembers_must_be_a_tensor(teacher: Activations) -> None:
+    objective = Objective([Term("own", 1.0, Free(lambda: None, lambda: None))])
+    with pytest.raises(InputError, match=r"^term 'own' \(class Free\): remember\(\) must return a tensor, got None$"):
+        objective.remember(teacher)
+
+
+def test_an_error_in_a_users_loss_is_one_line_that_names_it(student: Activations, teacher: Activations) -> None:
+    line = broken.__code__.co_firstlineno + 1
+    where = rf"\(\): AttributeError: [^\n]*no_such_method[^\n]* \(line {line} of test_objective.py\)$"
+    objective = Objective([Term("Free", 1.0, Free(broken, broken))])
+    with pytest.raises(InputError, match=r"^term 'Free' failed in remember" + where):
+        objective.remember(teacher)
+    with pytest.raises(InputError, match=r"^term 'Free' failed in forward" + where):
+        objective(student, TARGETS, {"Free": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(1), torch.OutOfMemoryError("no memory"), InputError("as it is")]
+)
+def test_some_errors_pass_through_a_users_loss_as_they_are(error: BaseException, teacher: Activations) -> None:
+    objective = Objective([Term("Free", 1.0, Free(raising(error), broken))])
+    with pytest.raises(type(error)) as caught:
+        objective.remember(teacher)
+    assert caught.value is error
+
+
+def test_errors_of_the_packages_own_losses_are_not_wrapped(student: Activations) -> None:
+    objective = Objective([Term("kd", 1.0, SoftTargetLoss())])
+    with pytest.raises(AttributeError):
+        objective(student, TARGETS, {"kd": None})  # type: ignore[dict-item]
+
+
+def test_a_users_loss_compiles_with_the_rest(student: Activations, teacher: Activations) -> None:
+    torch.compiler.reset()
+    objective = Objective([Term("own", 2.0, Fixed(torch.tensor(3.0))), Term("kd", 1.0, SoftTargetLoss())])
+    remembered = objective.remember(teacher)
+    compiled = torch.compile(objective, backend="eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(student, TARGETS, remembered).total, objective(student, TARGETS, remembered).total
+    )
+
+
 def test_errors(student: Activations) -> None:
     loss = SoftTargetLoss()
     with pytest.raises(InputError, match="'kd' 2 times"):
@@ -163,5 +243,5 @@ def test_errors(student: Activations) -> None:
         Objective([Term("kd", 0.0, loss)], cross_entropy=0.0)
     with pytest.raises(InputError, match=r"lacks the term 'kd' \(it holds kdd\).*Did you mean 'kdd'"):
         Objective([Term("kd", 1.0, loss)])(student, TARGETS, {"kdd": torch.ones(3, 5)})
-    with pytest.raises(InputError, match=r"'own' must be a scalar, got shape \(2,\)"):
+    with pytest.raises(InputError, match=r"^term 'own' \(class Fixed\): .* scalar tensor, got shape \(2,\)"):
         Objective([Term("own", 1.0, Fixed(torch.ones(2)))])(student, TARGETS, {"own": torch.ones(())})

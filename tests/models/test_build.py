@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,19 @@ from spkd.models.wrn import WideResNet
 
 DATA = Normalisation((0.3,), (0.2,))
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+DATA_NOTE = "images are normalised with mean 0.3 and std 0.2 of the data, since the weights name none"
 OWN = """
 from torch import nn
+
+def asks(num_classes, body=6, convolution=False):
+    head = nn.Conv2d(body, num_classes, 1) if convolution else nn.Linear(body, num_classes)
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers = [head, *pool] if convolution else [*pool, head]
+    return nn.Sequential(nn.Conv2d(3, body, 3), *layers)
+
+def ties(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 2 * num_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(2 * num_classes, num_classes))
 
 def fixed(pretrained=False):
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
@@ -85,7 +97,7 @@ def test_loads_a_file_of_weights(tmp_path: Path) -> None:
     built = build("wrn-10-1", weights=str(tmp_path / "w.pt"))
     assert built.trained
     assert same_weights(built, network)
-    assert built.notes == ("weights: the prefix 'module.' was stripped from the names in the file",)
+    assert built.notes == ("weights: the prefix 'module.' was stripped from the names in the file", DATA_NOTE)
 
 
 def test_loads_a_lightning_checkpoint(tmp_path: Path) -> None:
@@ -128,7 +140,7 @@ def test_does_not_replace_a_head_that_fits(tmp_path: Path) -> None:
     network = save_wrn(tmp_path / "w.pt", classes=3)
     built = build("wrn-10-1", 3, weights=str(tmp_path / "w.pt"), replace_head=True)
     assert same_weights(built, network)
-    assert built.notes == ()
+    assert built.notes == (DATA_NOTE,)
 
 
 def test_treats_weights_without_a_head_alike(tmp_path: Path) -> None:
@@ -163,6 +175,64 @@ def test_handles_a_users_network_with_a_fixed_head(tmp_path: Path) -> None:
     built_on = build(tmp_path / "saved", [f"class {number}" for number in range(6)])
     assert same_weights(built_on, again.network)
     assert len(build(tmp_path / "saved", None).classifier.info.classes) == 6
+
+
+@pytest.mark.parametrize("arguments", ["body=6", "body=10", "body=6&convolution=true"])
+@pytest.mark.parametrize("classes", [5, 10])
+def test_takes_the_number_of_classes_of_a_users_network_from_its_weights(
+    tmp_path: Path, arguments: str, classes: int
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    spec = f"{tmp_path}/own.py:asks?{arguments}"
+    network = build(spec, classes).classifier.network
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(HeadMismatch) as caught:
+        build(spec, 3, weights=str(tmp_path / "w.pt"))
+    assert (caught.value.found, caught.value.wanted) == (classes, 3)
+    built = build(spec, None, weights=str(tmp_path / "w.pt"))
+    assert same_weights(built, network)
+    assert built.classifier.info.classes == tuple(map(str, range(classes)))
+    save_classifier(built.classifier, tmp_path / "saved")
+    assert same_weights(build(tmp_path / "saved", None), network)
+
+
+def test_asks_for_the_number_of_classes_where_the_weights_do_not_tell(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    spec = f"{tmp_path}/own.py:ties"
+    torch.save(build(spec, 5).classifier.network.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(InputError, match=r"Give its number of classes: \S*own.py:ties\?num_classes=N\.$"):
+        build(spec, None, weights=str(tmp_path / "w.pt"))
+    with pytest.raises(InputError) as caught:
+        build(spec, 3, weights=str(tmp_path / "w.pt"))
+    assert "num_classes" not in str(caught.value)
+    assert build(f"{spec}?num_classes=5", None, weights=str(tmp_path / "w.pt")).trained
+    with pytest.raises(InputError, match=r"Give it as \S*own.py:ties\?num_classes=N"):
+        build(spec, None)
+
+
+def test_says_whose_normalisation_trained_weights_are_given(tmp_path: Path, saved: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    assert build(f"{tmp_path}/own.py:fixed", 4, weights="pretrained").notes == (DATA_NOTE,)
+    assert build(f"{tmp_path}/own.py:fixed", 4).notes == ()
+    assert build(saved, None, channels=1, size=8).notes == ()
+
+
+def test_a_head_mismatch_knows_both_counts(tmp_path: Path, saved: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    network = save_wrn(tmp_path / "w.pt", classes=6)
+    body = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+    save_file(body, tmp_path / "body.safetensors")
+    cases: list[tuple[Callable[[], BuiltModel], int, int]] = [
+        (lambda: build("wrn-10-1", 5, weights=str(tmp_path / "w.pt")), 6, 5),
+        (lambda: build("wrn-10-1", 5, weights=str(tmp_path / "body.safetensors")), 0, 5),
+        (lambda: build(f"{tmp_path}/own.py:fixed", 7), 4, 7),
+        (lambda: build(saved, ["dog", "cat", "owl"], channels=1, size=8), 3, 3),
+    ]
+    for call, found, wanted in cases:
+        with pytest.raises(HeadMismatch) as caught:
+            call()
+        assert (caught.value.found, caught.value.wanted) == (found, wanted)
+        assert "--replace_head" in str(caught.value)
 
 
 def test_asks_a_users_callable_for_its_own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from spkd.errors import InputError
 from spkd.models.network import count_logits, input_channels
-from spkd.models.spec import construct, parse_spec, rebuild, takes
+from spkd.models.spec import construct, parse_spec, rebuild, requires, takes
 from spkd.models.wrn import WideResNet
 
 OWN = """
@@ -35,6 +35,12 @@ def lazy(num_classes):
 def fails():
     raise RuntimeError("no\\nluck")
 
+def leaves():
+    raise SystemExit("enough")
+
+def asks(num_classes, width=8):
+    return Own(num_classes, 3, width)
+
 def nothing():
     return 3
 
@@ -54,6 +60,10 @@ def own(tmp_path: Path) -> str:
 
 def build(spec: str, classes: int | None = 7, channels: int = 3, image_size: int = 32) -> nn.Module:
     return construct(parse_spec(spec), classes=classes, channels=channels, image_size=image_size)
+
+
+def asks_classes(spec: str) -> bool:
+    return requires(parse_spec(spec), "num_classes")
 
 
 def test_makes_wide_residual_networks() -> None:
@@ -102,6 +112,11 @@ def test_knows_what_a_constructor_takes(own: str) -> None:
     assert not takes(parse_spec("timm/test_resnet?num_classes=3"), "num_classes")
     assert takes(parse_spec(f"{own}:Own"), "num_classes")
     assert not takes(parse_spec(f"{own}:fixed"), "num_classes")
+    required = [spec for spec in ("asks", "asks?num_classes=3", "Own", "fixed") if asks_classes(f"{own}:{spec}")]
+    assert required == ["asks"]
+    assert not any(map(asks_classes, ("timm/test_resnet", "torchvision/resnet18", "wrn-10-1")))
+    with pytest.raises(InputError, match=r"'num_classes'.* Give it as \S*own.py:asks\?width=4&num_classes=N\.$"):
+        build(f"{own}:asks?width=4", classes=None)
 
 
 def test_rebuilds_with_another_head_what_has_a_fixed_one(own: str) -> None:
@@ -123,6 +138,8 @@ def test_rebuilds_with_another_head_what_has_a_fixed_one(own: str) -> None:
         ("resnet_18", "Did you mean"),
         ("wrn-16", "Did you mean 'wrn-16-"),
         ("wrn_16_2", "Did you mean 'wrn-16-2'"),
+        ("wrn-10-x", "WIDTH is a whole number"),
+        ("wrn-16-1.5", "WIDTH is a whole number"),
         ("runs/nowhere", "no folder of this name"),
         ("timm/test_resnet?pretrained=true", "give --weights pretrained"),
         ("timm/test_resnet?checkpoint_path=x.pth", "give --weights pretrained"),
@@ -151,6 +168,7 @@ def test_says_what_a_file_is_for(own: str, tmp_path: Path) -> None:
         ("Own?width=wide", "could not be made"),
         ("other_nam", "other_name"),
         ("fails", "could not be made (RuntimeError: no luck)"),
+        ("leaves", "could not be made (SystemExit: enough)"),
         ("nothing", "got int"),
         ("ready", "it is a network already"),
         ("number", "expected a class or a function"),

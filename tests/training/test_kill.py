@@ -1,12 +1,16 @@
 """A real process, killed at several moments, ends with the bits of one that was left alone."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 
@@ -22,6 +26,14 @@ def wait_for(process: subprocess.Popen[str], ready: Path, changed_since: int = 0
             return
         time.sleep(0.005)
     raise AssertionError(f"the process ended by itself: {process.communicate()}")
+
+
+def group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_kills_at_any_moment_change_nothing(tiny: str, teacher: Path, tmp_path: Path) -> None:
@@ -70,3 +82,64 @@ def test_kills_at_any_moment_change_nothing(tiny: str, teacher: Path, tmp_path: 
     one, other = (load_file(path / "student" / "model.safetensors") for path in (undisturbed, folder))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert (undisturbed / "metrics.csv").read_text() == (folder / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("to_the_group", [True, False], ids=["ctrl-c", "terminate"])
+def test_a_comparison_that_is_interrupted_stops_and_leaves_no_process(
+    tiny: str, teacher: Path, tmp_path: Path, to_the_group: bool
+) -> None:
+    out = tmp_path / "compare"
+    options = ["--student", tiny, "--teacher", str(teacher), "--methods", "none", "sp", "--epochs", "5000"]
+    options += ["--seeds", "3", "--jobs", "2", "--accelerator", "cpu", "--checkpoint_seconds", "0.1", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spkd", "compare", *options], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    checkpoints = [out / method / "seed-0" / "checkpoints" / "last.ckpt" for method in ("none", "sp")]
+    for checkpoint in checkpoints:
+        wait_for(process, checkpoint)
+    if to_the_group:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3, errors
+    assert errors.splitlines()[-1] == "stopped before the end; the same command goes on"
+    assert all(checkpoint.exists() for checkpoint in checkpoints)
+    assert not (out / "none" / "seed-1").exists(), "a new run was begun"
+    for _ in range(100):
+        if not group_lives(process.pid):
+            break
+        time.sleep(0.1)
+    assert not group_lives(process.pid), "a process was left behind"
+
+
+def test_a_scheduler_s_sigterm_to_the_group_saves_a_run_that_reads_files(tiny: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for index in range(40):
+        folder = tmp_path / "pictures" / f"class {index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 255, size=(100 + index, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    options = ["--model", "torchvision/shufflenet_v2_x0_5", "--data", str(tmp_path / "pictures"), "--image_size", "32"]
+    options += ["--epochs", "5000", "--batch_size", "4", "--workers", "2", "--accelerator", "cpu"]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "spkd",
+            "train",
+            *options,
+            "--checkpoint_seconds",
+            "0.1",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(process, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3, errors
+    assert "Traceback" not in errors

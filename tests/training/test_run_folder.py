@@ -5,67 +5,102 @@ from pathlib import Path
 import pytest
 
 from spkd.errors import InputError
-from spkd.training.run_folder import RunFolder
+from spkd.training.run_folder import MARK, RunFolder
 
-CONFIG = {"model": "wrn-10-1", "seed": 0}
+CONFIG: dict[str, object] = {"model": "wrn-10-1", "seed": 0}
+
+
+def begun(path: Path, config: dict[str, object] = CONFIG) -> RunFolder:
+    folder = RunFolder(path)
+    folder.begin(config, overwrite=False)
+    folder.checkpoint.parent.mkdir()
+    folder.checkpoint.write_bytes(b"x")
+    return folder
 
 
 def test_a_new_folder_gets_its_config(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "b")
-    folder.prepare(CONFIG, resume=False, overwrite=False)
+    folder.check(CONFIG, resume=False, overwrite=False)
+    assert not folder.path.exists(), "a check writes nothing"
+    folder.begin(CONFIG, overwrite=False)
     assert folder.config() == CONFIG
     assert folder.result() is None
 
 
 def test_a_folder_with_a_run_is_refused_unless_asked_for(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.prepare(CONFIG, resume=False, overwrite=False)
+    folder = begun(tmp_path / "run")
     with pytest.raises(InputError, match="already holds a run"):
-        folder.prepare(CONFIG, resume=False, overwrite=False)
-    folder.prepare(CONFIG, resume=True, overwrite=False)
+        folder.check(CONFIG, resume=False, overwrite=False)
+    folder.check(CONFIG, resume=True, overwrite=False)
+    folder.check(CONFIG, resume=False, overwrite=True)
+    with pytest.raises(InputError, match="exclude each other"):
+        folder.check(CONFIG, resume=True, overwrite=True)
+
+
+def test_a_run_that_was_refused_before_its_first_checkpoint_is_in_nobody_s_way(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(CONFIG, overwrite=False)
+    other = {**CONFIG, "seed": 1}
+    folder.check(other, resume=False, overwrite=False)
+    folder.begin(other, overwrite=False)
+    assert folder.config() == other
 
 
 def test_resuming_another_configuration_names_what_differs(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
-    folder.prepare(CONFIG, resume=False, overwrite=False)
+    folder = begun(tmp_path / "run")
     with pytest.raises(InputError, match="seed was 0, is 1"):
-        folder.prepare({**CONFIG, "seed": 1}, resume=True, overwrite=False)
+        folder.check({**CONFIG, "seed": 1}, resume=True, overwrite=False)
 
 
-def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.prepare(CONFIG, resume=False, overwrite=False)
+def test_overwriting_removes_the_run_s_own_files_and_nothing_else(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
     folder.write_result({"test_error": 1.0})
-    folder.checkpoint.parent.mkdir()
-    folder.checkpoint.write_bytes(b"x")
-    (tmp_path / "notes.txt").write_text("mine")
-    folder.prepare({**CONFIG, "seed": 1}, resume=False, overwrite=True)
+    (tmp_path / "checkpoints" / "mine.pt").write_text("mine")
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "model.json").write_text("{}")
+    folder.begin({**CONFIG, "seed": 1}, overwrite=True)
     assert folder.result() is None
     assert not folder.checkpoint.exists()
+    assert not folder.student.exists()
     assert folder.config() == {**CONFIG, "seed": 1}
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "checkpoints" / "mine.pt").read_text() == "mine"
 
 
-def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["thesis.tex", "config.yaml"])
+def test_a_folder_with_other_files_is_refused_whatever_is_asked(tmp_path: Path, name: str, overwrite: bool) -> None:
+    (tmp_path / name).write_text("lr: 0.1")
     with pytest.raises(InputError, match="holds other files"):
-        RunFolder(tmp_path).prepare(CONFIG, resume=False, overwrite=False)
+        RunFolder(tmp_path).check(CONFIG, resume=False, overwrite=overwrite)
 
 
 def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")
-    with pytest.raises(InputError, match=r"not a folder|cannot write"):
-        RunFolder(path).prepare(CONFIG, resume=False, overwrite=False)
+    with pytest.raises(InputError, match="not a folder"):
+        RunFolder(path).check(CONFIG, resume=False, overwrite=False)
+
+
+def test_an_input_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "data" / "student").mkdir(parents=True)
+    for out, option, named in (
+        ("data", "data", "data"),
+        ("data/student", "data", "data"),
+        (".", "data", "data"),
+        ("data", "teacher", "data/student"),
+    ):
+        with pytest.raises(InputError, match=f"--{option} "):
+            RunFolder(tmp_path / out).refuse_inputs({option: str(tmp_path / named)})
+    RunFolder(tmp_path / "run").refuse_inputs({"data": str(tmp_path / "data"), "teacher": None, "model": "wrn-10-1"})
 
 
 def test_damaged_files_are_one_clear_line(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     (tmp_path / "result.json").write_text("{")
-    (tmp_path / "config.yaml").write_text("a: [")
+    (tmp_path / "config.yaml").write_text(f"{MARK}\na: [")
     with pytest.raises(InputError, match="readable JSON"):
         folder.result()
-    with pytest.raises(InputError, match="readable YAML"):
+    with pytest.raises(InputError, match="damaged"):
         folder.config()
 
 

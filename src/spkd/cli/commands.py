@@ -32,7 +32,7 @@ def train(options: Namespace) -> int:
     out = Path(options.out or default_out(request))
     result = run(request, out, _runtime(options), display(), resume=options.resume, overwrite=options.overwrite)
     if result is None:
-        return _stopped(out)
+        return _stopped(f"--resume goes on from the checkpoint in {out}")
     _print(network_table([network_row("trained", out, result)]))
     print(f"saved in {out / 'student'}")
     return 0
@@ -54,11 +54,11 @@ def distill(options: Namespace) -> int:
         display(),
         default_teacher=DEFAULT_TEACHER,
         alone=options.alone,
-        resume=options.resume,
+        resume=options.resume or (options.out is None and not options.overwrite),
         overwrite=options.overwrite,
     )
     if rows is None:
-        return _stopped(out)
+        return _stopped(f"--resume goes on from the checkpoint in {out}")
     _print(network_table(rows))
     print(f"saved in {out / 'student'}; for a file to deploy: spkd export {shlex.quote(str(out))}")
     return 0
@@ -79,11 +79,12 @@ def compare(options: Namespace) -> int:
         out=out,
         runtime=_runtime(options),
         jobs=options.jobs,
+        overwrite=options.overwrite,
         default_teacher=DEFAULT_TEACHER,
         command=shlex.join(["spkd", *sys.argv[1:]]),
     )
     if comparison is None:
-        return _stopped(out)
+        return _stopped("the same command goes on")
     _print(comparison_table(comparison))
     write_comparison_figure(comparison, out / "comparison.png")
     print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.png, comparison.svg")
@@ -101,6 +102,7 @@ def evaluate(options: Namespace) -> int:
         split=options.split,
         teacher=options.teacher,
         accelerator=options.accelerator,
+        say=lambda line: print(line, file=sys.stderr),
     )
     _print(evaluation_table(measured, per_class=options.per_class))
     return 0
@@ -127,10 +129,11 @@ def taps(options: Namespace) -> int:
 
 def export(options: Namespace) -> int:
     """Write a saved network to a file to deploy."""
-    from spkd.export import export_model
+    from spkd.export import export_model, export_path
     from spkd.report.networks import export_table
     from spkd.training.saved import own_data, real_images
 
+    export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
     images = real_images(options.folder, own_data(options.folder, _pick(DataOptions, options)), count=64)
     report = export_model(options.folder, options.out, options.format, images=images, tolerance=options.tolerance)
     _print(export_table(report))
@@ -167,8 +170,8 @@ def _pick(owner: type, options: Namespace) -> dict[str, Any]:
     return {field.name: options[field.name] for field in fields(owner) if field.name in options}
 
 
-def _stopped(out: Path) -> int:
-    print(f"stopped before the end; --resume goes on from the checkpoint in {out}", file=sys.stderr)
+def _stopped(how_to_go_on: str) -> int:
+    print(f"stopped before the end; {how_to_go_on}", file=sys.stderr)
     return STOPPED
 
 

@@ -88,17 +88,30 @@ def _one_line(message: str, given: Sequence[str]) -> str:
     """Rewrite an argument parser's message as a line with the option, what came, and the nearest names."""
     if match := re.match(r"unrecognized arguments: (\S+)", message, re.IGNORECASE):
         return _unknown_option(match[1].split("=")[0], given)
+    if match := re.search(r"does not accept option '([^']*)'", message):
+        return f"in the file of --config: {_unknown_option('--' + match[1], given)}"
     if match := re.search(r"invalid choice: '([^']*)'", message):
         return f"unknown command {match[1]!r}: there are {', '.join(COMMANDS)}.{nearest(match[1], COMMANDS)}"
     if "but it was not provided" in message:
         return f"no command given: there are {', '.join(COMMANDS)}; see `spkd --help`"
+    if match := re.search(r"File does not exist: (.*)", message):
+        return f"--config: there is no file {match[1]}"
+    if match := re.search(r"Problems parsing config: (.*)|Unexpected config: (.*)", message, re.DOTALL):
+        return f"--config: the file is no list of `option: value` lines: {match[1] or match[2]}"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     if key and value:
-        kinds = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-        found = [kinds[kind] for kind in re.findall(r"<class '(\w+)'>", message) if kind in kinds]
-        return f"--{key[1].split('.')[-1]} must be {found[0] if found else 'another value'}, not {value[1].strip()!r}"
+        return _bad_value(key[1].split(".")[-1], value[1].strip(), message)
     return message
+
+
+def _bad_value(option: str, value: str, message: str) -> str:
+    if choices := re.search(r"Literal\[([^\]]*)\]", message):
+        known = re.findall(r"'([^']*)'", choices[1])
+        return f"--{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}"
+    kinds = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "true or false"}
+    found = [kinds[kind] for kind in re.findall(r"<class '(\w+)'>", message) if kind in kinds]
+    return f"--{option} must be {found[0] if found else 'another value'}, not {value!r}"
 
 
 def _unknown_option(name: str, given: Sequence[str]) -> str:

@@ -73,7 +73,9 @@ def compare_parser() -> ArgumentParser:
     _add_fields(parser, DataOptions, "images")
     _add_training(parser, seed=False)
     _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
-    _add_text(parser.add_argument_group("where to"), "out", "folder of the comparison (default: runs/compare-DATA)")
+    group = parser.add_argument_group("where to")
+    _add_text(group, "out", "folder of the comparison (default: runs/compare-DATA)")
+    group.add_argument("--overwrite", action="store_true", help="run again what has finished")
     return parser
 
 
@@ -92,7 +94,7 @@ def evaluate_parser() -> ArgumentParser:
 def taps_parser() -> ArgumentParser:
     """Return the options of ``spkd taps``."""
     parser = _new_parser("Show the layers of teacher and student that can be compared, and the pairs chosen.")
-    _add_networks(parser)
+    _add_networks(parser, train=False)
     _add_fields(parser, DataOptions, "images (not given: made up)", optional=True)
     return parser
 
@@ -154,23 +156,28 @@ def _add_fields(
         if hint is bool:
             group.add_argument(option, action="store_true", default=default, help=text)
         else:
-            kind = list[float] if typing.get_origin(hint) is tuple else hint
-            group.add_argument(option, type=kind | None if optional else kind, default=default, help=text)
+            many = typing.get_origin(hint) is tuple
+            kind = float if many else hint
+            nargs = "+" if many else None
+            group.add_argument(option, type=kind | None if optional else kind, default=default, nargs=nargs, help=text)
 
 
-def _add_networks(parser: ArgumentParser) -> None:
+def _add_networks(parser: ArgumentParser, *, train: bool = True) -> None:
     group = parser.add_argument_group("networks")
     _add_text(group, "teacher", f"{_SPECS} (default on the digits: {DEFAULT_TEACHER}, trained first and kept)")
     _add_text(group, "teacher_weights", _WEIGHTS)
     _add_text(group, "student", _SPECS, DEFAULT_STUDENT)
-    _add_weights(group)
+    _add_weights(group, train=train)
     taps = "layers to compare: last, stages, or pairs as student_path=teacher_path (see `spkd taps`)"
     group.add_argument("--taps", type=str, nargs="+", default=["last"], metavar="TAP", help=taps)
 
 
-def _add_weights(group: Any) -> None:
+def _add_weights(group: Any, *, train: bool = True) -> None:
     _add_text(group, "weights", f"to start from: {_WEIGHTS} (default: random)")
-    group.add_argument("--replace_head", action="store_true", help="put a new head on weights made for other classes")
+    if train:
+        group.add_argument(
+            "--replace_head", action="store_true", help="put a new head on weights made for other classes"
+        )
 
 
 def _add_training(parser: ArgumentParser, *, seed: bool = True) -> None:

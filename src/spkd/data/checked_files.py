@@ -86,5 +86,9 @@ def _judge(paths: Sequence[str], faults: Sequence[str | None], skip_bad: bool) -
     path, fault = bad[0]
     if skip_bad and len(bad) < len(paths):
         return (f"left out {len(bad)} of {len(paths)} files that cannot be read, the first: {path} ({fault})",)
+    if skip_bad:
+        raise InputError(
+            f"data: none of {len(paths)} files can be read, the first: {path} ({fault}); check that they are images"
+        )
     others = f", nor {len(bad) - 1} more of {len(paths)} files" if len(bad) > 1 else ""
     raise InputError(unreadable(path, fault, others))

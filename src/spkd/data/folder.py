@@ -67,7 +67,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
         flip=True,
         normalisation_mean=mean,
         normalisation_std=std,
-        notes=notes + splits.notes,
+        notes=(*notes, *_missing_classes(parts, classes), *splits.notes),
     )
 
 
@@ -165,6 +165,21 @@ def _open_splits(
     if empty is not None:
         raise InputError(f"data: none of the {len(listings[empty].paths)} images of the {empty} set can be read")
     return parts, opened.notes
+
+
+def _missing_classes(parts: Mapping[str, Images], classes: tuple[str, ...]) -> list[str]:
+    """Return a line for each given set, other than the training set, that lacks classes."""
+    notes = []
+    for split, title in (("val", "validation"), ("test", "test")):
+        if split not in parts:
+            continue
+        counts = torch.bincount(parts[split].targets, minlength=len(classes)).tolist()
+        missing = [repr(name) for name, count in zip(classes, counts, strict=True) if not count]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            many = f"{len(missing)} class{'' if len(missing) == 1 else 'es'}"
+            notes.append(f"{title} set has no image of {many}: {shown}")
+    return notes
 
 
 def _check_none_empty(train: Path, images: Images, classes: tuple[str, ...]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -136,6 +139,23 @@ class ImageData:
     normalisation_mean: tuple[float, ...]
     normalisation_std: tuple[float, ...]
     notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Return a hash of which images are in which split and class: of pixels, or of files' names and sizes."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        files = [path for images in splits.values() if isinstance(images, FileImages) for path in images.paths]
+        root = os.path.commonpath(files) if files else ""
+        for name, images in splits.items():
+            if images is None:
+                continue
+            digest.update(f"{name} {images.targets.tolist()}".encode())
+            if isinstance(images, FileImages):
+                named = [(os.path.relpath(path, root), Path(path).stat().st_size) for path in images.paths]
+                digest.update(repr(named).encode())
+            elif isinstance(images, MemoryImages):
+                digest.update(images.pixels.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

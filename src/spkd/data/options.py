@@ -31,7 +31,7 @@ class DataOptions:
     def __post_init__(self) -> None:
         if not self.data:
             raise InputError("data: expected 'digits', a data set's name or a folder, got an empty text")
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"image_size: expected a side length of at least 1 pixel, got {self.image_size}")
+        if self.image_size is not None and not 2 <= self.image_size <= 4096:
+            raise InputError(f"image_size: expected a side length from 2 to 4096 pixels, got {self.image_size}")
         if self.workers < 0:
             raise InputError(f"workers: expected 0 or more processes, got {self.workers}")

@@ -37,6 +37,7 @@ def complete_splits(train: Images, val: Images | None, test: Images | None, clas
     Raises:
         InputError: when a class has too few images to give one to each set.
     """
+    _check_enough(train.targets, 1 + (val is None) + (test is None), classes)
     total = len(train)
     notes = []
     if test is None:
@@ -49,6 +50,18 @@ def complete_splits(train: Images, val: Images | None, test: Images | None, clas
         train, val = train.select(stay), train.select(held)
         notes.append(f"validation set: {len(val)} of the {total} images, cut by a fixed seed, stratified by class")
     return Splits(train, val, test, tuple(notes))
+
+
+def _check_enough(targets: Tensor, needed: int, classes: Sequence[str]) -> None:
+    """Check that every class has an image for each of the sets that the images are divided into."""
+    if needed == 1:
+        return
+    for name, size in zip(classes, torch.bincount(targets, minlength=len(classes)).tolist(), strict=True):
+        if size < needed:
+            raise InputError(
+                f"data: class {name!r} has {size} image{'' if size == 1 else 's'} to be split between {needed} sets, "
+                f"expected at least {needed}; add images of it or give the sets as folders of their own"
+            )
 
 
 def hold_out(targets: Tensor, count: int, classes: Sequence[str], seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ enlarged for the network, which is done on the device, devices may differ by one
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -236,6 +237,7 @@ def _from_files(
         collate_fn=_collate,
         pin_memory=on_gpu,
         multiprocessing_context=_start_method() if workers else None,
+        worker_init_fn=_leave_signals_to_the_parent if workers else None,
         # Its own, or each pass would draw a number from the generator that dropout uses.
         generator=torch.Generator(),
     )
@@ -244,6 +246,12 @@ def _from_files(
             raise InputError(str(batch))
         pixels, targets = batch
         yield to_unit_range(pixels.to(device, non_blocking=on_gpu)), targets.to(device, non_blocking=on_gpu)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Go on after a Ctrl-C or a scheduler's SIGTERM to the group: the parent finishes its step, saves, and ends us."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _start_method() -> str:

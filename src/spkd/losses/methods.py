@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spkd.errors import InputError, nearest
+from spkd.errors import InputError, nearest, one_line
 from spkd.imports import import_object, split_arguments
 from spkd.losses.attention import AttentionTransferLoss
 from spkd.losses.base import DistillationLoss
@@ -54,7 +54,8 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
 
     Raises:
         InputError: for an unknown, doubled or empty term, an unknown or unfit argument, a class that is no
-            DistillationLoss or cannot be made, and when a term needs pairs of layers and there are none.
+            DistillationLoss or cannot be made, for a term of weight 0, and when a term needs pairs of layers
+            and there are none.
 
     >>> objective = build_objective("sp+kd", [TapPair("group3", "group3")], LossWeights())
     >>> [(term.name, term.weight) for term in objective.terms]
@@ -73,6 +74,9 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
                 cross_entropy = 1 - used.alpha
         else:
             terms += _own_terms(request, pairs)
+    for term in terms:
+        if term.weight == 0:
+            raise InputError(f"the term {term.name} of method {method!r} has weight 0; leave the term out")
     return Objective(terms, cross_entropy)
 
 
@@ -108,6 +112,10 @@ def _read(method: str) -> list[_Request]:
     requests = []
     for text in texts:
         name, arguments = split_arguments(_term_label(text))
+        if name == "none":
+            raise InputError(f"method {method!r}: none stands alone, without other terms or arguments")
+        if name.endswith(".py"):
+            raise InputError(f"method {method!r}: name the class in the file: {name}:NAME")
         if name not in _BUILT_IN and ":" not in name:
             known = ["none", *_BUILT_IN]
             raise InputError(
@@ -181,9 +189,10 @@ def _own_terms(request: _Request, pairs: Sequence[TapPair]) -> list[Term]:
     reference = request.name
     loss_class = import_object(reference)
     if not (isinstance(loss_class, type) and issubclass(loss_class, DistillationLoss)):
-        raise InputError(
-            f"{reference} must be a class derived from spkd.losses.base.DistillationLoss, got {loss_class!r}"
-        )
+        what = type(loss_class).__name__
+        if isinstance(loss_class, type):
+            what = f"the class {loss_class.__name__}, which is not"
+        raise InputError(f"{reference} must be a class derived from spkd.losses.base.DistillationLoss, got {what}")
     arguments = dict(request.arguments)
     weight = _number(reference, "weight", arguments.pop("weight", 1.0))
     parameters = inspect.signature(loss_class).parameters
@@ -210,6 +219,5 @@ def _make(reference: str, loss_class: type[DistillationLoss], arguments: dict[st
         return loss_class(**arguments)
     except InputError:
         raise
-    except Exception as error:
-        message = " ".join(str(error).split())
-        raise InputError(f"{reference} could not be made: {type(error).__name__}: {message}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{reference} could not be made: {one_line(error)}") from error

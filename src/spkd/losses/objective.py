@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from spkd.errors import InputError, nearest
 from spkd.functional.numerics import upcast
+from spkd.imports import failure
 from spkd.losses.base import DistillationLoss
 from spkd.taps import Activations
 
@@ -57,6 +59,9 @@ class Objective(nn.Module):
     Raises:
         InputError: when two terms have one name or one is called "ce", when a weight is negative or not
             finite, or when all weights are zero.
+
+    A user's own loss that raises an error of another kind, or returns what it must not, is answered with an
+    ``InputError`` as well, which names the term and its class.
     """
 
     def __init__(self, terms: Sequence[Term] = (), cross_entropy: float = 1.0) -> None:
@@ -74,6 +79,7 @@ class Objective(nn.Module):
         self.terms = tuple(terms)
         self.cross_entropy = cross_entropy
         self.losses = nn.ModuleList(term.loss for term in terms)
+        self._foreign = tuple(term.name for term in terms if not type(term.loss).__module__.startswith("spkd."))
         pairs = [pair for term in terms for pair in term.loss.pairs]
         self.student_taps = tuple(dict.fromkeys(pair.student for pair in pairs))
         self.teacher_taps = tuple(dict.fromkeys(pair.teacher for pair in pairs))
@@ -81,7 +87,13 @@ class Objective(nn.Module):
     @torch.no_grad()
     def remember(self, teacher: Activations) -> dict[str, Tensor]:
         """Return, by term name, what the terms need of the teacher for this batch; without gradients."""
-        return {term.name: term.loss.remember(teacher).detach() for term in self.terms}
+        remembered = {}
+        for term in self.terms:
+            value = self._run(term, "remember", teacher)
+            if not isinstance(value, Tensor):
+                raise InputError(f"{_title(term)}: remember() must return a tensor, got {_kind(value)}")
+            remembered[term.name] = value.detach()
+        return remembered
 
     def forward(self, student: Activations, targets: Tensor, remembered: Mapping[str, Tensor]) -> LossBreakdown:
         """Return the weighted sum and its terms.
@@ -103,15 +115,40 @@ class Objective(nn.Module):
                     f"remembered lacks the term {term.name!r} (it holds {known}); pass what "
                     f"remember() returned for this objective.{nearest(term.name, remembered)}"
                 )
-            value = term.loss(student, remembered[term.name])
+            value = self._run(term, "forward", student, remembered[term.name])
+            if not isinstance(value, Tensor):
+                raise InputError(f"{_title(term)}: forward() must return a scalar tensor, got {_kind(value)}")
             if value.dim() != 0:
                 raise InputError(
-                    f"the loss of term {term.name!r} must be a scalar, got shape {tuple(value.shape)}; "
+                    f"{_title(term)}: forward() must return a scalar tensor, got shape {tuple(value.shape)}; "
                     "take its mean or sum"
                 )
             values.append((term.name, term.weight, value))
         weighted = [weight * value for _, weight, value in values if weight]
         return LossBreakdown(torch.stack(weighted).sum(), {name: value.detach() for name, _, value in values})
+
+    def _run(self, term: Term, half: Literal["remember", "forward"], *arguments: object) -> object:
+        call: Callable[..., object] = term.loss if half == "forward" else term.loss.remember
+        # A compiler is to see no try around the losses of the package.
+        if term.name not in self._foreign:
+            return call(*arguments)
+        try:
+            return call(*arguments)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            file = getattr(sys.modules.get(type(term.loss).__module__), "__file__", None)
+            raise InputError(f"{_title(term)} failed in {half}(): {failure(error, file)}") from error
+
+
+def _title(term: Term) -> str:
+    """Return the term's name, and its class where the name does not tell it."""
+    own = type(term.loss).__name__
+    return f"term {term.name!r}" + ("" if term.name.partition("/")[0] == own else f" (class {own})")
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -19,8 +19,11 @@ from spkd.models.classifier import (
     read_info,
 )
 from spkd.models.network import HeadMismatch, count_logits, replace_head
-from spkd.models.spec import Architecture, construct, parse_spec, takes
+from spkd.models.spec import Architecture, construct, parse_spec, requires, takes, with_classes
 from spkd.models.weights import Match, load, match, read_tensors
+
+# A network that cannot be made without a number of classes is made with this one, to be held against the weights.
+_TRIAL_CLASSES = 10
 
 __all__ = ["BuiltModel", "Defaults", "HeadMismatch", "build_model", "model_defaults"]
 
@@ -92,7 +95,8 @@ def build_model(
             ``path/file.py:callable``, each with constructor arguments if need be
             (``timm/resnet18?in_chans=1&drop_rate=0.1``), or the folder of a run or a saved model.
         classes: names of the classes to tell apart. None keeps the head that the network or its weights have,
-            with the weights' own class names or "0", "1", ...
+            with the weights' own class names or "0", "1", ...; a user's callable that requires
+            ``num_classes`` is given as many as its weights file has.
         channels: channels of the images. Grey images go to a network of three channels repeated.
         image_size: side length of the images.
         normalisation: the data's, used where the weights have none of their own.
@@ -113,7 +117,7 @@ def build_model(
     built_for = info.channels if info is not None else channels
     network = construct(
         architecture,
-        classes=wanted or (len(info.classes) if info is not None else None),
+        classes=wanted or _own_classes(origin),
         channels=built_for,
         image_size=image_size,
     )
@@ -140,6 +144,8 @@ def build_model(
     )
     if channels == 1 and classifier.network_channels == 3:
         notes.append(f"{spec} takes three channels: grey images are repeated to three")
+    if source is not None and source.normalisation is None:
+        notes.append(f"images are normalised with {_numbers(normalisation)} of the data, since the weights name none")
     return BuiltModel(classifier, trained=source is not None, notes=tuple(notes))
 
 
@@ -169,6 +175,14 @@ def _origin(spec: str, weights: str | None) -> _Origin:
     info = read_info(saved)
     own = str(saved / "model.safetensors")
     return _Origin(parse_spec(info.spec), own if weights in (None, "pretrained") else weights, info)
+
+
+def _own_classes(origin: _Origin) -> int | None:
+    """Return how many classes to make the network with where no number is wanted, None for its own."""
+    if origin.info is not None:
+        return len(origin.info.classes)
+    read = origin.weights not in (None, "pretrained") and requires(origin.architecture, "num_classes")
+    return _TRIAL_CLASSES if read else None
 
 
 def _parse(spec: str) -> Architecture:
@@ -256,14 +270,19 @@ class _Builder:
         found = self._match(network, outputs, source, notes)
         own = found.head_classes(outputs)
         if found.problems and own is None:
-            raise InputError(f"weights: {source.label} does not fit {self.architecture.spec}: {found.complaint()}.")
+            unsaid = self.wanted is None and requires(self.architecture, "num_classes")
+            hint = f" Give its number of classes: {with_classes(self.architecture.spec)}." if unsaid else ""
+            raise InputError(
+                f"weights: {source.label} does not fit {self.architecture.spec}: {found.complaint()}.{hint}"
+            )
         if own and self.wanted in (None, own):
             network = self._with_head(network, outputs, own)
             outputs = own
             found = self._match(network, outputs, source, [])
         elif own is not None:
             if not self.replace or self.wanted is None:
-                raise self._mismatch(f"{source.label} has {f'a head of {own} classes' if own else 'no head'}", outputs)
+                has = f"a head of {own} classes" if own else "no head"
+                raise self._mismatch(f"{source.label} has {has}", own, outputs)
             notes.append(self._replaced(f"of {own} classes" if own else "that the weights lack"))
         notes.extend(found.notes)
         load(network, found, without_head=own is not None)
@@ -272,7 +291,7 @@ class _Builder:
     def fit_head(self, network: nn.Module, outputs: int, notes: list[str]) -> None:
         """Replace a head of the wrong size, which the constructor does not let be chosen."""
         if not self.replace or self.wanted is None:
-            raise self._mismatch(f"it has a head of {outputs} classes", outputs)
+            raise self._mismatch(f"it has a head of {outputs} classes", outputs, outputs)
         replace_head(network, self.architecture.spec, outputs, self.wanted)
         notes.append(self._replaced(f"of {outputs} classes"))
 
@@ -281,7 +300,9 @@ class _Builder:
         if not self.replace:
             raise HeadMismatch(
                 f"model {self.architecture.spec}: its classes ({_shown(own)}) are not the data's "
-                f"({_shown(classes)}); give --replace_head for a new, random head."
+                f"({_shown(classes)}); give --replace_head for a new, random head.",
+                found=len(own),
+                wanted=len(classes),
             )
         replace_head(network, self.architecture.spec, len(classes), len(classes))
         notes.append(self._replaced(f"for {_shown(own)}"))
@@ -304,11 +325,13 @@ class _Builder:
         replace_head(network, self.architecture.spec, outputs, classes)
         return network
 
-    def _mismatch(self, what: str, outputs: int) -> HeadMismatch:
+    def _mismatch(self, what: str, found: int, outputs: int) -> HeadMismatch:
         wanted = f"the data have {self.wanted}" if self.wanted is not None else f"the network has {outputs}"
         return HeadMismatch(
             f"model {self.architecture.spec}: {what} and {wanted}; give --replace_head for a new, "
-            "random head, or weights that fit."
+            "random head, or weights that fit.",
+            found=found,
+            wanted=outputs if self.wanted is None else self.wanted,
         )
 
     def _replaced(self, old: str) -> str:
@@ -320,6 +343,11 @@ class _Builder:
 def _names(source: _Source | None, count: int) -> tuple[str, ...]:
     known = source.classes if source is not None else None
     return known if known is not None and len(known) == count else tuple(map(str, range(count)))
+
+
+def _numbers(normalisation: Normalisation) -> str:
+    mean, std = (", ".join(f"{value:.3g}" for value in values) for values in (normalisation.mean, normalisation.std))
+    return f"mean {mean} and std {std}"
 
 
 def _named_differently(own: Sequence[str], classes: Sequence[str]) -> bool:

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from spkd.errors import InputError, nearest
-from spkd.models.network import one_line
+from spkd.errors import InputError, nearest, one_line
 
 Library = Literal["torchvision", "timm"]
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from spkd.errors import InputError
+from spkd.errors import InputError, one_line
 from spkd.taps import logits_of
 
 
 class HeadMismatch(InputError):
-    """The classes that a network tells apart are not those that are wanted."""
+    """The classes that a network tells apart are not those that are wanted.
+
+    Attributes:
+        found: how many the network or its weights tell apart; 0 for weights without a head.
+        wanted: how many there should be. The counts are equal where only the names differ.
+    """
+
+    def __init__(self, line: str, *, found: int, wanted: int) -> None:
+        super().__init__(line)
+        self.found = found
+        self.wanted = wanted
 
 
 def input_channels(network: nn.Module) -> int | None:
@@ -87,14 +97,3 @@ def replace_head(network: nn.Module, spec: str, outputs: int, classes: int) -> s
         f"model {spec}: found no last linear or convolutional layer of {outputs} outputs to replace; "
         "let its callable take num_classes."
     )
-
-
-def one_line(error: BaseException) -> str:
-    """Return the error's type and the beginning of its message on one line.
-
-    >>> one_line(ValueError("first\\n  second"))
-    'ValueError: first second'
-    """
-    message = " ".join(str(error).split())
-    message = message if len(message) <= 200 else message[:197] + "..."
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__

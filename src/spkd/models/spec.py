@@ -13,13 +13,14 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from spkd.errors import InputError, nearest
+from spkd.errors import InputError, nearest, one_line
 from spkd.imports import import_object, split_arguments
 from spkd.models import libraries
-from spkd.models.network import count_logits, one_line, replace_head
+from spkd.models.network import count_logits, replace_head
 from spkd.models.wrn import WideResNet
 
 _WRN = re.compile(r"wrn-(\d+)-(\d+)")
+_LIKE_WRN = re.compile(r"wrn[-_\d][^/]*", re.IGNORECASE)
 _LIBRARIES: Mapping[str, libraries.Library] = {"torchvision": "torchvision", "timm": "timm"}
 _WRN_EXAMPLES = [f"wrn-{depth}-{width}" for depth in (10, 16, 22, 28, 40) for width in (1, 2, 4, 8, 10)]
 # These load or fetch weights, of which the spec says nothing: a saved model is built from it without any.
@@ -126,6 +127,22 @@ def takes(architecture: Architecture, argument: str) -> bool:
     return argument in _parameter_names(_callable(architecture))
 
 
+def requires(architecture: Architecture, argument: str) -> bool:
+    """Return whether a user's callable cannot be called without this argument, which the spec does not give."""
+    if architecture.source != "callable" or not takes(architecture, argument):
+        return False
+    return inspect.signature(_callable(architecture)).parameters[argument].default is inspect.Parameter.empty
+
+
+def with_classes(spec: str) -> str:
+    """Return the spec as it is written with a number of classes.
+
+    >>> with_classes("net.py:Net"), with_classes("net.py:Net?width=2")
+    ('net.py:Net?num_classes=N', 'net.py:Net?width=2&num_classes=N')
+    """
+    return f"{spec}{'&' if '?' in spec else '?'}num_classes=N"
+
+
 def rebuild(architecture: Architecture, *, classes: int, channels: int, image_size: int) -> nn.Module:
     """Return the network as :func:`construct` does, with a head of ``classes`` logits whatever it takes.
 
@@ -171,9 +188,11 @@ def _call(make: Callable[..., Any], arguments: Mapping[str, object], spec: str) 
         inspect.signature(make).bind(**arguments)
     except TypeError as error:
         names = _parameter_names(make)
-        hints = (nearest(name, names) for name in arguments if name not in names)
+        hints = [nearest(name, names) for name in arguments if name not in names]
+        if not hints and "num_classes" in names and "num_classes" not in arguments:
+            hints = [f" Give it as {with_classes(spec)}."]
         raise InputError(
-            f"model {spec}: {error}; its arguments are: {', '.join(names) or 'none'}.{next(hints, '')}"
+            f"model {spec}: {error}; its arguments are: {', '.join(names) or 'none'}.{''.join(hints[:1])}"
         ) from error
     except ValueError:
         pass
@@ -181,7 +200,7 @@ def _call(make: Callable[..., Any], arguments: Mapping[str, object], spec: str) 
         network = make(**arguments)
     except InputError as error:
         raise InputError(f"model {spec}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"model {spec}: it could not be made ({one_line(error)}).") from error
     if not isinstance(network, nn.Module):
         raise InputError(f"model {spec}: expected a torch.nn.Module to be returned, got {type(network).__name__}.")
@@ -199,6 +218,9 @@ def _unknown(reference: str) -> str:
     if same:
         return f"model {reference}: say whose it is: {' or '.join(same)}."
     hint = nearest(reference, _WRN_EXAMPLES)
+    if _LIKE_WRN.fullmatch(reference):
+        forms = "wrn-DEPTH-WIDTH, where DEPTH is 6n + 4 and WIDTH is a whole number, such as wrn-16-2"
+        return f"model {reference}: unknown, and no folder of this name; expected {forms}.{hint}"
     if not hint and "/" not in reference:
         bare = {name for library in _LIBRARIES.values() for name in libraries.model_names(library)}
         hint = nearest(reference, bare)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from spkd.export import ExportReport
 from spkd.studies.records import NetworkRow
@@ -21,8 +22,8 @@ def network_table(rows: Sequence[NetworkRow]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            row.label,
-            row.model,
+            Text(row.label),
+            Text(row.model),
             _short(row.parameters),
             _short(row.multiply_adds),
             f"{row.latency_ms:.2f} ms",
@@ -51,7 +52,7 @@ def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> Render
     classes.add_column("images", justify="right")
     classes.add_column("top-1 error", justify="right")
     for one in measured.per_class:
-        classes.add_row(one.name, f"{one.images:,}", _percent(one.error))
+        classes.add_row(Text(one.name), f"{one.images:,}", _percent(one.error))
     return Group(table, classes)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from spkd.errors import InputError
+from spkd.losses.methods import term_names
 from spkd.models.classifier import Classifier, find_saved, load_classifier
 from spkd.models.cost import latency_ms, multiply_adds, parameter_count
 from spkd.studies.records import NetworkRow
@@ -16,6 +17,7 @@ from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
+from spkd.training.setup import pinned, set_up
 
 TEACHER_EPOCHS = 60
 """Epochs of the digits' own teacher: a teacher with little more to know has little to teach."""
@@ -34,8 +36,9 @@ def distill(
 ) -> list[NetworkRow] | None:
     """Distil ``request.model`` into ``out`` and return a row for each network there is to compare.
 
-    Without a teacher, the digits' own is trained first (and kept for the next call), and the student is
-    trained alone as well, as it is with ``alone``. Runs that have finished before are not repeated.
+    Without a teacher, the digits' own is trained first (and kept for the next call), and the student is trained
+    alone as well, into ``<out>-alone``, as it is with ``alone``: on the same images at the same size, with the same
+    recipe and seed. Of these two, a run that has finished before is not repeated unless ``overwrite`` is given.
 
     Returns:
         Rows of the teacher (where it is a folder), the student alone (where asked) and the distilled student, or
@@ -44,29 +47,31 @@ def distill(
     Raises:
         InputError: without a teacher on other data than the digits, and as :func:`spkd.training.run.run` does.
     """
-    if request.method == "none":
+    if not term_names(request.method):
         raise InputError("--method none distils nothing: use `spkd train`, or --alone beside another method")
-    rows = []
-    whole = request.teacher is None
+    deadline = runtime.deadline()
+    alone = alone or request.teacher is None
     if request.teacher is None:
         with_teacher = request_with_teacher(request, default_teacher, runtime, display)
         if with_teacher is None:
             return None
-        request, resume = with_teacher, resume or not overwrite
+        request = with_teacher
+    if alone:
+        request = pinned(request, set_up(request))
+    jobs = [(f"student, {request.method}", request, Path(out))]
+    if alone:
+        jobs.insert(0, ("student alone", alone_request(request), Path(f"{out}-alone")))
+    rows = []
     teacher = Path(request.teacher or "")
     if find_saved(teacher) is not None:
         rows.append(network_row("teacher", teacher, RunFolder(teacher).result()))
-    if whole or alone:
-        single = alone_request(request)
-        folder = Path(default_out(single))
-        result = run(single, folder, runtime, display, resume=True)
+    for label, one, folder in jobs:
+        again = resume or (one is not request and not overwrite)
+        result = run(one, folder, runtime.until(deadline), display, resume=again, overwrite=overwrite)
         if result is None:
             return None
-        rows.append(network_row("student alone", folder, result))
-    result = run(request, out, runtime, display, resume=resume, overwrite=overwrite)
-    if result is None:
-        return None
-    return [*rows, network_row(f"student, {request.method}", Path(out), result)]
+        rows.append(network_row(label, folder, result))
+    return rows
 
 
 def alone_request(request: Request) -> Request:

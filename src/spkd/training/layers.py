@@ -9,7 +9,8 @@ import torch
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.models.build import build_model, model_defaults
-from spkd.models.classifier import Normalisation
+from spkd.models.classifier import Classifier, Normalisation
+from spkd.models.network import HeadMismatch
 from spkd.pairing import Candidate, block_ends, pair_taps
 from spkd.taps import TapPair
 from spkd.training.setup import STREAMED_SIZE
@@ -52,17 +53,24 @@ def find_layers(
         loaded = load_data(data)
         channels, classes, native = loaded.channels, loaded.classes, loaded.native_size
         normalisation = Normalisation(loaded.normalisation_mean, loaded.normalisation_std)
-        image_size = image_size or data.image_size
+        image_size = data.image_size if image_size is None else image_size
     sizes = (
         image_size,
         *(model_defaults(*pair).image_size for pair in ((student, weights), (teacher, teacher_weights))),
     )
-    usual = CIFAR_SIZE if student.startswith("wrn-") or teacher.startswith("wrn-") else STREAMED_SIZE
-    size = next(one for one in (*sizes, native, usual) if one)
-    networks = [
-        build_model(spec, classes=classes, channels=channels, image_size=size, normalisation=normalisation).classifier
-        for spec in (student, teacher)
-    ]
+    made_for_cifar = data is None and any(spec.startswith("wrn-") for spec in (student, teacher))
+    usual = CIFAR_SIZE if made_for_cifar else STREAMED_SIZE
+    size = next(one for one in (*sizes, native, usual) if one is not None)
+
+    def build(spec: str, classes: tuple[str, ...] | None) -> Classifier:
+        try:
+            return build_model(
+                spec, classes=classes, channels=channels, image_size=size, normalisation=normalisation
+            ).classifier
+        except HeadMismatch:
+            return build(spec, None)
+
+    networks = [build(spec, classes) for spec in (student, teacher)]
     images = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
     return Layers(
         image_shape=(channels, size, size),

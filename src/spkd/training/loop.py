@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import signal
 import threading
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
-from spkd.errors import InputError, RunFailed
+from spkd.errors import InputError, RunFailed, one_line
 from spkd.losses.objective import LossBreakdown
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.progress import Display
@@ -28,6 +28,7 @@ from spkd.training.run_folder import RunFolder
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+_STEPS = 3  # sets these seeds apart from those of the stream
 PENDING_STEPS = 25
 """Steps on an accelerator whose losses are read together: each reading waits for the device."""
 
@@ -54,11 +55,17 @@ def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
     if devices != 1:
         raise InputError(f"--devices {devices}: a run uses one device; start several runs to use several")
     try:
+        fabric = Fabric(accelerator=accelerator, devices=1, precision="32-true")
+        if precision == "32-true":
+            return fabric
+        if precision == "16-mixed" and fabric.device.type == "cpu":
+            # Fabric would quietly take bfloat16 instead.
+            raise ValueError("float16 needs a GPU, bf16-mixed does not")
         return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = one_line(error).partition(": ")[2].rstrip(".")
         raise InputError(
-            f"--accelerator {accelerator} cannot be used here with --precision {precision}: {reason} "
+            f"--accelerator {accelerator} cannot be used here with --precision {precision}: {reason}. "
             "Try --accelerator cpu --precision 32-true"
         ) from error
 
@@ -113,11 +120,13 @@ class Training:
             InputError: for a checkpoint that cannot be read, or that was made with other weights files.
         """
         path = self._folder.checkpoint
+        for unfinished in path.parent.glob(f".{path.name}.*"):
+            unfinished.unlink()  # left by a kill in the middle of a save
         if not path.exists():
             return False
         self.state, tensors = load_checkpoint(path)
         if tensors["identity"] != self._identity:
-            raise InputError(f"{path} was made with other weights files: give --overwrite to begin anew")
+            raise InputError(f"{path} was made with other weights, code or images: give --overwrite to begin anew")
         self._distiller.load_state_dict(tensors["distiller"])
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._fabric.strategy.precision.load_state_dict(tensors["precision"])
@@ -147,17 +156,22 @@ class Training:
         # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
         self._distiller.train()
         saved = time.monotonic()
-        with contextlib.closing(self._writer()) as writer, _signals() as received:
+        with contextlib.closing(self._writer()) as writer, stop_signals() as received:
             while self.state.epoch < self._recipe.epochs:
+                begun = time.perf_counter()
                 for images, targets in self._stream.epoch(self.state.epoch, start=self.state.batch):
                     self._step(images, targets)
+                    self.state.seconds += time.perf_counter() - begun
                     now = time.monotonic()
                     stop = bool(received) or (limits.deadline is not None and now >= limits.deadline)
                     if stop or now - saved >= limits.checkpoint_seconds:
                         self.save()
-                        saved = now
+                        saved = time.monotonic()
                     if stop:
                         return False
+                    begun = time.perf_counter()
+                self._read_pending()
+                self.state.seconds += time.perf_counter() - begun
                 self._end_epoch(writer)
             self.save()
         return True
@@ -166,14 +180,14 @@ class Training:
         return self.state.epoch * self._stream.batches_per_epoch + self.state.batch
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
-        begun = time.perf_counter()
         step = self._steps_done()
-        torch.manual_seed(_step_seed(self._seed, step))
+        torch.manual_seed(mixed_seed(_STEPS, self._seed, step))
         rate = learning_rate(self._recipe, step, self._stream.batches_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         breakdown: LossBreakdown = self._module(images, targets)
-        self._pending.append((step, len(images), breakdown))
+        # The total without its graph, which would be kept alive otherwise.
+        self._pending.append((step, len(images), breakdown._replace(total=breakdown.total.detach())))
         if len(self._pending) >= self._every:
             self._read_pending()
         self._fabric.backward(breakdown.total)
@@ -186,7 +200,6 @@ class Training:
         state = self.state
         state.batch += 1
         state.images_total += len(images)
-        state.seconds += time.perf_counter() - begun
         if not self._pending and state.batch < self._stream.batches_per_epoch:
             self._show()
 
@@ -197,7 +210,7 @@ class Training:
             return
         names = ["total", *pending[0][2].terms]
         table = torch.stack(
-            [torch.stack([b.total.detach().float(), *(t.float() for t in b.terms.values())]) for _, _, b in pending]
+            [torch.stack([b.total.float(), *(t.float() for t in b.terms.values())]) for _, _, b in pending]
         )
         for (step, size, _), values in zip(pending, table.tolist(), strict=True):
             if not all(math.isfinite(value) for value in values):
@@ -209,7 +222,7 @@ class Training:
     def _not_finite(self, step: int, values: Mapping[str, float]) -> str:
         bad = next((name for name, value in values.items() if name != "total" and not math.isfinite(value)), "total")
         epoch, batch = divmod(step, self._stream.batches_per_epoch)
-        causes = [f"a learning rate that is too high (--lr {self._recipe.lr:g})"]
+        causes = [f"a learning rate that is too high (--lr {self._recipe.lr:g})", "weights or images with such values"]
         if len(values) > 2:
             causes.append("a distillation weight that is too high (--gamma, --beta)")
         if self._recipe.precision == "16-mixed":
@@ -235,6 +248,7 @@ class Training:
         for name, value in row.items():
             if name != "epoch":
                 writer.add_scalar(name, value, state.epoch)
+        writer.flush()
         state.rows.append({**row, "epoch": state.epoch})
         if error <= state.best_error:
             state.best_error, state.best_epoch = error, state.epoch
@@ -274,13 +288,8 @@ def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _step_seed(seed: int, step: int) -> int:
-    digest = hashlib.blake2b(f"step {seed} {step}".encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
-
-
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

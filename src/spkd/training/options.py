@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
@@ -48,6 +49,19 @@ class Runtime:
     compile: bool = False
     max_time: str | None = None
     checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_seconds >= 0:
+            raise InputError(f"--checkpoint_seconds must be 0 or more, not {self.checkpoint_seconds}")
+
+    def deadline(self) -> float | None:
+        """Return the time (as of ``time.time()``) at which ``max_time`` from now is over, or None."""
+        limit = seconds(self.max_time)
+        return None if limit is None else time.time() + limit
+
+    def until(self, deadline: float | None) -> Runtime:
+        """Return the same with the time that is left until ``deadline``."""
+        return self if deadline is None else replace(self, max_time=f"{max(0.0, deadline - time.time()):.3f}")
 
 
 def seconds(text: str | None) -> float | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from spkd.errors import InputError, nearest
 from spkd.losses.weights import LossWeights
 
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["step", "cosine"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+_CHOICES = {"optimizer": get_args(Optimizer), "schedule": get_args(Schedule), "precision": get_args(Precision)}
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,11 @@ class Recipe:
     name: str = "paper"
     epochs: int = 200
     batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Schedule = "step"
     milestones: tuple[float, ...] = (0.3, 0.6, 0.8)
     lr_decay: float = 0.2
     warmup_epochs: float = 0.0
@@ -56,6 +59,9 @@ class Recipe:
     losses: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            given = getattr(self, name)
+            _require(given in choices, name, repr(given), f"one of {', '.join(choices)}")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
@@ -127,14 +133,14 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-def choose_preset(data_name: str, image_size: int, trained: bool) -> tuple[Recipe, str]:
-    """Return the preset that suits what is given, and the reason in words.
+def choose_preset(data: str, image_size: int, trained: bool) -> tuple[Recipe, str]:
+    """Return the preset that suits what is given, and the reason in words; ``data`` is what the user named.
 
     >>> recipe, reason = choose_preset("photos", 224, trained=True)
     >>> recipe.name, reason
     ('finetune', 'the network starts from trained weights')
     """
-    if data_name == "digits":
+    if data == "digits":
         return PRESETS["digits"], "the data are the digits"
     if trained:
         return PRESETS["finetune"], "the network starts from trained weights"

@@ -19,9 +19,10 @@ from spkd import __version__
 from spkd.data.images import Images
 from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.distiller import Distiller
-from spkd.errors import InputError
+from spkd.errors import InputError, one_line
 from spkd.models.classifier import Classifier, save_classifier
 from spkd.models.cost import parameter_count
+from spkd.models.inference import inference_form
 from spkd.training.evaluation import evaluate, top1_error
 from spkd.training.loop import Limits, Training, make_fabric
 from spkd.training.options import Request, Runtime, seconds
@@ -32,6 +33,8 @@ from spkd.training.setup import Setup, set_up
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+LOOKED_AT = 16
+"""Images in the rehearsal before training."""
 PIXELS_PER_BATCH = 256 * 64 * 64
 """Evaluation batches hold about so many pixels, and 256 images at the most."""
 
@@ -63,26 +66,31 @@ def run(
     folder = RunFolder(Path(out))
     setup = set_up(request)
     fabric = make_fabric(runtime.accelerator, runtime.devices, setup.recipe.precision)
-    folder.prepare(setup.config(), resume=resume, overwrite=overwrite)
+    folder.refuse_inputs(_inputs(request))
+    folder.check(setup.config(), resume=resume, overwrite=overwrite)
     identity = setup.identity()
-    if (finished := folder.result()) is not None:
+    finished = None if overwrite else folder.result()
+    if finished is not None:
         if finished.get("identity") != identity:
-            raise InputError(f"{folder.path} was made with other weights files: give --overwrite to run again")
+            raise InputError(
+                f"{folder.path} was made with other weights, code or images: give --overwrite to run again"
+            )
         display.say(f"{folder.path} is finished already: test error {finished['test_error']:.2f} %")
         return finished
     for note in setup.notes:
         display.say(note)
-    distiller = Distiller(setup.student, setup.teacher, setup.objective)
-    with contextlib.closing(distiller):
-        training = _training(setup, identity, distiller, runtime, fabric, folder, display)
+    stream = _stream(setup, fabric.device)
+    with contextlib.closing(_distiller(setup, stream, fabric.device, display)) as distiller:
+        if overwrite or not folder.checkpoint.exists():
+            _look_first(setup, distiller, stream, fabric.device, display)
+        folder.begin(setup.config(), overwrite=overwrite)
+        training = _training(setup, identity, distiller, stream, runtime, fabric, folder, display)
         if training.restore():
             display.say(f"going on from {folder.checkpoint}")
-        else:
-            _look_first(setup, distiller, fabric.device, display)
         limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
         with display:
-            finished_training = training.run(_title(setup), limits)
-        return _finish(setup, training, identity, fabric.device, folder) if finished_training else None
+            through = training.run(_title(setup), limits)
+        return _finish(setup, training, identity, fabric.device, folder) if through else None
 
 
 def default_out(request: Request) -> str:
@@ -139,10 +147,38 @@ def _stream(setup: Setup, device: torch.device) -> TrainStream:
     )
 
 
+def _inputs(request: Request) -> dict[str, str | None]:
+    """Return the paths that the request names, by option, which its run must not write to."""
+    return {
+        "data": request.data.data,
+        "data_root": request.data.data_root,
+        "model": request.model,
+        "weights": request.weights,
+        "teacher": request.teacher,
+        "teacher_weights": request.teacher_weights,
+    }
+
+
+def _distiller(setup: Setup, stream: TrainStream, device: torch.device, display: Display) -> Distiller:
+    """Return student and objective on the device, with the teacher in its cheapest form."""
+    teacher = setup.teacher
+    if teacher is not None:
+        images, _ = _first_images(stream)
+        teacher, note = inference_form(teacher.to(device), setup.objective.teacher_taps, images)
+        display.say(f"teacher: {note}")
+    return Distiller(setup.student, teacher, setup.objective).to(device)
+
+
+def _first_images(stream: TrainStream) -> tuple[Tensor, Tensor]:
+    images, targets = next(iter(stream.epoch(0)))
+    return images[:LOOKED_AT], targets[:LOOKED_AT]
+
+
 def _training(
     setup: Setup,
     identity: str,
     distiller: Distiller,
+    stream: TrainStream,
     runtime: Runtime,
     fabric: Fabric,
     folder: RunFolder,
@@ -153,7 +189,7 @@ def _training(
 
     return Training(
         distiller,
-        _stream(setup, fabric.device),
+        stream,
         validate,
         setup.recipe,
         setup.request.seed,
@@ -165,17 +201,26 @@ def _training(
     )
 
 
-def _look_first(setup: Setup, distiller: Distiller, device: torch.device, display: Display) -> None:
-    """Check, before any training, that the teacher knows these images and that its losses teach something."""
-    if setup.teacher is None:
-        return
-    if same_classes(setup.teacher, setup.student):
+def _look_first(
+    setup: Setup, distiller: Distiller, stream: TrainStream, device: torch.device, display: Display
+) -> None:
+    """Check, before anything is written, that a step works, and that the teacher knows these images and teaches."""
+    if setup.teacher is not None and same_classes(setup.teacher, setup.student):
         error = top1_error(setup.teacher, validation_batches(setup.data.val, setup, device))
         display.say(f"teacher: error {error:.2f} % on the validation images")
-        if error > 50 * (1 + (len(setup.data.classes) - 2) / len(setup.data.classes)):
+        if error > 0.9 * 100 * (1 - 1 / len(setup.data.classes)):
             display.say("warning: the teacher is little better than chance on these images; is it the right one?")
-    images, targets = next(iter(_stream(setup, device).epoch(0)))
-    distiller.check(images, targets)
+    images, targets = _first_images(stream)
+    distiller.train()
+    try:
+        distiller.check(images, targets)
+    except InputError:
+        raise
+    except Exception as error:
+        size = setup.image_size
+        raise InputError(
+            f"model {setup.request.model}: a training step on images of {size} × {size} fails: {one_line(error)}"
+        ) from error
 
 
 def same_classes(teacher: Classifier, student: Classifier) -> bool:
@@ -216,6 +261,7 @@ def _finish(setup: Setup, training: Training, identity: str, device: torch.devic
         "compared_layers": [str(pair) for pair in setup.pairs],
         "test": tested,
         "identity": identity,
+        "images_fingerprint": setup.data.fingerprint(),
         "software": software(),
         "hardware": hardware(device),
     }

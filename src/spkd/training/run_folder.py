@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,21 @@ import yaml
 from spkd.errors import InputError
 from spkd.files import write_text_atomically
 
-OWN = ("config.yaml", "metrics.csv", "checkpoints", "student", "tensorboard", "result.json", "export")
-"""What a run writes; ``--overwrite`` removes these and nothing else."""
+MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
+"""First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
+
+OWN_FILES = (
+    "config.yaml",
+    "metrics.csv",
+    "result.json",
+    "checkpoints/last.ckpt",
+    "student/model.safetensors",
+    "student/model.json",
+    "tensorboard/events.out.tfevents.*",
+    "export/model.onnx",
+    "export/model.pt2",
+)
+"""What a run writes; ``--overwrite`` removes these and folders that they leave empty, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +54,15 @@ class RunFolder:
         return self.path / "tensorboard"
 
     def config(self) -> dict[str, Any] | None:
-        """Return what ``config.yaml`` holds, or ``None`` where no run has begun."""
+        """Return what ``config.yaml`` holds, or ``None`` where no run of ours has begun."""
         path = self.path / "config.yaml"
-        if not path.exists():
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        if not text.startswith(MARK):
             return None
         try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is no readable YAML; remove it or choose another --out") from error
-        return dict(loaded)
+            return dict(yaml.safe_load(text))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is damaged; remove it or choose another --out") from error
 
     def result(self) -> dict[str, Any] | None:
         """Return what ``result.json`` holds, or ``None`` where the run has not finished."""
@@ -60,25 +72,73 @@ class RunFolder:
         except ValueError as error:
             raise InputError(f"{path} is no readable JSON; give --overwrite to run again") from error
 
-    def prepare(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-        """Make the folder ready for a run of ``config``, or refuse.
+    def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that a run of ``config`` may not be written to; write nothing.
 
         Raises:
             InputError: when it already holds a run and neither flag is given, when ``resume`` meets a run of
-                another configuration (the differing fields are named), when it holds something else, or when
-                it cannot be written.
+                another configuration (the differing fields are named), or when it holds something else.
+        """
+        if resume and overwrite:
+            raise InputError("--resume and --overwrite exclude each other: give one")
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"--out {self.path} is a file, not a folder")
+        if self.config() is None and self.path.exists() and _holds_files(self.path):
+            raise InputError(f"--out {self.path} holds other files and no run of spkd: choose another --out")
+        if self.has_begun() and not (resume or overwrite):
+            raise InputError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
+        if self.has_begun() and resume:
+            self.refuse_other(config)
+
+    def begin(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Write ``config.yaml`` for a new run, after removing an earlier run's files; leave a run that goes on.
+
+        Raises:
+            InputError: when the folder cannot be written.
+        """
+        if self.has_begun() and not overwrite:
+            return
+        for pattern in OWN_FILES:
+            for path in self.path.glob(pattern):
+                _remove(path)
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        write_text_atomically(self.path / "config.yaml", f"{MARK}\n{text}")
+
+    def has_begun(self) -> bool:
+        """Return whether there is a run to go on with, or its result: one that was refused at once leaves neither."""
+        return self.config() is not None and (self.checkpoint.exists() or (self.path / "result.json").exists())
+
+    def refuse_other(self, config: Mapping[str, Any]) -> None:
+        """Refuse a run of another configuration, naming the fields that differ; do nothing where there is none.
+
+        Raises:
+            InputError: when the folder holds a run that was not made with ``config``.
         """
         present = self.config()
-        if present is not None and not (resume or overwrite):
-            raise InputError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
-        if present is None and not overwrite and self.path.exists() and any(_visible(self.path)):
-            raise InputError(f"{self.path} holds other files and no run: choose another --out")
-        if present is not None and resume:
-            _refuse_other(present, config, self.path)
+        if present is None or present == config:
             return
-        for name in OWN:
-            _remove(self.path / name)
-        write_text_atomically(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        differing = [key for key in present | dict(config) if present.get(key) != config.get(key)]
+        shown = "; ".join(f"{key} was {present.get(key)!r}, is {config.get(key)!r}" for key in differing[:3])
+        raise InputError(
+            f"{self.path} holds a run of another configuration: {shown}. Give --overwrite or another --out"
+        )
+
+    def refuse_inputs(self, inputs: Mapping[str, str | None]) -> None:
+        """Refuse to write where an input lies, or into a folder of images.
+
+        Args:
+            inputs: a path or None, by the option that names it.
+
+        Raises:
+            InputError: when an input lies in this folder, or this folder in that of ``data``.
+        """
+        own = self.path.resolve()
+        for option, named in inputs.items():
+            if named is None or not Path(named).exists():
+                continue
+            given = Path(named).resolve()
+            if own in (given, *given.parents) or (option == "data" and given in own.parents):
+                raise InputError(f"--out {self.path} and --{option} {named} lie in each other: choose another --out")
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write ``metrics.csv`` anew: one row per epoch, the union of the rows' keys as columns."""
@@ -94,24 +154,14 @@ class RunFolder:
         write_text_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
 
-def _visible(path: Path) -> list[Path]:
-    if not path.is_dir():
-        raise InputError(f"--out {path} is a file, not a folder")
-    return [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+def _holds_files(path: Path) -> bool:
+    return any(not entry.name.startswith(".") for entry in path.iterdir())
 
 
 def _remove(path: Path) -> None:
     try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        if path.parent.name in ("checkpoints", "student", "tensorboard", "export") and not any(path.parent.iterdir()):
+            path.parent.rmdir()
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _refuse_other(present: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
-    differing = [key for key in dict(present) | dict(config) if present.get(key) != config.get(key)]
-    if differing:
-        shown = "; ".join(f"{key} was {present.get(key)!r}, is {config.get(key)!r}" for key in differing[:3])
-        raise InputError(f"{path} holds a run of another configuration: {shown}. Give --overwrite or another --out")

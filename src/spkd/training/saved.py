@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,19 @@ from spkd.training.run_folder import RunFolder
 
 
 def evaluate_saved(
-    folder: str | Path, options: DataOptions, *, split: str, teacher: str | None, accelerator: str
+    folder: str | Path,
+    options: DataOptions,
+    *,
+    split: str,
+    teacher: str | None,
+    accelerator: str,
+    say: Callable[[str], None],
 ) -> Evaluation:
     """Evaluate the network saved in ``folder`` on one split of ``options``' images.
 
     Agreement is measured with ``teacher`` (the folder of a saved network), or with the run's own teacher where that
-    is such a folder and tells the same classes apart.
+    is such a folder and tells the same classes apart. ``say`` is given a line when the images of the run's own data
+    are no longer those that it was trained with.
 
     Raises:
         InputError: when there is no such network, its classes are not those of the images, or there is no such split.
@@ -46,6 +53,11 @@ def evaluate_saved(
         device=device,
         workers=options.workers,
     )
+    if images_changed(folder, data):
+        say(
+            f"warning: the images have changed since {folder} was trained; those it is evaluated on may be among those "
+            "it was trained on"
+        )
     beside = _teacher(Path(folder), teacher, classifier)
     return evaluate(classifier.to(device), batches, data.classes, None if beside is None else beside.to(device))
 
@@ -58,14 +70,14 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
     """
     info = load_classifier(folder).info
     data = load_data(options)
-    if data.channels != info.channels:
+    if data.channels != info.channels and data.channels != 1:
         raise InputError(
             f"--data {options.data} has images of {data.channels} channels, the network takes {info.channels}"
         )
     batches = evaluation_batches(
         _split(data, "test"), image_size=info.image_size, batch_size=count, device=torch.device("cpu")
     )
-    return next(iter(batches))[0]
+    return next(iter(batches))[0].expand(-1, info.channels, -1, -1)
 
 
 def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
@@ -74,11 +86,24 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     Another ``data`` than the run's starts from the defaults.
     """
     given = {name: value for name, value in given.items() if value is not None}
-    config = RunFolder(Path(folder)).config() or {}
+    config = _config(folder)
     if given.get("data", config.get("data")) == config.get("data"):
         names = {field.name for field in fields(DataOptions)} - {"image_size"}
         given = {**{name: config[name] for name in names & set(config)}, **given}
     return DataOptions(**given)
+
+
+def images_changed(folder: str | Path, data: ImageData) -> bool:
+    """Return whether the run in ``folder`` was made with data of this name, but with other images or splits."""
+    path = Path(folder)
+    result = RunFolder(path).result() or RunFolder(path.resolve().parent).result() or {}
+    return result.get("data") == data.name and result.get("images_fingerprint") not in (None, data.fingerprint())
+
+
+def _config(folder: str | Path) -> dict[str, Any]:
+    """Return the configuration of the run in ``folder``, or of the run whose saved model that is."""
+    path = Path(folder)
+    return RunFolder(path).config() or RunFolder(path.resolve().parent).config() or {}
 
 
 def _split(data: ImageData, split: str) -> Images:
@@ -100,7 +125,7 @@ def _check_classes(classifier: Classifier, data: ImageData) -> None:
 
 
 def _teacher(folder: Path, named: str | None, student: Classifier) -> Classifier | None:
-    own = (RunFolder(folder).config() or {}).get("teacher")
+    own = _config(folder).get("teacher")
     for candidate in (named, own):
         if candidate is None:
             continue

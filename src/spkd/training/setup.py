@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ import torch
 from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.stream import evaluation_batches
+from spkd.data.vision_sets import VISION_SETS
 from spkd.errors import InputError
-from spkd.losses.methods import build_objective, term_names
+from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model, model_defaults
-from spkd.models.classifier import Classifier, Normalisation
+from spkd.models.classifier import Classifier, Normalisation, find_saved
 from spkd.models.network import HeadMismatch
 from spkd.pairing import pair_taps
 from spkd.taps import TapPair
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe, choose_preset, preset
 
+_CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
 
@@ -59,22 +62,25 @@ class Setup:
         request, recipe = self.request, asdict(self.recipe)
         losses = recipe.pop("losses")
         network: dict[str, Any] = {
-            "model" if request.teacher is None else "student": request.model,
-            "weights": request.weights,
+            "model" if request.teacher is None else "student": _absolute(request.model),
+            "weights": _absolute(request.weights),
         }
         data = asdict(request.data)
-        data.pop("workers")
+        for how in ("workers", "download"):
+            data.pop(how)
         if request.teacher is not None:
             network |= {
-                "teacher": request.teacher,
-                "teacher_weights": request.teacher_weights,
-                "method": request.method,
+                "teacher": _absolute(request.teacher),
+                "teacher_weights": _absolute(request.teacher_weights),
+                "method": _absolute(request.method),
                 "taps": list(request.taps),
             }
         return {
             **network,
             "replace_head": request.replace_head,
             **data,
+            "data": _absolute(data["data"]) if data["data"] not in ("digits", *VISION_SETS) else data["data"],
+            "data_root": _absolute(data["data_root"]),
             "image_size": self.image_size,
             "seed": request.seed,
             "recipe": recipe.pop("name"),
@@ -84,9 +90,15 @@ class Setup:
         }
 
     def identity(self) -> str:
-        """Return a hash of the configuration and of the weights files that it names."""
-        decided = {"config": self.config(), "files": _file_hashes(self.request)}
+        """Return a hash of the configuration, of the weights and code files that it names, and of the images."""
+        decided = {"config": self.config(), "files": _file_hashes(self.request), "images": self.data.fingerprint()}
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
+def pinned(request: Request, setup: Setup) -> Request:
+    """Return ``request`` with image size and recipe as in ``setup``, so that networks to be compared share them."""
+    data = replace(request.data, image_size=setup.image_size)
+    return replace(request, data=data, recipe=setup.recipe.name)
 
 
 def set_up(request: Request) -> Setup:
@@ -97,6 +109,7 @@ def set_up(request: Request) -> Setup:
     Raises:
         InputError: for anything that does not exist, does not fit, or would train on nothing.
     """
+    request = replace(request, method=method_label(request.method))
     _check_request(request)
     data = load_data(request.data)
     notes = list(data.notes)
@@ -129,6 +142,8 @@ def set_up(request: Request) -> Setup:
 
 def _check_request(request: Request) -> None:
     """Refuse what needs neither data nor networks to be refused."""
+    if not 0 <= request.seed < 2**32:
+        raise InputError(f"--seed must be from 0 to {2**32 - 1}, not {request.seed}")
     (Recipe() if request.recipe is None else preset(request.recipe)).override(request.overrides)
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
@@ -151,11 +166,12 @@ def _recipe(request: Request, data: ImageData, image_size: int, trained: bool, n
     if request.recipe is not None:
         chosen, reason = preset(request.recipe), "as asked"
     else:
-        chosen, reason = choose_preset(data.name, image_size, trained)
+        chosen, reason = choose_preset(request.data.data, image_size, trained)
     recipe = chosen.override(request.overrides)
     if recipe.batch_size > len(data.train):
         raise InputError(
-            f"--batch_size {recipe.batch_size} is larger than the training set of {len(data.train)} images"
+            f"a batch of {recipe.batch_size} is larger than the training set of {len(data.train)} images: "
+            f"give --batch_size {max(2, len(data.train) // 4)}, say"
         )
     notes.append(
         f"recipe {recipe.name} ({reason}): {recipe.epochs} epochs, batch {recipe.batch_size}, "
@@ -180,9 +196,12 @@ def _teacher(request: Request, data: ImageData, image_size: int, normalisation: 
 
     try:
         built = build(data.classes)
-    except HeadMismatch:
+    except HeadMismatch as error:
         if "kd" in term_names(request.method):
-            raise
+            raise InputError(
+                f"--teacher {spec} has other classes than the data, so kd cannot compare their logits: use --method sp "
+                f"or at, or a teacher of these classes ({error})"
+            ) from error
         built = build(None)
     if not built.trained:
         raise InputError(
@@ -207,19 +226,33 @@ def _pairs(
 
 
 def _file_hashes(request: Request) -> dict[str, str]:
-    """Return the SHA-256 of each weights file that the request names, so that a changed file is noticed."""
+    """Return the SHA-256 of each weights or code file that the request names, so that a changed file is noticed."""
     named = {
-        "model": Path(request.model),
-        "weights": Path(request.weights or ""),
-        "teacher": Path(request.teacher or ""),
-        "teacher_weights": Path(request.teacher_weights or ""),
+        "model": request.model,
+        "weights": request.weights,
+        "teacher": request.teacher,
+        "teacher_weights": request.teacher_weights,
+        "method": request.method,
     }
     hashes = {}
-    for option, path in named.items():
-        for file in (path, path / "model.safetensors", path / "student" / "model.safetensors"):
-            if file.is_file():
-                hashes[option] = _sha256(file)
+    for option, text in named.items():
+        if text is None:
+            continue
+        for code in _CODE_FILE.findall(text):
+            if Path(code).is_file():
+                hashes[f"{option} {Path(code).name}"] = _sha256(Path(code))
+        saved = find_saved(text)
+        file = saved / "model.safetensors" if saved is not None else Path(text)
+        if file.is_file():
+            hashes[option] = _sha256(file)
     return hashes
+
+
+def _absolute(text: str | None) -> str | None:
+    """Return ``text`` with the paths in it that exist made absolute, so that it means the same from any folder."""
+    if text is None or Path(text).exists():
+        return None if text is None else str(Path(text).resolve())
+    return _CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if Path(found[0]).is_file() else found[0], text)
 
 
 def _sha256(path: Path) -> str:

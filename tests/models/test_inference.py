@@ -1,0 +1,111 @@
+"""The cheapest form of a frozen network gives the same answers."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.inference import folded, inference_form
+from spkd.models.wrn import WideResNet
+from spkd.taps import Taps
+
+
+def lived_in(network: nn.Module) -> nn.Module:
+    """Give every batch norm statistics and scales as after training."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features, generator=generator) * 0.1
+            module.running_var = torch.rand(module.num_features, generator=generator) + 0.5
+            module.weight.data = torch.rand(module.num_features, generator=generator) + 0.5
+            module.bias.data = torch.randn(module.num_features, generator=generator) * 0.1
+    return network.eval()
+
+
+def classifier(network: nn.Module, size: int) -> Classifier:
+    normalisation = Normalisation((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    return Classifier(network, ModelInfo("own", ("a", "b"), 3, size, normalisation)).eval()
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "taps", "count"),
+    [
+        (WideResNet(16, 1), 32, ("group1", "group3"), 6),
+        (torchvision.models.resnet18(), 64, ("layer2", "layer4"), 20),
+        (torchvision.models.mobilenet_v2(), 64, ("features.18",), 52),
+    ],
+    ids=["wrn", "resnet18", "mobilenet_v2"],
+)
+def test_logits_and_taps_are_the_original_s(network: nn.Module, size: int, taps: tuple[str, ...], count: int) -> None:
+    original = classifier(lived_in(network), size)
+    before = copy.deepcopy(original.state_dict())
+    images = torch.rand(4, 3, size, size)
+    twin, note = inference_form(original, taps, images)
+    assert twin is not original
+    assert note.startswith(f"{count} batch norms folded")
+    with torch.no_grad(), Taps(original, taps) as ours, Taps(twin, taps) as theirs:
+        expected, got = ours(images), theirs(images)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    for name in taps:
+        torch.testing.assert_close(got.taps[name], expected.taps[name], rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in original.state_dict().items())
+
+
+def test_a_folded_convolution_is_the_closed_form() -> None:
+    network = lived_in(nn.Sequential(nn.Conv2d(2, 3, 1, bias=True), nn.BatchNorm2d(3))).double()
+    twin, count = folded(network)
+    convolution, norm = network[0], network[1]
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    assert count == 1
+    torch.testing.assert_close(twin[0].weight, convolution.weight * scale[:, None, None, None])
+    torch.testing.assert_close(twin[0].bias, (convolution.bias - norm.running_mean) * scale + norm.bias)
+
+
+class Shared(nn.Module):
+    """One convolution whose output is read twice, and one batch norm that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_twice, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.first, self.second, self.run_twice = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        read = self.read_twice(images)
+        return read + self.norm(read) + self.run_twice(self.first(images)) + self.run_twice(self.second(images))
+
+
+class Branching(nn.Module):
+    """A network that cannot be traced symbolically."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.convolution(images)) if images.sum() > 0 else images
+
+
+@pytest.mark.parametrize("network", [Shared(), Branching()], ids=["shared", "branching"])
+def test_what_cannot_be_folded_is_left_alone(network: nn.Module) -> None:
+    lived_in(network)
+    twin, count = folded(network)
+    images = torch.rand(2, 3, 4, 4)
+    assert count == 0
+    torch.testing.assert_close(twin(images), network(images))
+
+
+def test_a_form_that_answers_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = classifier(lived_in(nn.Sequential(nn.Conv2d(3, 2, 4), nn.BatchNorm2d(2), nn.Flatten())), 4)
+
+    def spoilt(network: nn.Module) -> tuple[nn.Module, int]:
+        twin = copy.deepcopy(network)
+        twin[0].weight.data *= 1.01
+        return twin, 1
+
+    monkeypatch.setattr("spkd.models.inference.folded", spoilt)
+    twin, note = inference_form(original, (), torch.rand(2, 3, 4, 4))
+    assert twin is original
+    assert "differs" in note
