@@ -32,6 +32,12 @@ class Tiny(nn.Module):
 
 
 @pytest.fixture(scope="session")
+def tiny_source() -> str:
+    """The text of a user's file with a small network."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The spec of a small network in a user's file."""
     path = tmp_path_factory.mktemp("own") / "tiny.py"

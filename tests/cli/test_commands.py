@@ -15,6 +15,7 @@ from scipy import stats
 
 import spkd
 from spkd.cli.main import main
+from spkd.training.recipe import PRESETS
 
 CPU = ["--accelerator", "cpu"]
 
@@ -41,6 +42,16 @@ def test_train_says_what_it_made(capsys: pytest.CaptureFixture[str], tiny: str, 
     assert f"{result['test_error']:.2f} %" in printed
     assert str(out / "student") in printed
     assert (result["kind"], result["method"]) == ("train", "none")
+
+
+@pytest.mark.parametrize("recipe", PRESETS)
+def test_every_recipe_trains(capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, recipe: str) -> None:
+    options = ["--model", tiny, "--recipe", recipe, "--epochs", "2", "--batch_size", "125", *CPU]
+    succeed(capsys, "train", *options, "--out", str(tmp_path / "run"))
+    header, first, second = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["recipe"] == recipe
+    place = header.split(",").index("train_ce")
+    assert float(second.split(",")[place]) < float(first.split(",")[place])
 
 
 def test_a_run_is_repeated_from_its_config(capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path) -> None:
@@ -114,6 +125,31 @@ def test_compare_does_not_repeat_finished_runs(
     assert [path for path in after if after[path] != before[path]] == [folder / "sp" / "seed-1" / "result.json"]
     for text in ("median", "sp", "kd", "none"):
         assert text in printed
+
+
+def test_what_is_compared_shares_image_size_and_recipe(
+    capsys: pytest.CaptureFixture[str], tiny: str, pictures: Path, tmp_path: Path
+) -> None:
+    """The teacher's image size decides, for the student alone too, though that knows no teacher."""
+    common = ["--data", str(pictures), "--epochs", "1", "--batch_size", "16", "--workers", "0", *CPU]
+    teacher, out = tmp_path / "teacher", tmp_path / "compare"
+    succeed(capsys, "train", "--model", "timm/test_resnet", "--image_size", "48", *common, "--out", str(teacher))
+    options = ["--teacher", str(teacher), "--student", "torchvision/shufflenet_v2_x0_5", "--methods", "none", "sp"]
+    succeed(capsys, "compare", *options, *common, "--gamma", "1", "--seeds", "1", "--jobs", "1", "--out", str(out))
+    configs = [yaml.safe_load((out / method / "seed-0" / "config.yaml").read_text()) for method in ("none", "sp")]
+    for field in ("image_size", "recipe", "batch_size", "lr"):
+        assert configs[0][field] == configs[1][field], field
+    assert configs[0]["image_size"] == 48
+
+
+def test_compare_refuses_a_folder_of_another_configuration(
+    capsys: pytest.CaptureFixture[str], comparison: tuple[Path, list[str]]
+) -> None:
+    _, command = comparison
+    code = main([*command, "--lr", "0.05"])
+    captured = capsys.readouterr()
+    assert code == 2
+    assert "lr was 0.1, is 0.05" in captured.err.splitlines()[-1]
 
 
 def test_compare_stops_in_time(capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path) -> None:

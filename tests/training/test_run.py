@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 import spkd
+from spkd.data.options import DataOptions
 from spkd.errors import InputError, RunFailed
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import run
 from spkd.training.run_folder import RunFolder
+from spkd.training.saved import evaluate_saved
 
 CPU = Runtime(accelerator="cpu")
 
@@ -138,6 +141,47 @@ def test_a_checkpoint_made_with_another_teacher_is_refused(tiny: str, tmp_path: 
     run(Request(model=tiny, overrides={"epochs": 1}, seed=1), teacher, CPU, Silent(), overwrite=True)
     with pytest.raises(InputError, match="other weights"):
         run(distillation(tiny, teacher), folder, CPU, Silent(), resume=True)
+
+
+def test_a_network_file_that_was_edited_is_noticed(tiny_source: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(tiny_source)
+    request = Request(model=f"{path}:Tiny", overrides={"epochs": 1})
+    assert run(request, tmp_path / "run", CPU, Silent()) is not None
+    path.write_text(tiny_source.replace("Dropout(0.1)", "Dropout(0.5)"))
+    with pytest.raises(InputError, match="other weights, code or images"):
+        run(request, tmp_path / "run", CPU, Silent(), resume=True)
+
+
+def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
+    data = tmp_path / "pictures"
+    for index in range(24):
+        folder = data / f"class {index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (index * 10, 0, 0)).save(folder / f"{index}.png")
+    request = Request(model="wrn-10-1", data=DataOptions(str(data)), overrides={"epochs": 1, "batch_size": 8})
+    folder = tmp_path / "run"
+    assert run(request, folder, CPU, Silent()) is not None
+    assert run(request, folder, CPU, Silent(), resume=True) is not None
+    said: list[str] = []
+    evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
+    assert said == []
+    Image.new("RGB", (16, 16), (5, 5, 5)).save(data / "class 0" / "another.png")
+    with pytest.raises(InputError, match="other weights, code or images"):
+        run(request, folder, CPU, Silent(), resume=True)
+    evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
+    assert len(said) == 1
+    assert "the images have changed" in said[0]
+
+
+def test_a_network_that_cannot_train_leaves_no_folder(tiny_source: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(
+        tiny_source.replace("return self.head", "assert not self.training, 'no training'\n        return self.head")
+    )
+    with pytest.raises(InputError, match="a training step on images of 8 × 8 fails: AssertionError: no training"):
+        run(Request(model=f"{path}:Tiny"), tmp_path / "run", CPU, Silent())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(tiny: str, teacher: Path, tmp_path: Path) -> None:
