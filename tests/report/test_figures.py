@@ -105,7 +105,10 @@ def test_two_files_are_written_and_are_the_same_every_time(tmp_path: Path) -> No
 
 def test_a_dollar_sign_is_no_formula(tmp_path: Path) -> None:
     odd = dataclasses.replace(SP, method="a$b^$")
-    write_comparison_figure(dataclasses.replace(COMPARISON, title="$x$ $", rows=(NONE, odd)), tmp_path / "x.png")
+    _, svg = write_comparison_figure(
+        dataclasses.replace(COMPARISON, title="$x$ $", rows=(NONE, odd)), tmp_path / "x.png"
+    )
+    assert "seeds of a$b^$" in svg.read_text(encoding="utf-8")
 
 
 def test_pyplot_is_never_imported() -> None:

@@ -1,0 +1,40 @@
+"""Time several functions in one process, in turn, so that the machine's drift meets all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one function over the counted rounds: median, and lower and upper quartile."""
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
+    """Call every function once a round, ``warmup`` rounds uncounted, and return the timings by name."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for number in range(warmup + rounds):
+        for name, function in functions.items():
+            begun = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: _timing(values) for name, values in seconds.items()}
+
+
+def _timing(values: list[float]) -> Timing:
+    if len(values) == 1:
+        return Timing(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Timing(median, low, high)

@@ -1,0 +1,20 @@
+"""Every measurement runs, and what it compares computes the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_measurement_runs(tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    command = [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["measurements"]
+    assert set(found) == {"step", "loss", "startup"}
+    assert found["step"]["relative_difference_of_the_first_loss"] < 1e-4
+    assert found["step"]["reference_over"]["plain eager reference"] == 1.0
+    assert all(timing["median"] > 0 for timing in found["startup"]["seconds"].values())
