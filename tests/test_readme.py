@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -15,7 +16,8 @@ def test_python_blocks_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "teacher").symlink_to(teacher)
+    (tmp_path / "runs" / "digits-wrn-28-2-seed0").symlink_to(teacher)
+    Image.new("RGB", (30, 20), (200, 100, 50)).save(tmp_path / "photo.jpg")
     namespace: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), namespace)
     assert namespace

@@ -39,6 +39,7 @@ class ExportReport:
         bytes: its size.
         source_bytes: size of the network's parameters and buffers.
         max_difference: largest absolute difference of a logit over all checked batches.
+        relative_difference: the same relative to the largest logit, which ``tolerance`` bounds.
         latency_torch_ms: median time of one image in PyTorch on the CPU.
         latency_exported_ms: the same of the file, in onnxruntime for ``onnx``, with as many threads.
     """
@@ -48,6 +49,7 @@ class ExportReport:
     bytes: int
     source_bytes: int
     max_difference: float
+    relative_difference: float
     latency_torch_ms: float
     latency_exported_ms: float
 
@@ -144,6 +146,7 @@ def export_network(
         bytes=len(content),
         source_bytes=_weight_bytes(network),
         max_difference=difference,
+        relative_difference=difference / max(1e-30, *(float(logits.abs().max()) for logits in expected)),
         latency_torch_ms=latency_torch,
         latency_exported_ms=latency_ms(run, batches[0], _LATENCY_REPEATS),
     )

@@ -69,7 +69,7 @@ def test_distill_without_a_teacher_does_the_whole_job_and_keeps_what_is_finished
     monkeypatch.setattr("spkd.studies.side_by_side.TEACHER_EPOCHS", 1)
     options = ["distill", "--student", tiny, "--epochs", "1", *CPU]
     printed = succeed(capsys, *options)
-    for label in ("teacher", "student alone", "student, sp+kd"):
+    for label in ("teacher", "student alone", "student, sp+kd", "test errors than alone"):
         assert label in printed
     results = sorted(tmp_path.rglob("result.json"))
     assert len(results) == 3
@@ -169,6 +169,39 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(
     assert "1 of 2 runs failed" in error
     assert "not finite" in error
     assert (out / "none" / "seed-0" / "result.json").exists()
+
+
+def test_a_teacher_from_a_weights_file_is_seen_as_it_was_trained_and_stands_in_the_table(
+    capsys: pytest.CaptureFixture[str], tiny: str, pictures: Path, tmp_path: Path
+) -> None:
+    """The model.json beside the file gives image size and normalisation."""
+    source = tmp_path / "net.py"
+    source.write_text(Path(tiny.rpartition(":")[0]).read_text().replace("Conv2d(1,", "Conv2d(3,"))
+    common = ["--data", str(pictures), "--epochs", "1", "--workers", "0", *CPU]
+    own, out = f"{source}:Tiny", tmp_path / "student"
+    succeed(capsys, "train", "--model", own, "--image_size", "40", *common, "--out", str(tmp_path / "teacher"))
+    weights = tmp_path / "teacher" / "student" / "model.safetensors"
+    options = ["--teacher", own, "--teacher_weights", str(weights), "--student", own, "--method", "kd"]
+    printed = succeed(capsys, "distill", *options, *common, "--out", str(out))
+    assert yaml.safe_load((out / "config.yaml").read_text())["image_size"] == 40
+    assert spkd.load_model(out).info.image_size == 40
+    row = next(line for line in printed.splitlines() if "teacher" in line)
+    tested = json.loads((tmp_path / "teacher" / "result.json").read_text())["test_error"]
+    assert f"{tested:.2f} %" in row
+    assert "net.py:Tiny" in row
+    assert str(tmp_path) not in row
+
+
+def test_a_small_set_lowers_the_batch_of_the_recipe(
+    capsys: pytest.CaptureFixture[str], pictures: Path, tmp_path: Path
+) -> None:
+    options = ["--model", "wrn-10-1", "--data", str(pictures), "--image_size", "16", "--epochs", "1", "--workers", "0"]
+    assert main(["train", *options, *CPU, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    images = json.loads((tmp_path / "run" / "result.json").read_text())["images"]["train"]
+    assert f"batch lowered from 128 for {images} images" in said
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["batch_size"] == 8
+    assert "kept: epoch 1 of 1" in said
 
 
 def test_evaluate_agrees_with_the_run_and_shows_classes(capsys: pytest.CaptureFixture[str], student: Path) -> None:
@@ -276,7 +309,7 @@ def test_a_torchvision_student_learns_from_a_timm_teacher_on_a_folder_of_jpegs(
     options = ["--teacher", str(teacher), "--student", "torchvision/shufflenet_v2_x0_5", "--method", "sp+kd+at"]
     succeed(capsys, "distill", *options, *common, "--gamma", "30", "--beta", "1", "--out", str(student))
     config = yaml.safe_load((student / "config.yaml").read_text())
-    assert (config["recipe"], config["image_size"]) == ("paper", 64)
+    assert (config["recipe"], config["image_size"]) == ("scratch", 64)
     assert json.loads((student / "result.json").read_text())["compared_layers"]
     assert spkd.load_model(student).info.classes == ("board", "lying", "standing")
     succeed(capsys, "evaluate", str(student), *CPU)

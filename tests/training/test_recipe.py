@@ -75,17 +75,18 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("data", "size", "trained", "expected"),
+    ("data", "model", "trained", "expected"),
     [
-        ("digits", 8, False, "digits"),
-        ("cifar10", 32, False, "paper"),
-        ("cifar10", 32, True, "finetune"),
-        ("photos", 224, False, "scratch"),
-        ("photos", 224, True, "finetune"),
+        ("digits", "wrn-10-1", False, "digits"),
+        ("cifar10", "wrn-16-1", False, "paper"),
+        ("cifar10", "timm/resnet18", True, "finetune"),
+        ("photos", "timm/resnet18", False, "scratch"),
+        ("photos", "wrn-16-1", True, "finetune"),
+        ("./digits", "net.py:Net", False, "scratch"),
     ],
 )
-def test_the_preset_follows_from_what_is_given(data: str, size: int, trained: bool, expected: str) -> None:
-    recipe, reason = choose_preset(data, size, trained)
+def test_the_preset_follows_from_what_is_given(data: str, model: str, trained: bool, expected: str) -> None:
+    recipe, reason = choose_preset(data, model, trained)
     assert recipe is PRESETS[expected]
     assert recipe.name == expected
     assert reason

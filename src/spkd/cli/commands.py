@@ -40,7 +40,7 @@ def train(options: Namespace) -> int:
 
 def distill(options: Namespace) -> int:
     """Train a student from a teacher, and show what there is to compare."""
-    from spkd.report.networks import network_table
+    from spkd.report.networks import gain_text, network_table
     from spkd.studies import side_by_side
     from spkd.training.progress import display
     from spkd.training.run import default_out
@@ -60,6 +60,8 @@ def distill(options: Namespace) -> int:
     if rows is None:
         return _stopped(f"--resume goes on from the checkpoint in {out}")
     _print(network_table(rows))
+    if (gain := gain_text(rows)) is not None:
+        print(gain)
     print(f"saved in {out / 'student'}; for a file to deploy: spkd export {shlex.quote(str(out))}")
     return 0
 
@@ -137,6 +139,10 @@ def export(options: Namespace) -> int:
     images = real_images(options.folder, own_data(options.folder, _pick(DataOptions, options)), count=64)
     report = export_model(options.folder, options.out, options.format, images=images, tolerance=options.tolerance)
     _print(export_table(report))
+    print(
+        f"largest difference of a logit: {report.relative_difference:.1g} of the largest logit "
+        f"(allowed: {options.tolerance:g})"
+    )
     print(f"written: {report.path}")
     return 0
 

@@ -72,6 +72,8 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
     architecture = _parse(spec)
     if weights is None:
         return Defaults(None, None)
+    if (beside := _info_beside(weights)) is not None:
+        return Defaults(beside.image_size, beside.normalisation)
     known = _metadata(architecture, weights)
     if known is None:
         return Defaults(None, None)
@@ -206,6 +208,13 @@ def _metadata(architecture: Architecture, weights: str) -> libraries.Pretrained 
     return libraries.pretrained(architecture.source, architecture.name, weights if named else None)
 
 
+def _info_beside(weights: str) -> ModelInfo | None:
+    """Return what the ``model.json`` beside a weights file of ours says."""
+    path = Path(weights)
+    described = path.name == "model.safetensors" and (path.parent / "model.json").is_file()
+    return read_info(path.parent) if described else None
+
+
 def _check_file(architecture: Architecture, weights: str) -> None:
     """Check that weights which are no known name are a file."""
     if Path(weights).exists():
@@ -224,6 +233,8 @@ def _source(origin: _Origin, channels: int, image_size: int) -> _Source | None:
         return None
     if origin.info is not None:
         return _Source(weights, read_tensors(Path(weights)), origin.info.normalisation, origin.info.classes)
+    if (beside := _info_beside(weights)) is not None:
+        return _Source(weights, read_tensors(Path(weights)), beside.normalisation, beside.classes)
     known = _metadata(architecture, weights)
     normalisation = Normalisation(known.mean, known.std) if known is not None else None
     classes = known.classes if known is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import pinned, set_up
 
+_CODE_FOLDER = re.compile(r"^.*/(?=[^/]+\.py:)")
 TEACHER_EPOCHS = 60
 """Epochs of the digits' own teacher: a teacher with little more to know has little to teach."""
 
@@ -41,8 +43,8 @@ def distill(
     recipe and seed. Of these two, a run that has finished before is not repeated unless ``overwrite`` is given.
 
     Returns:
-        Rows of the teacher (where it is a folder), the student alone (where asked) and the distilled student, or
-        None when a run was stopped in time.
+        Rows of the teacher, the student alone (where asked) and the distilled student, or None when a run was stopped
+        in time.
 
     Raises:
         InputError: without a teacher on other data than the digits, and as :func:`spkd.training.run.run` does.
@@ -58,20 +60,31 @@ def distill(
         request = with_teacher
     if alone:
         request = pinned(request, set_up(request))
-    jobs = [(f"student, {request.method}", request, Path(out))]
+    # The student first: a folder that is refused is refused before hours are spent on another.
+    student = run(request, out, runtime.until(deadline), display, resume=resume, overwrite=overwrite)
+    if student is None:
+        return None
+    rows = [network_row(f"student, {request.method}", Path(out), student)]
     if alone:
-        jobs.insert(0, ("student alone", alone_request(request), Path(f"{out}-alone")))
-    rows = []
-    teacher = Path(request.teacher or "")
-    if find_saved(teacher) is not None:
-        rows.append(network_row("teacher", teacher, RunFolder(teacher).result()))
-    for label, one, folder in jobs:
-        again = resume or (one is not request and not overwrite)
-        result = run(one, folder, runtime.until(deadline), display, resume=again, overwrite=overwrite)
+        single, folder = alone_request(request), Path(f"{out}-alone")
+        result = run(single, folder, runtime.until(deadline), display, resume=not overwrite, overwrite=overwrite)
         if result is None:
             return None
-        rows.append(network_row(label, folder, result))
+        # One architecture, measured once: its latency twice would differ by the machine's noise.
+        rows.insert(0, _with_errors(replace(rows[0], label="student alone"), result))
+    rows.insert(0, _teacher_row(request, student))
     return rows
+
+
+def _teacher_row(request: Request, student: dict[str, Any]) -> NetworkRow:
+    """Return the teacher's row: from its own run, or for any other network as the student's run measured it."""
+    folder = Path(request.teacher or "")
+    if find_saved(folder) is not None:
+        return network_row("teacher", folder, RunFolder(folder).result())
+    teacher = set_up(request).teacher
+    if teacher is None:
+        raise InputError(f"--teacher {request.teacher} cannot be built again")
+    return _measured("teacher", teacher, {"test_error": student["test"].get("teacher_error"), "val_error": None})
 
 
 def alone_request(request: Request) -> Request:
@@ -102,15 +115,23 @@ def request_with_teacher(request: Request, spec: str, runtime: Runtime, display:
 
 def network_row(label: str, folder: Path, result: dict[str, Any] | None) -> NetworkRow:
     """Measure a saved network's size and speed and put its run's errors beside them."""
-    classifier: Classifier = load_classifier(folder)
+    return _measured(label, load_classifier(folder), result or {"test_error": None, "val_error": None})
+
+
+def _measured(label: str, classifier: Classifier, result: dict[str, Any]) -> NetworkRow:
     info = classifier.info
     image = torch.rand(1, info.channels, info.image_size, info.image_size)
-    return NetworkRow(
+    row = NetworkRow(
         label=label,
-        model=info.spec,
+        model=_CODE_FOLDER.sub("", info.spec),
         parameters=parameter_count(classifier),
         multiply_adds=multiply_adds(classifier, tuple(image.shape[1:])),
         latency_ms=latency_ms(classifier, image),
-        test_error=None if result is None else result["test_error"],
-        val_error=None if result is None else result["val_error"],
+        test_error=None,
+        val_error=None,
     )
+    return _with_errors(row, result)
+
+
+def _with_errors(row: NetworkRow, result: dict[str, Any]) -> NetworkRow:
+    return replace(row, test_error=result["test_error"], val_error=result["val_error"])

@@ -104,7 +104,17 @@ PRESETS: Mapping[str, Recipe] = {
         warmup_epochs=1.0,
         clip_norm=1.0,
     ),
-    "scratch": Recipe(name="scratch", epochs=100, batch_size=64, lr=0.05, schedule="cosine", warmup_epochs=5.0),
+    "scratch": Recipe(
+        name="scratch",
+        epochs=100,
+        batch_size=64,
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.05,
+        schedule="cosine",
+        warmup_epochs=5.0,
+        clip_norm=1.0,
+    ),
     "digits": Recipe(
         name="digits",
         epochs=30,
@@ -133,10 +143,11 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-def choose_preset(data: str, image_size: int, trained: bool) -> tuple[Recipe, str]:
-    """Return the preset that suits what is given, and the reason in words; ``data`` is what the user named.
+def choose_preset(data: str, model: str, trained: bool) -> tuple[Recipe, str]:
+    """Return the preset that suits what is given, and the reason in words;
+    ``data`` and ``model`` are what the user named.
 
-    >>> recipe, reason = choose_preset("photos", 224, trained=True)
+    >>> recipe, reason = choose_preset("photos", "timm/resnet18", trained=True)
     >>> recipe.name, reason
     ('finetune', 'the network starts from trained weights')
     """
@@ -144,9 +155,9 @@ def choose_preset(data: str, image_size: int, trained: bool) -> tuple[Recipe, st
         return PRESETS["digits"], "the data are the digits"
     if trained:
         return PRESETS["finetune"], "the network starts from trained weights"
-    if image_size <= 64:
-        return PRESETS["paper"], f"small images ({image_size} pixels), network from scratch"
-    return PRESETS["scratch"], f"images of {image_size} pixels, network from scratch"
+    if model.startswith("wrn-"):
+        return PRESETS["paper"], "a wide residual network from scratch"
+    return PRESETS["scratch"], "a network from scratch"
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

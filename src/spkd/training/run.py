@@ -90,7 +90,16 @@ def run(
         limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
         with display:
             through = training.run(_title(setup), limits)
-        return _finish(setup, training, identity, fabric.device, folder) if through else None
+        if not through:
+            return None
+        state = training.state
+        display.say(f"kept: epoch {state.best_epoch} of {state.epoch}, validation error {state.best_error:.2f} %")
+        if state.best_error > _near_chance(setup):
+            display.say(
+                "warning: that is little better than chance; try --recipe scratch or finetune, a lower --lr, a lower "
+                "--gamma, or more --epochs"
+            )
+        return _finish(setup, training, identity, fabric.device, folder)
 
 
 def default_out(request: Request) -> str:
@@ -208,7 +217,7 @@ def _look_first(
     if setup.teacher is not None and same_classes(setup.teacher, setup.student):
         error = top1_error(setup.teacher, validation_batches(setup.data.val, setup, device))
         display.say(f"teacher: error {error:.2f} % on the validation images")
-        if error > 0.9 * 100 * (1 - 1 / len(setup.data.classes)):
+        if error > _near_chance(setup):
             display.say("warning: the teacher is little better than chance on these images; is it the right one?")
     images, targets = _first_images(stream)
     distiller.train()
@@ -221,6 +230,11 @@ def _look_first(
         raise InputError(
             f"model {setup.request.model}: a training step on images of {size} × {size} fails: {one_line(error)}"
         ) from error
+
+
+def _near_chance(setup: Setup) -> float:
+    """Return the error in percent above which a network knows next to nothing."""
+    return 0.9 * 100 * (1 - 1 / len(setup.data.classes))
 
 
 def same_classes(teacher: Classifier, student: Classifier) -> bool:
@@ -238,6 +252,8 @@ def _finish(setup: Setup, training: Training, identity: str, device: torch.devic
         batches = validation_batches(setup.data.test, setup, device)
         measured = evaluate(student, batches, setup.data.classes, teacher)
         tested = {key: value for key, value in asdict(measured).items() if key != "per_class"}
+        if teacher is not None:
+            tested["teacher_error"] = top1_error(teacher, validation_batches(setup.data.test, setup, device))
     save_classifier(student.cpu(), folder.student)
     result = {
         "kind": "train" if setup.teacher is None else "distill",

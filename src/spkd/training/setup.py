@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,6 +115,8 @@ def set_up(request: Request) -> Setup:
     data = load_data(request.data)
     notes = list(data.notes)
     image_size = _image_size(request, data)
+    counts = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test or ())} test images"
+    notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
     normalisation = Normalisation(data.normalisation_mean, data.normalisation_std)
     torch.manual_seed(request.seed)
     student = build_model(
@@ -126,7 +129,7 @@ def set_up(request: Request) -> Setup:
         replace_head=request.replace_head,
     )
     notes += student.notes
-    recipe = _recipe(request, data, image_size, student.trained, notes)
+    recipe = _recipe(request, data, student.trained, notes)
     teacher = None
     pairs: tuple[TapPair, ...] = ()
     if request.teacher is not None:
@@ -162,19 +165,24 @@ def _image_size(request: Request, data: ImageData) -> int:
     return next(size for size in sizes if size is not None)
 
 
-def _recipe(request: Request, data: ImageData, image_size: int, trained: bool, notes: list[str]) -> Recipe:
+def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) -> Recipe:
     if request.recipe is not None:
-        chosen, reason = preset(request.recipe), "as asked"
+        chosen, reason = preset(request.recipe), ""
     else:
-        chosen, reason = choose_preset(request.data.data, image_size, trained)
+        chosen, why = choose_preset(request.data.data, request.model, trained)
+        reason = f" ({why})"
     recipe = chosen.override(request.overrides)
+    if request.overrides.get("batch_size") is None and recipe.batch_size > len(data.train) // 4:
+        fitting = max(2, 2 ** int(math.log2(max(2, len(data.train) // 4))))
+        reason += f", batch lowered from {recipe.batch_size} for {len(data.train)} images"
+        recipe = replace(recipe, batch_size=fitting)
     if recipe.batch_size > len(data.train):
         raise InputError(
             f"a batch of {recipe.batch_size} is larger than the training set of {len(data.train)} images: "
             f"give --batch_size {max(2, len(data.train) // 4)}, say"
         )
     notes.append(
-        f"recipe {recipe.name} ({reason}): {recipe.epochs} epochs, batch {recipe.batch_size}, "
+        f"recipe {recipe.name}{reason}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
         f"{recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule}, {recipe.precision}"
     )
     return recipe
