@@ -109,6 +109,9 @@ def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path
         assert row["difference_to_none"] == pytest.approx(np.mean(errors[method]) - np.mean(errors["none"]))
     assert rows["none"]["difference_to_none"] is None
     assert (folder / "comparison.csv").read_text().count("\n") == 10
+    table = (folder / "comparison.md").read_text()
+    for method, row in rows.items():
+        assert f"| {method} | 3 | {row['median']:.2f} | {row['mean']:.2f} ± {row['sem']:.2f} |" in table
     with Image.open(folder / "comparison.png") as picture:
         assert min(picture.size) > 200
     assert (folder / "comparison.svg").read_text().startswith("<?xml")

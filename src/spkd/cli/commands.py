@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spkd.cli.options import DEFAULT_TEACHER
 from spkd.data.options import DataOptions
+from spkd.files import write_text_atomically
 from spkd.losses.weights import LossWeights
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe
@@ -69,7 +70,7 @@ def distill(options: Namespace) -> int:
 def compare(options: Namespace) -> int:
     """Compare methods over seeds."""
     from spkd.report.figures import write_comparison_figure
-    from spkd.report.tables import comparison_table
+    from spkd.report.tables import comparison_markdown, comparison_table
     from spkd.studies.compare import compare as compare_methods
 
     request = _request(options, options.student, 0)
@@ -89,7 +90,8 @@ def compare(options: Namespace) -> int:
         return _stopped("the same command goes on")
     _print(comparison_table(comparison))
     write_comparison_figure(comparison, out / "comparison.png")
-    print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.png, comparison.svg")
+    write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
+    print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
     return 0
 
 
