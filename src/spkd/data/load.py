@@ -12,6 +12,14 @@ from spkd.data.options import DataOptions
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
 
+_kept: dict[DataOptions, ImageData] | None = None  # the last images loaded, in a process that keeps them
+
+
+def keep_last_data() -> None:
+    """Have this process keep the images that it loads until it loads others, for many runs on the same images."""
+    global _kept
+    _kept = {}
+
 
 def load_data(options: DataOptions) -> ImageData:
     """Find and load the images that the options name.
@@ -24,6 +32,15 @@ def load_data(options: DataOptions) -> ImageData:
         InputError: when there is no such set or folder, or it cannot be used; see
             :func:`spkd.data.folder.load_folder` and :func:`spkd.data.vision_sets.load_vision_set`.
     """
+    if _kept is None:
+        return _load(options)
+    if options not in _kept:
+        _kept.clear()  # before loading, so that two sets are never in memory together
+        _kept[options] = _load(options)
+    return _kept[options]
+
+
+def _load(options: DataOptions) -> ImageData:
     name = options.data
     if not Path(name).is_dir():
         name = name.lower().replace("-", "").replace("_", "")
