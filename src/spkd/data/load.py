@@ -12,13 +12,19 @@ from spkd.data.options import DataOptions
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
 
-_kept: dict[DataOptions, ImageData] | None = None  # the last images loaded, in a process that keeps them
+_kept: dict[DataOptions, ImageData] | None = None  # the last images loaded, while they are kept
 
 
-def keep_last_data() -> None:
-    """Have this process keep the images that it loads until it loads others, for many runs on the same images."""
+def keep_last_data(keep: bool) -> None:
+    """Have this process keep the images that it loads until it loads others, for many runs on the same images, or not.
+
+    What changes on the disk meanwhile is not seen.
+    """
     global _kept
-    _kept = {}
+    if not keep:
+        _kept = None
+    elif _kept is None:
+        _kept = {}
 
 
 def load_data(options: DataOptions) -> ImageData:

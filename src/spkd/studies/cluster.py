@@ -37,7 +37,7 @@ class Cluster:
         self._own = not ray.is_initialized()
         if self._own:
             _connect(ray, address)
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        has_gpus = self._ray.cluster_resources().get("GPU", 0) > 0
         if accelerator not in ("auto", "cpu", "cuda", "gpu") or (accelerator in ("cuda", "gpu") and not has_gpus):
             raise InputError(f"--accelerator {accelerator}: the cluster at {address} has none; try auto or cpu")
         share = 1 / jobs_per_gpu if has_gpus and accelerator != "cpu" else 0
@@ -105,6 +105,6 @@ def _carry_out(job: Job, folder: str) -> Outcome:
     with contextlib.suppress(OSError):  # a study with absolute paths alone needs no such folder on every machine
         os.chdir(folder)
     torch.set_num_threads(1)
-    keep_last_data()
+    keep_last_data(True)
     with stop_signals():
         return carry_out(job)

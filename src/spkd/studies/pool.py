@@ -186,7 +186,7 @@ def _serve(connection: Connection, threads: int) -> None:
     from spkd.training.loop import stop_signals
 
     torch.set_num_threads(threads)
-    keep_last_data()
+    keep_last_data(True)
     with stop_signals() as received, contextlib.suppress(EOFError, OSError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         while not received:

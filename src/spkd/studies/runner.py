@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from spkd.errors import InputError
 from spkd.studies.options import RunnerOptions
 from spkd.studies.schedule import Schedule
 from spkd.studies.state import StudyState, earlier_failure, mark_failed, read_running, save_plan
 from spkd.studies.tally import Tally
-from spkd.studies.tasks import Recording, Task, check_tasks
-from spkd.studies.work import TAPES, Job, Outcome
+from spkd.studies.tasks import Recording, Task, in_order
+from spkd.studies.work import TAPES, Job, Outcome, earlier_result
 from spkd.training.options import Runtime
 from spkd.training.progress import Display
-from spkd.training.run_folder import RunFolder
 
 __all__ = ["RunnerOptions", "StudyState", "run_study"]
 
@@ -56,17 +55,15 @@ def run_study(
         InputError: for tasks that cannot be ordered, a folder that cannot be written, a device or cluster that is not
             there, and while another call runs the same study. Errors in tasks are no errors here but ``failed``.
     """
-    check_tasks(tasks)
+    in_order(tasks)
     deadline = runtime.deadline()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, not a folder")
     _wait_for_others(tasks, folder, display)
     workers = _workers(options, runtime, len(tasks))
     save_plan(tasks, folder)
-    earlier = {task.name: RunFolder(task.folder(folder)).result() for task in tasks}
-    finished = {name: result for name, result in earlier.items() if result is not None}
-    failures = {task.name: earlier_failure(task, folder, forget=options.retry_failed) for task in tasks}
-    schedule = Schedule(tasks, finished, {name: reason for name, reason in failures.items() if reason is not None})
+    finished, failed = _earlier(tasks, folder, options, runtime)
+    schedule = Schedule(tasks, finished, failed)
     with display:
         _Study(tasks, folder, runtime, deadline, schedule, Tally(schedule, finished, display)).run(workers)
     return schedule.state()
@@ -138,7 +135,40 @@ class _Study:
 
 def _with_tape(runtime: Runtime, study: Path) -> Runtime:
     known = {field.name for field in fields(runtime)}
-    return replace(runtime, **{name: str(study / TAPES) for name in ("tape",) if name in known})
+    tape: dict[str, Any] = {name: str(study / TAPES) for name in ("tape",) if name in known}
+    return replace(runtime, **tape)
+
+
+def _earlier(
+    tasks: Sequence[Task], folder: Path, options: RunnerOptions, runtime: Runtime
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """Return results and failures of earlier calls that still stand, by task name.
+
+    A finished task is held against what is asked for now where all that it waits for has finished, and by its worker
+    else. A recording is taken up again where an unfinished task waits for it: its tape may be gone.
+    """
+    from spkd.data.load import keep_last_data
+
+    finished: dict[str, Mapping[str, Any]] = {}
+    failed: dict[str, str] = {}
+    keep_last_data(True)
+    for task in in_order(tasks):
+        if (reason := earlier_failure(task, folder, forget=options.retry_failed)) is not None:
+            failed[task.name] = reason
+        elif all(name in finished for name in task.after):
+            try:
+                result = earlier_result(task, folder, runtime)
+            except InputError as error:
+                failed[task.name] = str(error)
+                continue
+            if result is not None:
+                finished[task.name] = result
+    keep_last_data(False)
+    waited_for = {name for task in tasks if task.name not in finished for name in task.after}
+    for task in tasks:
+        if isinstance(task.work, Recording) and task.name in waited_for:
+            finished.pop(task.name, None)
+    return finished, failed
 
 
 def _wait_for_others(tasks: Sequence[Task], folder: Path, display: Display) -> None:

@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from spkd.studies.state import StudyState
-from spkd.studies.tasks import Recording, Task
+from spkd.studies.tasks import Task
 
 ATTEMPTS = 3
 """Times that a task is begun whose process dies."""
@@ -18,9 +18,8 @@ class Schedule:
 
     Args:
         tasks: in the order in which they are begun, where nothing else decides.
-        finished: results of earlier calls by name. These tasks are handed out again, to be held against what is
-            asked for now, except recordings that no unfinished task waits for: their tapes may be gone.
-        failed: reasons by name; these are not handed out.
+        finished: results of earlier calls by name; these are not handed out.
+        failed: reasons by name; nor are these.
     """
 
     def __init__(
@@ -28,19 +27,15 @@ class Schedule:
     ) -> None:
         self.total = len(tasks)
         self.running: dict[str, Task] = {}
-        self.results: dict[str, Mapping[str, Any]] = {}
+        self.results = dict(finished)
         self.failed = dict(failed)
         self._tasks = tasks
         self._attempts: dict[str, int] = {}
-        self._graph = TopologicalSorter({task.name: task.after for task in tasks})
+        self._graph = TopologicalSorter(
+            {task.name: set(task.after).difference(finished) for task in tasks if task.name not in finished}
+        )
         self._graph.prepare()
         self._ready: set[str] = set()
-        waited_for = {name for task in tasks if task.name not in finished for name in task.after}
-        self._skipped = {
-            task.name: finished[task.name]
-            for task in tasks
-            if isinstance(task.work, Recording) and task.name in finished and task.name not in waited_for
-        }
         self._advance()
 
     def next(self) -> Task | None:
@@ -94,10 +89,4 @@ class Schedule:
 
     def _advance(self) -> None:
         """Take what has become ready; what has failed before stays back, and all that waits for it."""
-        while ready := self._graph.get_ready():
-            for name in ready:
-                if name in self._skipped:
-                    self.results[name] = self._skipped[name]
-                    self._graph.done(name)
-                elif name not in self.failed:
-                    self._ready.add(name)
+        self._ready.update(name for name in self._graph.get_ready() if name not in self.failed)

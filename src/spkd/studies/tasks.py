@@ -88,8 +88,8 @@ class Task:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def check_tasks(tasks: Sequence[Task]) -> None:
-    """Refuse a plan that cannot be carried out.
+def in_order(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks so that each comes after those that it waits for.
 
     Raises:
         InputError: for a name that comes twice or leads out of the study's folder, for a task that waits for one
@@ -106,6 +106,8 @@ def check_tasks(tasks: Sequence[Task]) -> None:
             if other not in names:
                 raise InputError(f"task {task.name!r} waits for {other!r}, which is not there.{nearest(other, names)}")
     try:
-        TopologicalSorter({task.name: task.after for task in tasks}).prepare()
+        ordered = list(TopologicalSorter({task.name: task.after for task in tasks}).static_order())
     except CycleError as error:
         raise InputError(f"tasks wait for each other: {' after '.join(error.args[1])}; break the circle") from error
+    by_name = {task.name: task for task in tasks}
+    return [by_name[name] for name in ordered]

@@ -21,7 +21,7 @@ from spkd.files import write_text_atomically
 from spkd.studies.state import mark_failed, marked_running
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.training.options import Runtime
-from spkd.training.progress import Lines
+from spkd.training.progress import Lines, Silent
 from spkd.training.run_folder import TASK_LOG, RunFolder
 
 TAPES = "tapes"
@@ -78,6 +78,23 @@ def carry_out(job: Job) -> Outcome:
             return _attempt(task, study, job.runtime.until(job.deadline))
     except (OSError, InputError) as error:
         return Outcome(failure=f"cannot write {folder}: {one_line(error)}")
+
+
+def earlier_result(task: Task, study: Path, runtime: Runtime) -> Mapping[str, Any] | None:
+    """Return the result of a task that has finished before; None when it has not, or must be measured again.
+
+    Raises:
+        InputError: when the folder holds the result of another configuration, or of other weights, code or images.
+    """
+    folder = task.folder(study)
+    result = RunFolder(folder).result()
+    if result is None or isinstance(task.work, Recording):
+        return result
+    if isinstance(task.work, Measurement):
+        return result if result.get("identity") == _identity(task.work, task, study) else None
+    from spkd.training.run import run
+
+    return run(task.work, folder, runtime, Silent(), resume=True)  # finished: it only compares
 
 
 def _attempt(task: Task, study: Path, runtime: Runtime) -> Outcome:
