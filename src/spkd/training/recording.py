@@ -171,7 +171,7 @@ def cheapest_teacher(setup: Setup, stream: TrainStream, device: torch.device) ->
         objective.teacher_taps,
         first_batch(stream)[0][:LOOKED_AT],
         logits=objective.reads_teacher_logits,
-        precision=setup.recipe.teacher_precision,
+        precision=setup.recipe.teacher_precision if setup.tape is None else setup.tape.manifest.precision,
     )
 
 

@@ -62,7 +62,7 @@ class Manifest:
     identity: Mapping[str, Any]
     dtype: TapeDtype
     batches_per_epoch: int
-    precision: str
+    precision: Literal["32-true", "bf16-true"]
     block_ends: tuple[str, ...]
     teacher: Mapping[str, Any]
     memories: Mapping[str, Memory] = field(default_factory=dict)
@@ -151,6 +151,10 @@ class Tape:
         """Return the bytes that these memories take for so many epochs."""
         steps = epochs * self.manifest.batches_per_epoch
         return steps * sum(self.manifest.memories[name].slot_bytes for name in names)
+
+    def steps(self, name: str) -> int:
+        """Return up to which step a memory has been recorded, with or without gaps."""
+        return len(self._sums(self.manifest.memories[name]))
 
     def recorded(self, names: Sequence[str], steps: int) -> int:
         """Return for how many of the first ``steps`` steps all of these memories have been written."""
