@@ -19,17 +19,26 @@ from spkd.errors import InputError, RunFailed, nearest
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its line in the list, its options, what it does, and what adds its actions where it has any."""
+    """A command: its line in the list, its options, what it does, and what adds its actions where it has any.
+
+    One that ``divides_batches`` runs in as many processes as ``--devices`` says.
+    """
 
     summary: str
     parser: Callable[[], ArgumentParser]
     call: Callable[[Namespace], int]
     actions: Callable[[ArgumentParser], None] | None = None
+    divides_batches: bool = False
 
 
 COMMANDS: Mapping[str, Command] = {
-    "distill": Command("train a small network with the help of a large one", options.distill_parser, commands.distill),
-    "train": Command("train a network alone", options.train_parser, commands.train),
+    "distill": Command(
+        "train a small network with the help of a large one",
+        options.distill_parser,
+        commands.distill,
+        divides_batches=True,
+    ),
+    "train": Command("train a network alone", options.train_parser, commands.train, divides_batches=True),
     "compare": Command("methods against each other, over seeds", options.compare_parser, commands.compare),
     "tape": Command(
         "what a teacher says, recorded once and played to many",
@@ -68,7 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _call(given: Sequence[str]) -> int:
     parsed = _parser().parse_args(list(given))
-    return COMMANDS[parsed.command].call(parsed[parsed.command])
+    options = parsed[parsed.command]
+    if COMMANDS[parsed.command].divides_batches and options.devices > 1:
+        from spkd.training.devices import is_launched
+        from spkd.training.launch import launch
+
+        if not is_launched():
+            return launch(main, given, options.devices)
+    return COMMANDS[parsed.command].call(options)
 
 
 def _fail(line: str, code: int) -> int:

@@ -34,6 +34,7 @@ class DistillationLoss(nn.Module, ABC):
     """
 
     pairs: tuple[TapPair, ...] = ()
+    mean_over_images: bool = False
     reads_teacher_logits: bool = True
 
     @abstractmethod

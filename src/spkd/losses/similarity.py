@@ -19,6 +19,7 @@ class SimilarityPreservingLoss(DistillationLoss):
         pair: the student's layer and the teacher's, of any shape ``(b, ...)``.
     """
 
+    mean_over_images = True
     reads_teacher_logits = False
 
     def __init__(self, pair: TapPair) -> None:

@@ -29,7 +29,8 @@ from spkd.studies.records import (
     save_csv,
 )
 from spkd.studies.side_by_side import alone_request, request_with_teacher
-from spkd.training.loop import make_fabric, stop_signals
+from spkd.training.devices import make_fabric
+from spkd.training.loop import stop_signals
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display, Silent, display
 from spkd.training.run import run, slug, software
@@ -170,7 +171,7 @@ def _teacher_record(request: Request) -> dict[str, Any]:
 
 
 def _default_jobs(runtime: Runtime) -> int:
-    if make_fabric(runtime.accelerator, runtime.devices, "32-true").device.type != "cpu":
+    if make_fabric(runtime).device.type != "cpu":
         return 1
     return usable_cpus()
 
