@@ -8,8 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.functional.numerics import peaks, unit_rows, upcast
-from spkd.functional.similarity_blocks import distance_and_gradients, matrix_rows, plain_distance, plain_matrix
+from spkd.functional.numerics import unit_rows, upcast
+from spkd.functional.similarity_blocks import (
+    distance_and_gradients,
+    matrix_rows,
+    plain_distance,
+    plain_matrix,
+    row_scales,
+)
 
 
 def matrix(own: Tensor, batch: Tensor | None) -> Tensor:
@@ -93,10 +99,9 @@ def _teacher_rows(teacher: Tensor, teacher_is_matrix: bool) -> Callable[[slice],
 def _differentiable_matrix(own: Tensor, batch: Tensor | None) -> Tensor:
     rows = upcast(own)
     columns = rows if batch is None else upcast(batch)
-    row_scales = _scales(rows)
-    column_scales = row_scales if batch is None else _scales(columns)
-    products = (rows / row_scales) @ (columns / column_scales).T
-    return unit_rows(products * (column_scales / column_scales.amax()).T)
+    scales = row_scales(columns)
+    products = (rows / row_scales(rows)) @ (columns / scales).T
+    return unit_rows(products * (scales / scales.amax()).T)
 
 
 def _differentiable_gradients(
@@ -105,12 +110,12 @@ def _differentiable_gradients(
     """Return the gradients with a history of their own, for a second derivative."""
     with torch.autocast(own.device.type, enabled=False):
         teacher_matrix = upcast(teacher.detach()) if teacher_is_matrix else plain_matrix(teacher.detach(), None)
-        value = (_differentiable_matrix(own, batch) - teacher_matrix).square().mean()
-        sides = [side for side in (own, batch) if side is not None and side.requires_grad]
-        found = iter(torch.autograd.grad(value, sides, upstream, create_graph=True))
-    return next(found) if own.requires_grad else None, next(found, None)
 
+        def value(*sides: Tensor) -> Tensor:
+            return (
+                (_differentiable_matrix(sides[0], None if batch is None else sides[1]) - teacher_matrix).square().mean()
+            )
 
-def _scales(features: Tensor) -> Tensor:
-    peak = peaks(features)
-    return peak.clamp_min(torch.finfo(peak.dtype).tiny)
+        sides = (own,) if batch is None else (own, batch)
+        gradients: tuple[Tensor, ...] = torch.func.vjp(value, *sides)[1](upstream)
+    return gradients[0], None if batch is None else gradients[1]

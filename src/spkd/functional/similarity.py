@@ -95,6 +95,7 @@ def similarity_distance(student_matrix: Tensor, teacher_matrix: Tensor) -> Tenso
                 f"{name} must have shape (images, batch), got {tuple(matrix.shape)}; "
                 "pass features through similarity_matrix first"
             )
+    check_same_batch(student_matrix, teacher_matrix)
     _check_same_shape(tuple(student_matrix.shape), teacher_matrix)
     with torch.autocast(device_type=student_matrix.device.type, enabled=False):
         return (upcast(student_matrix) - upcast(teacher_matrix.detach())).square().mean()

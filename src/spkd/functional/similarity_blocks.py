@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +14,17 @@ ONE_PIECE = 2**24
 # The elements of a tile beyond that, and the least number of its rows: thinner products are slow.
 TILE = 2**22
 LEAST_ROWS = 128
+
+
+def row_scales(features: Tensor) -> Tensor:
+    """Return what the rows are divided by, ``(n, 1)``: their largest absolute values, of all rows for one of zeros.
+
+    Any number above zero would do for a row of zeros; with a small one its gradient would be a small number's
+    quotient.
+    """
+    peak = upcast(peaks(features))
+    largest = peak.amax()
+    return torch.where(peak == 0, torch.where(largest == 0, 1.0, largest), peak)
 
 
 def plain_matrix(own: Tensor, batch: Tensor | None) -> Tensor:
@@ -51,7 +61,10 @@ def plain_distance(own: Tensor, batch: Tensor | None, teacher_rows: Callable[[sl
         teacher_rows: gives the teacher's matrix for a slice of the images ``own``.
     """
     rows, columns = _rows_and_columns(own, batch)
-    sums = [compared.squared_distance() for compared in _compare(rows, columns, teacher_rows)]
+    sums = [
+        _sum_of_squares(_differences(rows.tile(block), columns, teacher_rows(block)))
+        for block in _slices(rows.count, columns.block)
+    ]
     return torch.stack(sums).sum() / (rows.count * columns.count)
 
 
@@ -79,15 +92,19 @@ def distance_and_gradients(
     gradient = rows.scales if in_one_piece else rows.zeros()
     batch_gradient = gradient if rows is columns else columns.zeros()
     sums = []
-    for compared in _compare(rows, columns, teacher_rows):
-        sums.append(compared.squared_distance())
-        slopes = compared.slopes().mul_(2 * weight * columns.factors)
+    for block in _slices(rows.count, columns.block):
+        tile = rows.tile(block)
+        squares, slopes = _squares_and_slopes(tile, columns, teacher_rows(block))
+        sums.append(squares)
+        slopes.mul_(2 * weight * columns.factors)
         if in_one_piece:
-            gradient = (slopes + slopes.T) @ compared.tile
+            gradient = (slopes + slopes.T) @ tile
             continue
         for part in _slices(columns.count, columns.block):
-            gradient[compared.block].addmm_(slopes[:, part], columns.tile(part))
-            batch_gradient[part].addmm_(slopes[:, part].T, compared.tile)
+            gradient[block].addmm_(slopes[:, part], columns.tile(part))
+            batch_gradient[part].addmm_(slopes[:, part].T, tile)
+        # Not beside those of the next block.
+        del tile, slopes
     value = weight * torch.stack(sums).sum()
     gradient.div_(rows.scales)
     return value, gradient, None if rows is columns else batch_gradient.div_(columns.scales)
@@ -97,7 +114,7 @@ class _Rows:
     """Features ``(n, d)``, each row divided by its largest absolute value when a tile of them is asked for.
 
     Attributes:
-        scales: the divisors ``(n, 1)``, never zero.
+        scales: the divisors, see :func:`row_scales`.
         factors: ``(1, n)``, what undoes the division in the columns of a product, up to one number for all.
         block: how many rows a tile has.
         is_whole: whether one tile holds all rows.
@@ -108,9 +125,7 @@ class _Rows:
         self.count = features.shape[0]
         self.block = block
         self.is_whole = block >= self.count
-        peak = upcast(peaks(features))
-        # Any divisor gives the same matrix, so the smallest normal number does where there are only zeros.
-        self.scales = peak.clamp_min(torch.finfo(peak.dtype).tiny)
+        self.scales = row_scales(features)
         self.factors = (self.scales / self.scales.amax()).T
         self._whole = features / self.scales if self.is_whole else None
 
@@ -123,35 +138,6 @@ class _Rows:
         return self.scales.new_zeros(self.features.shape)
 
 
-class _Compared(NamedTuple):
-    """A block of rows of the student's matrix beside the teacher's.
-
-    Attributes:
-        block: which rows.
-        tile: their scaled features.
-        similarities: the student's rows, of unit length.
-        lengths: what they were divided by, ``(rows, 1)``; zero for a row of zeros.
-        difference: the student's rows less the teacher's.
-    """
-
-    block: slice
-    tile: Tensor
-    similarities: Tensor
-    lengths: Tensor
-    difference: Tensor
-
-    def squared_distance(self) -> Tensor:
-        lengths: Tensor = torch.linalg.vector_norm(self.difference, dim=1)
-        return lengths.square().sum()
-
-    def slopes(self) -> Tensor:
-        """Return half the derivative of the squared distance with respect to the scaled products."""
-        difference = self.difference.to(self.similarities.dtype)
-        along = torch.linalg.vecdot(difference, self.similarities).unsqueeze(1)
-        factors = torch.where(self.lengths == 0, 0.0, 1 / self.lengths)
-        return torch.addcmul(difference, along, self.similarities, value=-1).mul_(factors)
-
-
 def _rows_and_columns(own: Tensor, batch: Tensor | None) -> tuple[_Rows, _Rows]:
     """Return the rows and the columns of the matrix, the same object where ``batch`` is ``None``."""
     features = own if batch is None else batch
@@ -162,11 +148,24 @@ def _rows_and_columns(own: Tensor, batch: Tensor | None) -> tuple[_Rows, _Rows]:
     return (columns if batch is None else _Rows(own, block)), columns
 
 
-def _compare(rows: _Rows, columns: _Rows, teacher_rows: Callable[[slice], Tensor]) -> Iterator[_Compared]:
-    for block in _slices(rows.count, columns.block):
-        tile = rows.tile(block)
-        similarities, lengths = _unit_similarities(tile, columns)
-        yield _Compared(block, tile, similarities, lengths, similarities - teacher_rows(block))
+def _differences(tile: Tensor, columns: _Rows, teacher_rows: Tensor) -> Tensor:
+    return _unit_similarities(tile, columns)[0] - teacher_rows
+
+
+def _squares_and_slopes(tile: Tensor, columns: _Rows, teacher_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sum of squared differences, and half its derivative with respect to the scaled products."""
+    similarities, lengths = _unit_similarities(tile, columns)
+    difference = similarities - teacher_rows
+    squares = _sum_of_squares(difference)
+    slopes = difference.to(similarities.dtype)
+    along = torch.linalg.vecdot(slopes, similarities).unsqueeze(1)
+    slopes = slopes.addcmul_(along, similarities, value=-1)
+    return squares, slopes.mul_(torch.where(lengths == 0, 0.0, 1 / lengths))
+
+
+def _sum_of_squares(difference: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(difference, dim=1)
+    return lengths.square().sum()
 
 
 def _unit_similarities(tile: Tensor, columns: _Rows) -> tuple[Tensor, Tensor]:

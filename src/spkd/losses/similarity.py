@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spkd.functional import similarity_distance, similarity_matrix
+from spkd.functional import matrix_preserving_loss, similarity_matrix
 from spkd.losses.base import DistillationLoss, tapped
 from spkd.taps import Activations, TapPair
 
@@ -30,4 +30,4 @@ class SimilarityPreservingLoss(DistillationLoss):
 
     def forward(self, student: Activations, remembered: Tensor) -> Tensor:
         """Return ``||G_T - G_S||_F^2 / b^2`` with ``remembered`` as G_T, in any floating-point dtype."""
-        return similarity_distance(similarity_matrix(tapped(student, self.pairs[0].student)), remembered)
+        return matrix_preserving_loss(tapped(student, self.pairs[0].student), remembered)
