@@ -36,7 +36,7 @@ def train_parser() -> ArgumentParser:
     _add_text(group, "model", _SPECS, DEFAULT_TEACHER)
     _add_weights(group)
     _add_fields(parser, DataOptions, "images")
-    _add_training(parser)
+    _add_training(parser, distilled=False)
     _add_out(parser)
     return parser
 
@@ -76,6 +76,39 @@ def compare_parser() -> ArgumentParser:
     group = parser.add_argument_group("where to")
     _add_text(group, "out", "folder of the comparison (default: runs/compare-DATA)")
     group.add_argument("--overwrite", action="store_true", help="run again what has finished")
+    return parser
+
+
+def tape_parser() -> ArgumentParser:
+    """Return the options of ``spkd tape``, still without its actions."""
+    return _new_parser("Record what a teacher says of every training batch, once, for any number of students.")
+
+
+def add_tape_actions(parser: ArgumentParser) -> None:
+    """Add ``record`` and ``info`` to the options of ``spkd tape``."""
+    actions = parser.add_subcommands(required=True, dest="action", metavar="ACTION", title="actions")
+    actions.add_subcommand("record", _record_parser(), help="fill a tape ahead of training")
+    actions.add_subcommand("info", _info_parser(), help="what a tape holds, and how much of it is there")
+
+
+def _record_parser() -> ArgumentParser:
+    parser = _new_parser(
+        "Fill a tape ahead of the runs that will play it with `spkd distill --tape DIR`. Those must have the same "
+        "teacher, images, batch size and seed; student, method and weights are free. The same command goes on after a "
+        "stop."
+    )
+    parser.add_argument("folder", type=str, help="of the tape")
+    _add_networks(parser)
+    group = parser.add_argument_group("methods")
+    group.add_argument("--methods", type=str, nargs="+", default=["sp+kd"], metavar="METHOD", help=_METHOD)
+    _add_fields(parser, DataOptions, "images")
+    _add_training(parser, but=("tape", "compile", "checkpoint_seconds"))
+    return parser
+
+
+def _info_parser() -> ArgumentParser:
+    parser = _new_parser("Say what a tape holds.")
+    parser.add_argument("folder", type=str, help="of the tape")
     return parser
 
 
@@ -180,13 +213,17 @@ def _add_weights(group: Any, *, train: bool = True) -> None:
         )
 
 
-def _add_training(parser: ArgumentParser, *, seed: bool = True) -> None:
+def _add_training(
+    parser: ArgumentParser, *, seed: bool = True, distilled: bool = True, but: Iterable[str] = ()
+) -> None:
+    """Add the options of recipe and runtime, but for some."""
+    left_out = ("name", "losses", *but, *(() if distilled else ("teacher_precision", "tape", "tape_dtype")))
     group = parser.add_argument_group("training")
     _add_text(group, "recipe", _RECIPE)
     if seed:
         group.add_argument("--seed", type=int, default=0, help="of first weights, batches and augmentation")
-    _add_fields(parser, Recipe, "one by one (not given: as the recipe says)", optional=True, but=("name", "losses"))
-    _add_fields(parser, Runtime, "running")
+    _add_fields(parser, Recipe, "one by one (not given: as the recipe says)", optional=True, but=left_out)
+    _add_fields(parser, Runtime, "running", but=left_out)
 
 
 def _add_out(parser: ArgumentParser) -> None:
