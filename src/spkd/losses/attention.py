@@ -26,6 +26,7 @@ class AttentionTransferLoss(DistillationLoss):
     """
 
     reads_teacher_logits = False
+    mean_over_images = True
 
     def __init__(self, pair: TapPair) -> None:
         super().__init__()
