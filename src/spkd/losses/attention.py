@@ -27,7 +27,6 @@ class AttentionTransferLoss(DistillationLoss):
 
     mean_over_images = True
     reads_teacher_logits = False
-    mean_over_images = True
 
     def __init__(self, pair: TapPair) -> None:
         super().__init__()

@@ -40,7 +40,6 @@ class DistillationLoss(nn.Module, ABC):
     pairs: tuple[TapPair, ...] = ()
     mean_over_images: bool = False
     reads_teacher_logits: bool = True
-    mean_over_images: bool = False
 
     @abstractmethod
     def remember(self, teacher: Activations) -> Tensor:

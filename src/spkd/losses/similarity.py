@@ -22,7 +22,6 @@ class SimilarityPreservingLoss(DistillationLoss):
 
     mean_over_images = True
     reads_teacher_logits = False
-    mean_over_images = True
 
     def __init__(self, pair: TapPair) -> None:
         super().__init__()
