@@ -5,16 +5,20 @@ Nothing heavy is imported before a command runs, so that help and mistakes are a
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from spkd import __version__
 from spkd.cli import commands, options
 from spkd.errors import InputError, RunFailed, nearest
+from spkd.training.devices import is_follower, is_launched
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(given: Sequence[str]) -> int:
     parsed = _parser().parse_args(list(given))
     options = parsed[parsed.command]
-    if COMMANDS[parsed.command].divides_batches and options.devices > 1:
-        from spkd.training.devices import is_launched
+    if COMMANDS[parsed.command].divides_batches and options.devices > 1 and not is_launched():
         from spkd.training.launch import launch
 
-        if not is_launched():
-            return launch(main, given, options.devices)
-    return COMMANDS[parsed.command].call(options)
+        return launch(main, given, options.devices)
+    with contextlib.ExitStack() as stack:
+        if is_follower():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        return COMMANDS[parsed.command].call(options)
 
 
 def _fail(line: str, code: int) -> int:

@@ -22,6 +22,11 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_WORLD_SIZE" in os.environ
 
 
+def is_follower() -> bool:
+    """Return whether this is one of several processes of a run other than the first, which speaks for all."""
+    return is_launched() and os.environ.get("RANK", "0") != "0"
+
+
 def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
     """Return Fabric for one device, or in a launched process for all of its run's, connected.
 

@@ -74,7 +74,7 @@ def _work(main: Callable[[Sequence[str]], int], arguments: list[str], rank: int,
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     if rank == 0:
         sys.exit(main(arguments))
-    with said.open("w", buffering=1) as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file):
+    with said.open("w", buffering=1) as file, contextlib.redirect_stderr(file):
         code = main(arguments)
     sys.exit(code)
 

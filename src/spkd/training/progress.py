@@ -10,6 +10,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from spkd.training.devices import is_follower
+
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines at the least."""
 
@@ -121,7 +123,9 @@ class Bar(Silent):
 
 
 def display() -> Display:
-    """Return a bar where stderr is a terminal, plain lines where it is not."""
+    """Return a bar where stderr is a terminal, plain lines where it is not, and nothing for a follower's run."""
+    if is_follower():
+        return Silent()
     return Bar() if sys.stderr.isatty() else Lines()
 
 
