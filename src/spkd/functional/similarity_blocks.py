@@ -23,8 +23,7 @@ def row_scales(features: Tensor) -> Tensor:
     quotient.
     """
     peak = upcast(peaks(features))
-    largest = peak.amax()
-    return torch.where(peak == 0, torch.where(largest == 0, 1.0, largest), peak)
+    return torch.where(peak == 0, peak.amax().clamp_min(torch.finfo(peak.dtype).tiny), peak)
 
 
 def plain_matrix(own: Tensor, batch: Tensor | None) -> Tensor:
@@ -88,8 +87,12 @@ def distance_and_gradients(
     """
     rows, columns = _rows_and_columns(own, batch)
     weight = 1 / (rows.count * columns.count)
-    in_one_piece = rows is columns and columns.is_whole
-    gradient = rows.scales if in_one_piece else rows.zeros()
+    if rows is columns and columns.is_whole:
+        tile = rows.tile(slice(None))
+        squares, slopes = _squares_and_slopes(tile, columns, teacher_rows(slice(None)))
+        slopes.mul_(2 * weight * columns.factors)
+        return weight * squares, (slopes + slopes.T).div_(rows.scales) @ tile, None
+    gradient = rows.zeros()
     batch_gradient = gradient if rows is columns else columns.zeros()
     sums = []
     for block in _slices(rows.count, columns.block):
@@ -97,9 +100,6 @@ def distance_and_gradients(
         squares, slopes = _squares_and_slopes(tile, columns, teacher_rows(block))
         sums.append(squares)
         slopes.mul_(2 * weight * columns.factors)
-        if in_one_piece:
-            gradient = (slopes + slopes.T) @ tile
-            continue
         for part in _slices(columns.count, columns.block):
             gradient[block].addmm_(slopes[:, part], columns.tile(part))
             batch_gradient[part].addmm_(slopes[:, part].T, tile)
@@ -160,7 +160,7 @@ def _squares_and_slopes(tile: Tensor, columns: _Rows, teacher_rows: Tensor) -> t
     slopes = difference.to(similarities.dtype)
     along = torch.linalg.vecdot(slopes, similarities).unsqueeze(1)
     slopes = slopes.addcmul_(along, similarities, value=-1)
-    return squares, slopes.mul_(torch.where(lengths == 0, 0.0, 1 / lengths))
+    return squares, slopes.mul_(torch.where(lengths == 0, lengths, lengths.reciprocal()))
 
 
 def _sum_of_squares(difference: Tensor) -> Tensor:
