@@ -13,6 +13,7 @@ from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.files import write_text_atomically
 from spkd.losses.weights import LossWeights
+from spkd.studies.options import RunnerOptions
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe
 
@@ -82,7 +83,7 @@ def compare(options: Namespace) -> int:
         seeds=options.seeds,
         out=out,
         runtime=_runtime(options),
-        jobs=options.jobs,
+        options=RunnerOptions(**_pick(RunnerOptions, options)),
         overwrite=options.overwrite,
         default_teacher=DEFAULT_TEACHER,
         command=shlex.join(["spkd", *sys.argv[1:]]),
@@ -93,6 +94,17 @@ def compare(options: Namespace) -> int:
     write_comparison_figure(comparison, out / "comparison.png")
     write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
     print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
+    return 0
+
+
+def status(options: Namespace) -> int:
+    """Show where a study stands."""
+    from spkd.report.status import status_table, status_text
+    from spkd.studies.state import study_state
+
+    states = study_state(Path(options.folder))
+    _print(status_table(states))
+    print(status_text(states))
     return 0
 
 

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from spkd.data.options import DataOptions
 from spkd.losses.weights import LossWeights
+from spkd.studies.options import RunnerOptions
 from spkd.training.options import Runtime
 from spkd.training.recipe import PRESETS, Recipe
 
@@ -69,10 +70,10 @@ def compare_parser() -> ArgumentParser:
     methods = ["none", "kd", "at", "sp", "sp+kd"]
     group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=_METHOD)
     group.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
-    group.add_argument("--jobs", type=int | None, help="runs at a time (default: one per processor core; one on a GPU)")
     _add_fields(parser, DataOptions, "images")
-    _add_training(parser, seed=False)
+    _add_training(parser, seed=False, but=("tape",))
     _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
+    _add_fields(parser, RunnerOptions, "where the runs are carried out")
     group = parser.add_argument_group("where to")
     _add_text(group, "out", "folder of the comparison (default: runs/compare-DATA)")
     group.add_argument("--overwrite", action="store_true", help="run again what has finished")
@@ -121,6 +122,13 @@ def evaluate_parser() -> ArgumentParser:
     parser.add_argument("--per_class", action="store_true", help="show each class too")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True)
+    return parser
+
+
+def status_parser() -> ArgumentParser:
+    """Return the options of ``spkd status``."""
+    parser = _new_parser("Show where a study stands: what is done, running, failed or missing.")
+    parser.add_argument("folder", type=str, help="of a comparison or another study")
     return parser
 
 

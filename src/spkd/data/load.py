@@ -8,6 +8,7 @@ from pathlib import Path
 from spkd.data.digits import load_digits
 from spkd.data.folder import load_folder
 from spkd.data.images import ImageData
+from spkd.data.kept import kept
 from spkd.data.options import DataOptions
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
@@ -24,6 +25,10 @@ def load_data(options: DataOptions) -> ImageData:
         InputError: when there is no such set or folder, or it cannot be used; see
             :func:`spkd.data.folder.load_folder` and :func:`spkd.data.vision_sets.load_vision_set`.
     """
+    return kept(options, _load)
+
+
+def _load(options: DataOptions) -> ImageData:
     name = options.data
     if not Path(name).is_dir():
         name = name.lower().replace("-", "").replace("_", "")

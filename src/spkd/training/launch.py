@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from spkd.data.decoding import usable_cpus
+from spkd.training.signals import end_with_parent
 
 GRACE = 10.0
 """Seconds that the others have to end by themselves once one process has ended with an error."""
@@ -70,23 +70,13 @@ def _watch(workers: Sequence[BaseProcess]) -> int | None:
 def _work(main: Callable[[Sequence[str]], int], arguments: list[str], rank: int, said: Path) -> None:
     """Be one of the processes."""
     os.setsid()  # signals of the terminal come through the parent, once
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    end_with_parent()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     if rank == 0:
         sys.exit(main(arguments))
     with said.open("w", buffering=1) as file, contextlib.redirect_stderr(file):
         code = main(arguments)
     sys.exit(code)
-
-
-def _follow_parent() -> None:
-    """End this process when its parent has died without a word."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE)
-        os._exit(1)
 
 
 @contextlib.contextmanager
