@@ -217,3 +217,14 @@ def test_labels() -> None:
     assert method_label("package.Module:Loss") == "package.Module:Loss"
     with pytest.raises(InputError, match="unknown term"):
         method_label("spkd")
+
+
+def test_a_term_may_compare_the_last_pair_only() -> None:
+    pairs = [TapPair("a", "b"), TapPair("c", "d")]
+    objective = build_objective("at+sp?layers=last&weight=7", pairs, LossWeights())
+    assert [(term.name, term.weight) for term in objective.terms] == [("at/a", 1000), ("at/c", 1000), ("sp", 7)]
+    assert objective.terms[-1].loss.pair == pairs[-1]
+    with pytest.raises(InputError, match="layers of the term sp must be all or last, got 'first'"):
+        build_objective("sp?layers=first", pairs, LossWeights())
+    with pytest.raises(InputError, match=r"kd has no argument 'layers'; it takes alpha and temperature\."):
+        build_objective("kd?layers=last", pairs, LossWeights())
