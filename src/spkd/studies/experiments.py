@@ -175,8 +175,9 @@ def transfer(setting: Setting) -> Rows:
     files = {label: sources.weights_file(weights_root, label) for label in _PRETRAINED}
     if missing := [label for label, file in files.items() if file is None and label not in _DOWNLOADED]:
         raise InputError(
-            f"--weights_root {weights_root or '(not given)'} lacks ImageNet weights of {', '.join(missing)}, which neither "
-            f"torchvision nor timm has: put {missing[0]}.safetensors (timm's names of weights) into a folder and give it"
+            f"--weights_root {weights_root or '(not given)'} lacks ImageNet weights of {', '.join(missing)}, which "
+            f"neither torchvision nor timm has: put {missing[0]}.safetensors (and so on, with timm's names of weights) "
+            "into a folder and give it"
         )
     networks = {label: Network(label, spec, files[label] or "pretrained") for label, spec in _PRETRAINED.items()}
 

@@ -75,17 +75,19 @@ def similarities(folder: Path, runtime: Runtime, *, networks: Mapping[str, str])
         runtime: gives the device.
         networks: the task that trained each, by its label; the first is the teacher.
     """
-    measured = {label: _matrices(_study(folder) / name, runtime) for label, name in networks.items()}
+    study = _study(folder)
+    data = _data(study / next(iter(networks.values())))
+    measured = {label: _matrices(study / name, data, runtime) for label, name in networks.items()}
     (teacher, targets), *_ = measured.values()
     drawn = torch.stack([matrices[:DRAWN_BATCHES] for matrices, _ in measured.values()])
     _save(folder / "similarity.npz", matrices=drawn, targets=targets[:DRAWN_BATCHES])
     return {
         "networks": dict(networks),
-        "classes": list(_data(_study(folder) / next(iter(networks.values()))).classes),
+        "classes": list(data.classes),
         "batches": len(teacher),
         "batch": teacher.shape[-1],
         "sp_loss": {label: _distance(matrices, teacher) for label, (matrices, _) in measured.items()},
-        "test_error": {label: _test_error(_study(folder) / name) for label, name in networks.items()},
+        "test_error": {label: _test_error(study / name) for label, name in networks.items()},
     }
 
 
@@ -99,11 +101,12 @@ def losses(folder: Path, runtime: Runtime, *, teacher: str, students: Mapping[st
         students: what each student is called, by the task that trained it.
     """
     study = _study(folder)
-    teacher_matrices, _ = _matrices(study / teacher, runtime)
+    data = _data(study / teacher)
+    teacher_matrices, _ = _matrices(study / teacher, data, runtime)
     points = []
     for name, label in students.items():
         method, _, seed = label.partition(" ")
-        matrices, _ = _matrices(study / name, runtime)
+        matrices, _ = _matrices(study / name, data, runtime)
         points.append(
             {
                 "task": name,
@@ -116,9 +119,8 @@ def losses(folder: Path, runtime: Runtime, *, teacher: str, students: Mapping[st
     return {"teacher": teacher, "batches": len(teacher_matrices), "points": points}
 
 
-def _matrices(path: Path, runtime: Runtime) -> tuple[Tensor, Tensor]:
+def _matrices(path: Path, data: ImageData, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Return the similarity matrices (n, b, b) of a network's last block and the targets (n, b), sorted by class."""
-    data = _data(path)
     device = make_fabric(runtime.accelerator, 1, "32-true").device
     classifier = load_classifier(path).to(device)
     images = len(_test(data))
@@ -173,5 +175,6 @@ def _study(folder: Path) -> Path:
 
 def _save(path: Path, **arrays: Tensor) -> None:
     content = io.BytesIO()
-    np.savez_compressed(content, **{name: array.numpy() for name, array in arrays.items()})
+    named: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
+    np.savez_compressed(content, **named)
     write_bytes_atomically(path, content.getvalue())
