@@ -16,6 +16,20 @@ from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
 from spkd.imports import split_arguments
 
+_kept: dict[DataOptions, ImageData] | None = None  # the last images loaded, while they are kept
+
+
+def keep_last_data(keep: bool) -> None:
+    """Have this process keep the images that it loads until it loads others, for many runs on the same images, or not.
+
+    What changes on the disk meanwhile is not seen.
+    """
+    global _kept
+    if not keep:
+        _kept = None
+    elif _kept is None:
+        _kept = {}
+
 
 def load_data(options: DataOptions) -> ImageData:
     """Find and load the images that the options name.
@@ -30,11 +44,20 @@ def load_data(options: DataOptions) -> ImageData:
             are asked for; see :func:`spkd.data.folder.load_folder` and
             :func:`spkd.data.vision_sets.load_vision_set`.
     """
-    data = _load(options)
-    return data if options.train_images is None else _with_fewer(data, options.train_images)
+    if _kept is None:
+        return _load(options)
+    if options not in _kept:
+        _kept.clear()  # before loading, so that two sets are never in memory together
+        _kept[options] = _load(options)
+    return _kept[options]
 
 
 def _load(options: DataOptions) -> ImageData:
+    data = _load_whole(options)
+    return data if options.train_images is None else _with_fewer(data, options.train_images)
+
+
+def _load_whole(options: DataOptions) -> ImageData:
     name: str = options.data
     arguments: Mapping[str, object] = {}
     if not Path(name).is_dir():

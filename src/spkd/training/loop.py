@@ -32,6 +32,8 @@ _STEPS = 3  # sets these seeds apart from those of the stream
 PENDING_STEPS = 25
 """Steps on an accelerator whose losses are read together: each reading waits for the device."""
 
+_collecting: list[list[int]] = []  # what the blocks of stop_signals that are open have received, the innermost last
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -290,8 +292,11 @@ def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can."""
-    received: list[int] = []
+    """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can.
+
+    Inside another such block, what that one has collected counts here too, and the next signal is left to it.
+    """
+    received = list(_collecting[-1]) if _collecting else []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
@@ -307,7 +312,9 @@ def stop_signals() -> Iterator[list[int]]:
 
     for number in earlier:
         signal.signal(number, note)
+    _collecting.append(received)
     try:
         yield received
     finally:
+        _collecting.pop()
         restore()
