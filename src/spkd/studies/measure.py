@@ -87,7 +87,7 @@ def similarities(folder: Path, runtime: Runtime, *, networks: Mapping[str, str])
         "batches": len(teacher),
         "batch": teacher.shape[-1],
         "sp_loss": {label: _distance(matrices, teacher) for label, (matrices, _) in measured.items()},
-        "test_error": {label: _test_error(study / name) for label, name in networks.items()},
+        "test_errors": {label: _test_error(study / name) for label, name in networks.items()},
     }
 
 

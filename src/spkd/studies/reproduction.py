@@ -21,8 +21,7 @@ from spkd.studies.building import unique
 from spkd.studies.experiments import EXPERIMENTS, Experiment, Setting
 from spkd.studies.scales import SCALES, ScaleName
 from spkd.studies.state import StudyState
-from spkd.studies.tasks import Label, Measurement, Recording, Task
-from spkd.training.options import Request
+from spkd.studies.tasks import Label, Task
 from spkd.training.run_folder import RunFolder
 
 PLAN, RECORDS = "reproduction.json", "records.csv"
@@ -171,7 +170,7 @@ def save_records(
     records = [
         _record(name, options.scale, task, state.results[task.name], study, command)
         for task in tasks
-        if isinstance(task.work, Request) and task.name in state.results
+        if task.kind == "training" and task.name in state.results
     ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -247,12 +246,8 @@ def _record(name: str, scale: str, task: Task, result: Mapping[str, Any], study:
 
 
 def _planned(task: Task, state: StudyState) -> PlannedTask:
-    work = task.work
-    kind = (
-        "measurement" if isinstance(work, Measurement) else "recording" if isinstance(work, Recording) else "training"
-    )
     where = "done" if task.name in state.results else "failed" if task.name in state.failed else "missing"
-    return PlannedTask(task.name, kind, dict(task.labels), where, state.failed.get(task.name, ""))
+    return PlannedTask(task.name, task.kind, dict(task.labels), where, state.failed.get(task.name, ""))
 
 
 def _parsed(line: Mapping[str, str]) -> Record:
