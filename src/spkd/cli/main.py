@@ -30,6 +30,9 @@ COMMANDS: Mapping[str, Command] = {
     "distill": Command("train a small network with the help of a large one", options.distill_parser, commands.distill),
     "train": Command("train a network alone", options.train_parser, commands.train),
     "compare": Command("methods against each other, over seeds", options.compare_parser, commands.compare),
+    "reproduce": Command(
+        "the paper's experiments, with their tables and figures", options.reproduce_parser, commands.reproduce
+    ),
     "evaluate": Command("how good a trained network is", options.evaluate_parser, commands.evaluate),
     "taps": Command("which layers can be compared, and which are", options.taps_parser, commands.taps),
     "export": Command("write a trained network to a file to deploy", options.export_parser, commands.export),

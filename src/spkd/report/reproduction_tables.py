@@ -14,8 +14,8 @@ from spkd.studies.reproduction import Record, Reproduction
 
 _STATISTICS = ("seeds", "median", "mean ± s.e.m.", "difference to none", "95 % interval", "p", "p (Holm)")
 _TESTED = (
-    "Test error in %. p: two-sided t-test against the student alone, paired by seed; p (Holm): corrected for the number "
-    "of methods of the pair."
+    "Test error in %. p: two-sided t-test against the student alone, paired by seed; p (Holm): corrected for the "
+    "number of methods of the pair."
 )
 
 

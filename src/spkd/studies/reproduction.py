@@ -19,31 +19,16 @@ from spkd.errors import InputError, nearest
 from spkd.files import write_text_atomically
 from spkd.studies.building import unique
 from spkd.studies.experiments import EXPERIMENTS, Experiment, Setting
-from spkd.studies.scales import SCALES, ScaleName
+from spkd.studies.options import RunnerOptions
+from spkd.studies.runner import run_study
+from spkd.studies.scales import SCALES, ReproduceOptions, ScaleName
 from spkd.studies.state import StudyState
 from spkd.studies.tasks import Label, Task
+from spkd.training.options import Runtime
+from spkd.training.progress import Display
 from spkd.training.run_folder import RunFolder
 
 PLAN, RECORDS = "reproduction.json", "records.csv"
-
-
-@dataclass(frozen=True)
-class ReproduceOptions:
-    """What of the paper is reproduced, and how large.
-
-    Args:
-        scale: smoke (seconds, on made-up images), small (two processor cores) or paper (the paper's protocol).
-        data_root: folder in which the images lie (default: ./data).
-        weights_root: folder of pretrained weights that cannot be downloaded (for transfer).
-        seeds: how many seeds, from 0 on (default: 2 at smoke, 3 at small, 5 at paper; ten partitions for transfer).
-        only: names of the rows to run (default: all).
-    """
-
-    scale: ScaleName = "small"
-    data_root: str | None = None
-    weights_root: str | None = None
-    seeds: int | None = None
-    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,6 +136,27 @@ def plan(name: str, options: ReproduceOptions, study: Path) -> list[Task]:
     chosen = [task for row, tasks in rows.items() if row in (options.only or rows) for task in tasks]
     # One seed of every row before the next, so that a study that is stopped early shows something of each.
     return sorted(unique(chosen), key=lambda task: int(task.labels.get("seed") or 0))
+
+
+def reproduce(
+    name: str,
+    options: ReproduceOptions,
+    study: Path,
+    *,
+    runner: RunnerOptions,
+    runtime: Runtime,
+    display: Display,
+    command: str,
+) -> StudyState:
+    """Run what is not finished of an experiment in the folder ``study``, and write its records.
+
+    Raises:
+        InputError: as :func:`plan` and :func:`spkd.studies.runner.run_study`.
+    """
+    tasks = plan(name, options, study)
+    state = run_study(tasks, study, runner, runtime, display)
+    save_records(name, options, tasks, state, study, command)
+    return state
 
 
 def _usual_seeds(name: str, scale: ScaleName) -> int:

@@ -10,6 +10,25 @@ ScaleName = Literal["smoke", "small", "paper"]
 
 
 @dataclass(frozen=True)
+class ReproduceOptions:
+    """What of the paper is reproduced, and how large.
+
+    Args:
+        scale: smoke (seconds, on made-up images), small (two processor cores) or paper (the paper's protocol).
+        data_root: folder in which the images lie (default: ./data).
+        weights_root: folder of pretrained weights that cannot be downloaded (for transfer).
+        seeds: how many seeds, from 0 on (default: 2 at smoke, 3 at small, 5 at paper; ten partitions for transfer).
+        only: names of the rows to run (default: all).
+    """
+
+    scale: ScaleName = "small"
+    data_root: str | None = None
+    weights_root: str | None = None
+    seeds: int | None = None
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Protocol:
     """How every network is trained on one data set.
 
