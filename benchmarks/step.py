@@ -28,7 +28,8 @@ def measure(*, smoke: bool) -> dict[str, Any]:
     teacher, student = WideResNet(10 if smoke else 40, 2).to(device), WideResNet(10 if smoke else 16, 1).to(device)
     images, targets = torch.rand(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
     info = ModelInfo("wrn", tuple("0123456789"), 3, 32, Normalisation((0.0,) * 3, (1.0,) * 3))
-    cheap, note = inference_form(Classifier(teacher, info).to(device).eval(), ("group3",), images[:16])
+    form = inference_form(Classifier(teacher, info).to(device).eval(), ("group3",), images[:16])
+    cheap, note = form.network, form.note
     pairs = [TapPair("group3", "group3")]
     distilled = Distiller(copy.deepcopy(student), cheap, build_objective("sp", pairs, LossWeights())).train()
     alone = Distiller(copy.deepcopy(student), None, Objective()).train()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spkd.distiller import Distiller
+from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError
 from spkd.functional import attention_transfer_loss, similarity_preserving_loss, soft_target_loss
 from spkd.losses.attention import AttentionTransferLoss
@@ -181,9 +181,30 @@ def test_training_alone_is_the_same_thing_without_a_teacher() -> None:
     module.check(images, targets)
 
 
-def test_an_objective_with_terms_needs_a_teacher() -> None:
+def test_an_objective_with_terms_needs_a_teacher_or_what_it_said() -> None:
+    images, targets = batch()
+    taught = distiller()
+    alone = Distiller(taught.student, None, objective())
     with pytest.raises(InputError, match=r"teacher: the objective compares with one \(sp, kd, at\), got None"):
-        Distiller(network(), None, objective())
+        alone(images, targets)
+    said = taught.remember(images)
+    expected = taught(images, targets).total
+    assert torch.equal(alone(images, targets, said).total, expected)
+    assert torch.equal(alone(images, targets, Remembered(said)).total, expected)
+
+
+@pytest.mark.parametrize("with_logits", [False, True])
+def test_no_more_of_the_teacher_runs_than_is_read(with_logits: bool) -> None:
+    images, targets = batch()
+    teacher = network(6, seed=1)
+    ran: list[str] = []
+    for name, module in teacher.named_children():
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))  # type: ignore[misc]
+    terms = [Term("sp", 1.0, SimilarityPreservingLoss(TapPair("2", "2")))]
+    if with_logits:
+        terms.append(Term("kd", 1.0, SoftTargetLoss()))
+    Distiller(network(), teacher, Objective(terms))(images, targets)
+    assert ran == (["0", "1", "2", "3", "4", "5", "6"] if with_logits else ["0", "1", "2"])
 
 
 def test_shared_weights_are_an_error() -> None:
@@ -321,7 +342,7 @@ import sys
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
-from spkd.distiller import Distiller
+from spkd.distiller import Distiller, Remembered
 from spkd.losses.attention import AttentionTransferLoss
 from spkd.losses.objective import Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss

@@ -14,6 +14,19 @@ from spkd.losses.objective import LossBreakdown, Objective
 from spkd.taps import Activations, Taps
 
 
+class Remembered:
+    """What a teacher said of a batch, in a box that wrappers do not look into.
+
+    Lightning Fabric's mixed precision rounds every tensor among a step's inputs; what is in here stays exact.
+
+    Args:
+        values: what :meth:`Distiller.remember` returned.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self.values = values
+
+
 class Distiller(nn.Module):
     """A student that learns from a teacher: images and targets in, the loss out.
 
@@ -29,7 +42,8 @@ class Distiller(nn.Module):
 
     Args:
         student: the network to train. Its layers are tapped by hooks; it is not changed otherwise.
-        teacher: the trained network; ``None`` trains the student alone, on an objective without terms.
+        teacher: the trained network; ``None`` trains the student alone, on an objective without terms, or on what
+            is passed as ``remembered``.
         objective: what to compute; it names the layers to tap.
 
     Attributes:
@@ -37,8 +51,7 @@ class Distiller(nn.Module):
         objective: as given.
 
     Raises:
-        InputError: the objective compares with a teacher and there is none, a network has no layer that it
-            names, or the teacher shares weights with the student.
+        InputError: a network has no layer that the objective names, or the teacher shares weights with the student.
 
     >>> from spkd.losses.methods import build_objective
     >>> from spkd.losses.weights import LossWeights
@@ -58,9 +71,6 @@ class Distiller(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module | None, objective: Objective) -> None:
         super().__init__()
-        if teacher is None and objective.terms:
-            names = ", ".join(term.name for term in objective.terms)
-            raise InputError(f"teacher: the objective compares with one ({names}), got None; give a trained network.")
         self.student = student
         self.objective = objective
         # In a tuple, so that it is no submodule.
@@ -76,14 +86,17 @@ class Distiller(nn.Module):
                 )
             teacher.requires_grad_(False)
             teacher.eval()
-            self._teacher_taps = Taps(teacher, objective.teacher_taps)
+            stop = not objective.reads_teacher_logits
+            self._teacher_taps = Taps(teacher, objective.teacher_taps, stop=stop)
 
     @property
     def teacher(self) -> nn.Module | None:
         """The frozen teacher."""
         return self._teachers[0] if self._teachers else None
 
-    def forward(self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | None = None) -> LossBreakdown:
+    def forward(
+        self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | Remembered | None = None
+    ) -> LossBreakdown:
         """Run both networks on a batch and compute the objective.
 
         Args:
@@ -97,6 +110,8 @@ class Distiller(nn.Module):
         Raises:
             InputError: a tap fails (see :class:`~spkd.taps.Taps`), or a loss cannot compare what it gets.
         """
+        if isinstance(remembered, Remembered):
+            remembered = remembered.values
         if remembered is None:
             remembered = self.remember(images)
         student = self._student_taps(images)
@@ -105,10 +120,20 @@ class Distiller(nn.Module):
         return self.objective(student, targets, remembered)  # type: ignore[no-any-return]
 
     def remember(self, images: Tensor) -> dict[str, Tensor]:
-        """Run the teacher on a batch and return, by term name and without gradients, what the terms need."""
+        """Run the teacher on a batch and return, by term name and without gradients, what the terms need.
+
+        Raises:
+            InputError: the objective compares with a teacher and there is none.
+        """
         gathers = self._gathers()
-        if self._teacher_taps is None or not self.objective.terms:
+        if not self.objective.terms:
             return {}
+        if self._teacher_taps is None:
+            names = ", ".join(term.name for term in self.objective.terms)
+            raise InputError(
+                f"teacher: the objective compares with one ({names}), got None; give a trained network, or pass what "
+                "it said as `remembered`."
+            )
         with torch.no_grad():
             for teacher in self._teachers:
                 if teacher.training:
@@ -116,8 +141,10 @@ class Distiller(nn.Module):
             activations = self._teacher_taps(images)
             return self.objective.remember(_gather_activations(activations) if gathers else activations)
 
-    def check(self, images: Tensor, targets: Tensor) -> None:
+    def check(self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | None = None) -> None:
         """Rehearse a training step on a real batch, so that a mistake shows before hours are spent on it.
+
+        ``remembered`` is as for :meth:`forward`.
 
         Weights, gradients, buffers such as batch statistics, and random number generators are afterwards as
         they were.
@@ -127,7 +154,8 @@ class Distiller(nn.Module):
                 gradient with respect to the student's trainable parameters; the line names the term.
         """
         with self._undisturbed(images.device):
-            remembered = self.remember(images)
+            if remembered is None:
+                remembered = self.remember(images)
             student = self._student_taps(images)
             _check_targets(student.logits, targets)
             if self._gathers():

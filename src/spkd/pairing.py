@@ -96,15 +96,31 @@ def pair_taps(
     [TapPair(student='0', teacher='2')]
     """
     chosen = (select,) if isinstance(select, str) else tuple(select)
-    if len(chosen) == 1 and chosen[0] in _KEYWORDS:
-        names_student = [candidate.name for candidate in block_ends(student, images)]
-        names_teacher = [candidate.name for candidate in block_ends(teacher, images)]
-        pairs = [TapPair(*names) for names in zip(names_student[::-1], names_teacher[::-1], strict=False)]
-        return pairs[:1] if chosen[0] == "last" else pairs[::-1]
+    if _by_keyword(chosen):
+        return pair_with_ends(student, [candidate.name for candidate in block_ends(teacher, images)], images, chosen)
     return _explicit_pairs(student, teacher, chosen)
 
 
-def _explicit_pairs(student: nn.Module, teacher: nn.Module, chosen: Sequence[str]) -> list[TapPair]:
+def pair_with_ends(
+    student: nn.Module, teacher_ends: Sequence[str], images: Tensor, select: Sequence[str]
+) -> list[TapPair]:
+    """Pair layers of the student with a teacher's of which only the names of its block ends are known.
+
+    What is chosen, returned and raised is as for :func:`pair_taps`; the teacher's side of explicit pairs is believed.
+    """
+    chosen = tuple(select)
+    if not _by_keyword(chosen):
+        return _explicit_pairs(student, None, chosen)
+    student_ends = [candidate.name for candidate in block_ends(student, images)]
+    pairs = [TapPair(*names) for names in zip(student_ends[::-1], teacher_ends[::-1], strict=False)]
+    return pairs[:1] if chosen[0] == "last" else pairs[::-1]
+
+
+def _by_keyword(chosen: Sequence[str]) -> bool:
+    return len(chosen) == 1 and chosen[0] in _KEYWORDS
+
+
+def _explicit_pairs(student: nn.Module, teacher: nn.Module | None, chosen: Sequence[str]) -> list[TapPair]:
     if not chosen:
         raise InputError("taps: expected 'last', 'stages' or 'student_path=teacher_path' pairs, got none; try 'last'.")
     pairs = []
@@ -114,7 +130,8 @@ def _explicit_pairs(student: nn.Module, teacher: nn.Module, chosen: Sequence[str
             raise InputError(f"taps: expected {text!r} alone or explicit pairs, got both; leave one of them out.")
         try:
             find_layer(student, pair.student)
-            find_layer(teacher, pair.teacher)
+            if teacher is not None:
+                find_layer(teacher, pair.teacher)
         except InputError as error:
             raise InputError(f"{error}{nearest(text, _KEYWORDS)}") from None
         if pair in pairs:

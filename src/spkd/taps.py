@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -79,6 +80,9 @@ class Taps:
             called ``logits``, or as the first tensor of a tuple or list.
         names: module paths such as ``layer4`` or ``features.12``. Of a layer that puts out a tuple, list,
             dict or dataclass, the first tensor in it is taken.
+        stop: end the pass as soon as every named layer has run, and give logits of shape (b, 0). What comes
+            after is then not computed, and cannot be seen to run a layer twice or to overwrite its output. A
+            compiled network is run to its end, where the compiler leaves out what nobody reads.
 
     Attributes:
         model: as given; may be exchanged for another wrapping of the same network, which is then what a call runs.
@@ -97,7 +101,7 @@ class Taps:
     model: nn.Module
     names: tuple[str, ...]
 
-    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str], *, stop: bool = False) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.model = model
         self.names = tuple(dict.fromkeys(names))
@@ -105,6 +109,10 @@ class Taps:
         self._captures = {name: _Capture() for name in self.names}
         for name, layer in layers.items():
             self._handles.append(layer.register_forward_hook(self._captures[name]))
+        if stop:
+            captures = tuple(self._captures.values())
+            for layer in layers.values():
+                self._handles.append(layer.register_forward_hook(functools.partial(_end_pass, captures)))
 
     def __call__(self, images: Tensor) -> Activations:
         """Run the network on a batch.
@@ -120,12 +128,15 @@ class Taps:
         for capture in captures.values():
             capture.start()
         try:
-            output = self.model(images)
+            try:
+                logits = logits_of(self.model(images))
+            except _PassEnded:
+                logits = images.new_empty(len(images), 0)
             taps = {name: capture.result(name) for name, capture in captures.items()}
         finally:
             for capture in captures.values():
                 capture.stop()
-        return Activations(logits=logits_of(output), taps=taps)
+        return Activations(logits=logits, taps=taps)
 
     def remove(self) -> None:
         """Take the hooks off the network; no tap fires afterwards. A second removal does nothing."""
@@ -143,6 +154,17 @@ class Taps:
 
     def __del__(self) -> None:
         self.remove()
+
+
+class _PassEnded(Exception):
+    """Every layer that is wanted has run."""
+
+
+def _end_pass(captures: Sequence[_Capture], layer: nn.Module, inputs: object, output: object) -> None:
+    """Leave the network from a layer's forward hook, once all captures have what they wait for."""
+    recording = all(capture.recording and capture.outputs for capture in captures)
+    if recording and not torch.compiler.is_compiling():
+        raise _PassEnded
 
 
 class _Capture:

@@ -43,7 +43,8 @@ def test_logits_and_taps_are_the_original_s(network: nn.Module, size: int, taps:
     original = classifier(lived_in(network), size)
     before = copy.deepcopy(original.state_dict())
     images = torch.rand(4, 3, size, size)
-    twin, note = inference_form(original, taps, images)
+    form = inference_form(original, taps, images)
+    twin, note = form.network, form.note
     assert twin is not original
     assert note.startswith(f"{count} batch norms folded")
     with torch.no_grad(), Taps(original, taps) as ours, Taps(twin, taps) as theirs:
@@ -106,6 +107,7 @@ def test_a_form_that_answers_otherwise_is_not_used(monkeypatch: pytest.MonkeyPat
         return twin, 1
 
     monkeypatch.setattr("spkd.models.inference.folded", spoilt)
-    twin, note = inference_form(original, (), torch.rand(2, 3, 4, 4))
+    form = inference_form(original, (), torch.rand(2, 3, 4, 4))
+    twin, note = form.network, form.note
     assert twin is original
     assert "differs" in note

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spkd.cli.options import DEFAULT_TEACHER
 from spkd.data.options import DataOptions
+from spkd.errors import InputError
 from spkd.files import write_text_atomically
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
@@ -83,7 +84,7 @@ def compare(options: Namespace) -> int:
         seeds=options.seeds,
         out=out,
         runtime=_runtime(options),
-        jobs=options.jobs,
+        options=RunnerOptions(**_pick(RunnerOptions, options)),
         overwrite=options.overwrite,
         default_teacher=DEFAULT_TEACHER,
         command=shlex.join(["spkd", *sys.argv[1:]]),
@@ -94,6 +95,38 @@ def compare(options: Namespace) -> int:
     write_comparison_figure(comparison, out / "comparison.png")
     write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
     print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
+    return 0
+
+
+def status(options: Namespace) -> int:
+    """Show where a study stands."""
+    from spkd.report.status import status_table, status_text
+    from spkd.studies.state import study_state
+
+    states = study_state(Path(options.folder))
+    _print(status_table(states))
+    print(status_text(states))
+    return 0
+
+
+def tape(options: Namespace) -> int:
+    """Record a tape, or tell what it holds."""
+    from spkd.report.tapes import tape_table
+    from spkd.training.tape import Tape
+
+    chosen: Namespace = options[options.action]
+    folder = Path(chosen.folder)
+    if options.action == "record":
+        from spkd.training.progress import display
+        from spkd.training.recording import record
+
+        request = _request(chosen, chosen.student, chosen.seed)
+        if record(request, chosen.methods, folder, _runtime(chosen), display()) is None:
+            return _stopped("the same command goes on")
+    found = Tape.open(folder)
+    if found is None:
+        raise InputError(f"there is no tape in {folder}: `spkd tape record {folder} --teacher ...` makes one")
+    _print(tape_table(found))
     return 0
 
 

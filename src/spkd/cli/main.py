@@ -19,11 +19,12 @@ from spkd.errors import InputError, RunFailed, nearest
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its line in the list, its options, and what it does."""
+    """A command: its line in the list, its options, what it does, and what adds its actions where it has any."""
 
     summary: str
     parser: Callable[[], ArgumentParser]
     call: Callable[[Namespace], int]
+    actions: Callable[[ArgumentParser], None] | None = None
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -32,6 +33,13 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command("methods against each other, over seeds", options.compare_parser, commands.compare),
     "reproduce": Command(
         "the paper's experiments, with their tables and figures", options.reproduce_parser, commands.reproduce
+    ),
+    "status": Command("where a comparison or another study stands", options.status_parser, commands.status),
+    "tape": Command(
+        "what a teacher says, recorded once and played to many",
+        options.tape_parser,
+        commands.tape,
+        options.add_tape_actions,
     ),
     "evaluate": Command("how good a trained network is", options.evaluate_parser, commands.evaluate),
     "taps": Command("which layers can be compared, and which are", options.taps_parser, commands.taps),
@@ -82,8 +90,12 @@ def _parser() -> ArgumentParser:
         exit_on_error=False,
     )
     subparsers = parser.add_subcommands(required=True, dest="command", metavar="COMMAND", title="commands")
+    parsers = {name: command.parser() for name, command in COMMANDS.items()}
     for name, command in COMMANDS.items():
-        subparsers.add_subcommand(name, command.parser(), help=command.summary)
+        subparsers.add_subcommand(name, parsers[name], help=command.summary)
+    for name, command in COMMANDS.items():
+        if command.actions is not None:
+            command.actions(parsers[name])
     return parser
 
 

@@ -38,7 +38,7 @@ def train_parser() -> ArgumentParser:
     _add_text(group, "model", _SPECS, DEFAULT_TEACHER)
     _add_weights(group)
     _add_fields(parser, DataOptions, "images")
-    _add_training(parser)
+    _add_training(parser, distilled=False)
     _add_out(parser)
     return parser
 
@@ -71,13 +71,46 @@ def compare_parser() -> ArgumentParser:
     methods = ["none", "kd", "at", "sp", "sp+kd"]
     group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=_METHOD)
     group.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
-    group.add_argument("--jobs", type=int | None, help="runs at a time (default: one per processor core; one on a GPU)")
     _add_fields(parser, DataOptions, "images")
-    _add_training(parser, seed=False)
+    _add_training(parser, seed=False, but=("tape",))
     _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
+    _add_fields(parser, RunnerOptions, "where the runs are carried out")
     group = parser.add_argument_group("where to")
     _add_text(group, "out", "folder of the comparison (default: runs/compare-DATA)")
     group.add_argument("--overwrite", action="store_true", help="run again what has finished")
+    return parser
+
+
+def tape_parser() -> ArgumentParser:
+    """Return the options of ``spkd tape``, still without its actions."""
+    return _new_parser("Record what a teacher says of every training batch, once, for any number of students.")
+
+
+def add_tape_actions(parser: ArgumentParser) -> None:
+    """Add ``record`` and ``info`` to the options of ``spkd tape``."""
+    actions = parser.add_subcommands(required=True, dest="action", metavar="ACTION", title="actions")
+    actions.add_subcommand("record", _record_parser(), help="fill a tape ahead of training")
+    actions.add_subcommand("info", _info_parser(), help="what a tape holds, and how much of it is there")
+
+
+def _record_parser() -> ArgumentParser:
+    parser = _new_parser(
+        "Fill a tape ahead of the runs that will play it with `spkd distill --tape DIR`. Those must have the same "
+        "teacher, images, batch size and seed; student, method and weights are free. The same command goes on after a "
+        "stop."
+    )
+    parser.add_argument("folder", type=str, help="of the tape")
+    _add_networks(parser)
+    group = parser.add_argument_group("methods")
+    group.add_argument("--methods", type=str, nargs="+", default=["sp+kd"], metavar="METHOD", help=_METHOD)
+    _add_fields(parser, DataOptions, "images")
+    _add_training(parser, but=("tape", "compile", "checkpoint_seconds"))
+    return parser
+
+
+def _info_parser() -> ArgumentParser:
+    parser = _new_parser("Say what a tape holds.")
+    parser.add_argument("folder", type=str, help="of the tape")
     return parser
 
 
@@ -90,6 +123,13 @@ def evaluate_parser() -> ArgumentParser:
     parser.add_argument("--per_class", action="store_true", help="show each class too")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True)
+    return parser
+
+
+def status_parser() -> ArgumentParser:
+    """Return the options of ``spkd status``."""
+    parser = _new_parser("Show where a study stands: what is done, running, failed or missing.")
+    parser.add_argument("folder", type=str, help="of a comparison or another study")
     return parser
 
 
@@ -198,13 +238,17 @@ def _add_weights(group: Any, *, train: bool = True) -> None:
         )
 
 
-def _add_training(parser: ArgumentParser, *, seed: bool = True) -> None:
+def _add_training(
+    parser: ArgumentParser, *, seed: bool = True, distilled: bool = True, but: Iterable[str] = ()
+) -> None:
+    """Add the options of recipe and runtime, but for some."""
+    left_out = ("name", "losses", *but, *(() if distilled else ("teacher_precision", "tape", "tape_dtype")))
     group = parser.add_argument_group("training")
     _add_text(group, "recipe", _RECIPE)
     if seed:
         group.add_argument("--seed", type=int, default=0, help="of first weights, batches and augmentation")
-    _add_fields(parser, Recipe, "one by one (not given: as the recipe says)", optional=True, but=("name", "losses"))
-    _add_fields(parser, Runtime, "running")
+    _add_fields(parser, Recipe, "one by one (not given: as the recipe says)", optional=True, but=left_out)
+    _add_fields(parser, Runtime, "running", but=left_out)
 
 
 def _add_out(parser: ArgumentParser) -> None:

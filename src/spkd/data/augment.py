@@ -11,6 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+AUGMENTATION = "reflect pad 1/8 and crop, or resized crop of 0.35 to 1"
+"""What is done to training images, in words: another text wherever the views of a seed become others."""
 SCALE = (0.35, 1.0)
 """Least and greatest share of a large image's area that a training view shows."""
 ASPECT = (3 / 4, 4 / 3)

@@ -87,6 +87,7 @@ class TrainStream:
         self._workers = workers
         full, left = divmod(len(images), batch_size)
         self.batches_per_epoch = full + (left > 1)
+        self.last_batch_size = left if left > 1 else batch_size
         if isinstance(images, MemoryImages):
             # Enlarged only after the crop, so that 32x32 images for a 224x224 network still fit in memory.
             self._crop_size = min(images.size, image_size)

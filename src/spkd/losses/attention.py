@@ -25,6 +25,8 @@ class AttentionTransferLoss(DistillationLoss):
             brought to one size.
     """
 
+    reads_teacher_logits = False
+
     def __init__(self, pair: TapPair) -> None:
         super().__init__()
         self.pairs = (pair,)

@@ -29,9 +29,12 @@ class DistillationLoss(nn.Module, ABC):
 
     Attributes:
         pairs: the taps that the loss reads; empty when it reads logits only.
+        reads_teacher_logits: whether :meth:`remember` reads the teacher's logits. Where no loss of an objective
+            does, the teacher runs no further than the last layer that is read.
     """
 
     pairs: tuple[TapPair, ...] = ()
+    reads_teacher_logits: bool = True
 
     @abstractmethod
     def remember(self, teacher: Activations) -> Tensor:

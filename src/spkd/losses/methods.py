@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from spkd.errors import InputError, nearest, one_line
 from spkd.imports import import_object, split_arguments
@@ -80,6 +82,30 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
         if term.weight == 0:
             raise InputError(f"the term {term.name} of method {method!r} has weight 0; leave the term out")
     return Objective(terms, cross_entropy)
+
+
+def joined_methods(methods: Sequence[str]) -> str:
+    """Return one method with every term of ``methods`` that remembers something of its own.
+
+    Of the built-in terms the weights are dropped, since they do not change what is remembered. Of an own loss that
+    stands there with several arguments the first is taken.
+
+    Raises:
+        InputError: for an unknown, doubled or empty term, and when there is no term at all.
+
+    >>> joined_methods(["none", "kd?alpha=0.5", "sp+kd"])
+    'kd+sp'
+    """
+    parts: dict[str, str] = {}
+    for method in methods:
+        for request in _read(method):
+            text = request.name
+            if request.name not in _BUILT_IN and request.arguments:
+                text += "?" + "&".join(f"{name}={value!r}" for name, value in request.arguments.items())
+            parts.setdefault(request.name, text)
+    if not parts:
+        raise InputError("the methods have no term that remembers anything of a teacher; name one such as sp")
+    return "+".join(parts.values())
 
 
 def method_label(method: str) -> str:
@@ -176,10 +202,16 @@ def _number(term: str, name: str, value: object) -> float:
 
 def _built_in_terms(name: str, pairs: Sequence[TapPair], weights: LossWeights) -> list[Term]:
     if name == "kd":
-        return [Term("kd", weights.alpha, SoftTargetLoss(weights.temperature))]
+        return [Term("kd", weights.alpha, SoftTargetLoss(weights.temperature), "logits")]
     if name == "sp":
-        return [Term(label, weights.gamma, SimilarityPreservingLoss(pair)) for label, pair in _labelled("sp", pairs)]
-    return [Term(label, weights.beta, AttentionTransferLoss(pair)) for label, pair in _labelled("at", pairs)]
+        return [
+            Term(label, weights.gamma, SimilarityPreservingLoss(pair), f"similarity of {pair.teacher}")
+            for label, pair in _labelled("sp", pairs)
+        ]
+    return [
+        Term(label, weights.beta, AttentionTransferLoss(pair), f"attention of {pair.teacher}")
+        for label, pair in _labelled("at", pairs)
+    ]
 
 
 def _labelled(name: str, pairs: Sequence[TapPair]) -> list[tuple[str, TapPair]]:
@@ -219,12 +251,20 @@ def _own_terms(request: _Request, pairs: Sequence[TapPair]) -> list[Term]:
                 f"{reference} has no argument {name!r}; its arguments: {takes}.{nearest(name, parameters)}"
             )
     label = loss_class.__name__
+    memory = f"{label} {_digest(loss_class, arguments)}"
     if "pair" not in parameters:
-        return [Term(label, weight, _make(reference, loss_class, arguments))]
+        return [Term(label, weight, _make(reference, loss_class, arguments), memory)]
     return [
-        Term(name, weight, _make(reference, loss_class, {"pair": pair, **arguments}))
+        Term(name, weight, _make(reference, loss_class, {"pair": pair, **arguments}), f"{memory} of {pair.teacher}")
         for name, pair in _labelled(label, pairs)
     ]
+
+
+def _digest(loss_class: type[DistillationLoss], arguments: dict[str, object]) -> str:
+    """Return a hash of what decides what an own loss remembers: its code and its arguments."""
+    code = Path(inspect.getfile(loss_class)).read_bytes()
+    told = f"{loss_class.__qualname__} {sorted(arguments.items())!r}".encode()
+    return hashlib.sha256(code + b"\0" + told).hexdigest()[:12]
 
 
 def _make(reference: str, loss_class: type[DistillationLoss], arguments: dict[str, object]) -> DistillationLoss:

@@ -21,11 +21,20 @@ from spkd.taps import Activations
 
 @dataclass(frozen=True)
 class Term:
-    """One distillation loss of an objective: ``weight`` times ``loss``, shown in logs as ``name``."""
+    """One distillation loss of an objective: ``weight`` times ``loss``, shown in logs as ``name``.
+
+    Attributes:
+        name: in logs.
+        weight: its factor in the total.
+        loss: what it computes.
+        memory: a name for what ``loss.remember`` returns; terms that share it remember the same. Empty where that
+            is not known, and then nothing can be recorded for the term.
+    """
 
     name: str
     weight: float
     loss: DistillationLoss
+    memory: str = ""
 
 
 class LossBreakdown(NamedTuple):
@@ -53,8 +62,11 @@ class Objective(nn.Module):
 
     Attributes:
         terms: as given.
+        pairs: the layers that the terms compare, each pair once.
+        memories: the names of what the terms remember, each once.
         student_taps: the student's layers that the terms read, each once.
         teacher_taps: the teacher's.
+        reads_teacher_logits: whether any term reads the teacher's logits.
 
     Raises:
         InputError: when two terms have one name or one is called "ce", when a weight is negative or not
@@ -80,9 +92,11 @@ class Objective(nn.Module):
         self.cross_entropy = cross_entropy
         self.losses = nn.ModuleList(term.loss for term in terms)
         self._foreign = tuple(term.name for term in terms if not type(term.loss).__module__.startswith("spkd."))
-        pairs = [pair for term in terms for pair in term.loss.pairs]
-        self.student_taps = tuple(dict.fromkeys(pair.student for pair in pairs))
-        self.teacher_taps = tuple(dict.fromkeys(pair.teacher for pair in pairs))
+        self.pairs = tuple(dict.fromkeys(pair for term in terms for pair in term.loss.pairs))
+        self.student_taps = tuple(dict.fromkeys(pair.student for pair in self.pairs))
+        self.teacher_taps = tuple(dict.fromkeys(pair.teacher for pair in self.pairs))
+        self.memories = tuple(dict.fromkeys(term.memory for term in terms))
+        self.reads_teacher_logits = any(term.loss.reads_teacher_logits for term in terms)
 
     @torch.no_grad()
     def remember(self, teacher: Activations) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ class SimilarityPreservingLoss(DistillationLoss):
         pair: the student's layer and the teacher's, of any shape ``(b, ...)``.
     """
 
+    reads_teacher_logits = False
+
     def __init__(self, pair: TapPair) -> None:
         super().__init__()
         self.pairs = (pair,)

@@ -127,6 +127,11 @@ class Classifier(nn.Module):
         return logits_of(self.network((images - self.mean) / self.std))
 
 
+def same_classes(one: Classifier, other: Classifier) -> bool:
+    """Return whether two networks tell the same classes apart, in the same order."""
+    return one.info.classes == other.info.classes
+
+
 def save_classifier(classifier: Classifier, folder: Path) -> None:
     """Write ``folder/model.safetensors`` (the network's own state dict) and ``folder/model.json``.
 

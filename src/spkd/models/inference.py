@@ -1,14 +1,17 @@
-"""A frozen network in the form that is cheapest at equal answers: batch norms folded, channels last."""
+"""A frozen network in the form that is cheapest at equal answers: batch norms folded, channels last, bfloat16."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spkd.functional import similarity_matrix
 from spkd.models.classifier import Classifier
 from spkd.modes import evaluating
 from spkd.taps import Taps
@@ -16,31 +19,114 @@ from spkd.taps import Taps
 TOLERANCE = 1e-3
 """Largest difference of an activation, relative to the largest, at which two forms count as equal: float32 rounding
 moves it by less than 1e-5 through a hundred layers, a mistake by far more."""
+ROUNDING = 0.02
+"""Largest difference that bfloat16 may make of itself: of a tap's similarity matrix, relative to its length, and of the
+logits, relative to the largest. Measured on trained networks: docs/performance.md."""
+
+Precision = Literal["auto", "32-true", "bf16-true"]
 
 _NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 
 
-def inference_form(classifier: Classifier, taps: Sequence[str], images: Tensor) -> tuple[Classifier, str]:
-    """Return the classifier in its cheapest form, and in words what was done.
+@dataclass(frozen=True)
+class InferenceForm:
+    """A frozen network in the form in which it runs.
+
+    Attributes:
+        network: takes what the original takes, under the same module paths.
+        precision: in which its layers compute.
+        note: in words, what was done.
+    """
+
+    network: nn.Module
+    precision: Literal["32-true", "bf16-true"]
+    note: str
+
+
+def inference_form(
+    classifier: Classifier,
+    taps: Sequence[str],
+    images: Tensor,
+    *,
+    logits: bool = True,
+    precision: Precision = "32-true",
+) -> InferenceForm:
+    """Return the classifier in its cheapest form.
 
     Batch norms are folded into the convolutions that they follow, and the weights lie channels last. Logits and tapped
-    layers are compared with the original's on ``images``; where they differ, the original is returned.
+    layers are compared with the original's on ``images``; where they differ, the original is returned. In bfloat16
+    the images are normalised in float32 first.
 
     Args:
         classifier: a trained network, left as it is.
         taps: the layers that will be read.
         images: a real batch (b, channels, h, w) in [0, 1], on the classifier's device.
+        logits: whether the logits will be read as well.
+        precision: of the layers' arithmetic. ``auto`` takes bfloat16 where the device multiplies it in hardware and
+            it moves nothing that is read by more than :data:`ROUNDING` on ``images``.
     """
     network, count = folded(classifier.network)
-    twin = Classifier(network.to(memory_format=torch.channels_last), classifier.info).to(images.device).eval()
+    network.to(memory_format=torch.channels_last)
+    twin = Classifier(network, classifier.info).to(images.device).eval()
     try:
         difference = _difference(classifier, twin, taps, images)
     except Exception as error:
         reason = " ".join(str(error).split())
-        return classifier, f"runs as it is, since its cheaper form failed: {reason}"
+        return InferenceForm(classifier, "32-true", f"runs as it is, since its cheaper form failed: {reason}")
     if not difference <= TOLERANCE:
-        return classifier, f"runs as it is, since its cheaper form differs by {difference:.1g}"
-    return twin, f"{count} batch norms folded, channels last (largest relative difference {difference:.1g})"
+        return InferenceForm(
+            classifier, "32-true", f"runs as it is, since its cheaper form differs by {difference:.1g}"
+        )
+    note = f"{count} batch norms folded, channels last"
+    full = InferenceForm(twin, "32-true", f"{note} (largest relative difference {difference:.1g})")
+    if precision == "32-true" or (precision == "auto" and not multiplies_bfloat16(images.device)):
+        return full
+    rounded = copy.deepcopy(network).to(torch.bfloat16)
+    short = Classifier(_InBfloat16(rounded), classifier.info).to(images.device).eval()
+    rounding = _rounding(classifier, short, taps, images, logits=logits)
+    if precision == "auto" and not max(rounding.values(), default=0.0) <= ROUNDING:
+        worst = max(rounding, key=lambda name: rounding[name])
+        return replace(full, note=f"{full.note}; float32, since bfloat16 moves {worst} by {rounding[worst]:.1g}")
+    said = ", ".join(f"{name} by {value:.1g}" for name, value in rounding.items())
+    return InferenceForm(short, "bf16-true", f"{note}, bfloat16 (moves {said})")
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether the device has instructions for products of bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)
+
+
+class _InBfloat16(nn.Module):
+    """Rounds the normalised images to the network's precision."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.module = network  # a name that taps see through
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = self.module(images.to(torch.bfloat16))
+        return output
+
+
+@torch.no_grad()
+def _rounding(
+    original: nn.Module, short: nn.Module, taps: Sequence[str], images: Tensor, *, logits: bool
+) -> dict[str, float]:
+    """Return how far bfloat16 moves each tap's similarity matrix and the logits, relatively."""
+    with evaluating(original, short), Taps(original, taps) as ours, Taps(short, taps) as theirs:
+        expected, got = ours(images), theirs(images)
+    moved = {}
+    for name in taps:
+        exact, rounded = similarity_matrix(expected.taps[name]), similarity_matrix(got.taps[name])
+        moved[f"G of {name}"] = float((exact - rounded).norm() / exact.norm().clamp_min(1e-30))
+    if logits:
+        moved["logits"] = _relative(expected.logits, got.logits)
+    return moved
 
 
 @torch.no_grad()
@@ -49,7 +135,11 @@ def _difference(original: nn.Module, twin: nn.Module, taps: Sequence[str], image
     with evaluating(original, twin), Taps(original, taps) as ours, Taps(twin, taps) as theirs:
         expected, got = ours(images), theirs(images)
     pairs = [(expected.logits, got.logits), *((expected.taps[name], got.taps[name]) for name in taps)]
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
+    return max(_relative(a, b) for a, b in pairs)
+
+
+def _relative(expected: Tensor, got: Tensor) -> float:
+    return float((expected - got.float()).abs().max() / expected.abs().max().clamp_min(1e-30))
 
 
 def folded(network: nn.Module) -> tuple[nn.Module, int]:

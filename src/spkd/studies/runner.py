@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ from spkd.studies.schedule import Schedule
 from spkd.studies.state import StudyState, earlier_failure, mark_failed, read_running, save_plan
 from spkd.studies.tally import Tally
 from spkd.studies.tasks import Recording, Task, in_order
-from spkd.studies.work import TAPES, Job, Outcome, earlier_result
-from spkd.training.options import Runtime
+from spkd.studies.work import Job, Outcome, earlier_result, tape_folder
+from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 
 __all__ = ["RunnerOptions", "StudyState", "run_study"]
@@ -109,9 +109,11 @@ class _Study:
         return Job(task, str(self._folder), self._own_runtime(task), self._deadline)
 
     def _own_runtime(self, task: Task) -> Runtime:
-        """Return the runtime of a task: a student that waits for a recording plays the tapes of the study."""
-        plays = any(isinstance(self._tasks[name].work, Recording) for name in task.after)
-        return _with_tape(self._runtime, self._folder) if plays else self._runtime
+        """Return the runtime of a task: a student that waits for a recording plays its tape."""
+        recordings = [name for name in task.after if isinstance(self._tasks[name].work, Recording)]
+        if not recordings or not isinstance(task.work, Request):
+            return self._runtime
+        return replace(self._runtime, tape=str(tape_folder(self._folder, recordings[0])))
 
     def _take(self, name: str, outcome: Outcome, *, stopped: bool) -> None:
         """Take an outcome; what was interrupted though nobody stopped the study is tried again."""
@@ -131,12 +133,6 @@ class _Study:
             mark_failed(task, self._folder, reason)
             self._schedule.fail(name, reason)
             self._tally.fail(task, reason)
-
-
-def _with_tape(runtime: Runtime, study: Path) -> Runtime:
-    known = {field.name for field in fields(runtime)}
-    tape: dict[str, Any] = {name: str(study / TAPES) for name in ("tape",) if name in known}
-    return replace(runtime, **tape)
 
 
 def _earlier(

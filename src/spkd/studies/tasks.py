@@ -57,7 +57,7 @@ class Task:
     Args:
         name: its folder below the study's, which a finished task fills with ``result.json`` among others.
         work: what is to be done. A student's request names its teacher's folder below the study's. A student that
-            waits for a recording plays its tape.
+            waits for a recording plays its tape; it can wait for one recording only.
         after: names of the tasks that must have finished before.
         labels: the columns that tell this task from others in the study's records.
     """

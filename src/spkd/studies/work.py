@@ -24,9 +24,6 @@ from spkd.training.options import Runtime
 from spkd.training.progress import Lines, Silent
 from spkd.training.run_folder import TASK_LOG, RunFolder
 
-TAPES = "tapes"
-"""The folder of a study in which its tapes lie."""
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -80,6 +77,11 @@ def carry_out(job: Job) -> Outcome:
         return Outcome(failure=f"cannot write {folder}: {one_line(error)}")
 
 
+def tape_folder(study: Path, recording: str) -> Path:
+    """Return where the tape of the recording of this name lies."""
+    return study / recording / "tape"
+
+
 def earlier_result(task: Task, study: Path, runtime: Runtime) -> Mapping[str, Any] | None:
     """Return the result of a task that has finished before; None when it has not, or must be measured again.
 
@@ -117,7 +119,7 @@ def _do(task: Task, study: Path, runtime: Runtime) -> bool:
     if isinstance(work, Recording):
         from spkd.training.recording import record
 
-        recorded = record(work.request, work.methods, study / TAPES, runtime, Lines())
+        recorded = record(work.request, work.methods, tape_folder(study, task.name), runtime, Lines())
         if recorded is not None:
             RunFolder(folder).write_result(recorded)
         return recorded is not None

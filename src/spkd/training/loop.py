@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream
-from spkd.distiller import Distiller
+from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError, RunFailed, one_line
 from spkd.losses.objective import LossBreakdown
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -89,7 +89,8 @@ class Training:
         fabric: from :func:`make_fabric`.
         folder: where checkpoints and metrics are written.
         display: what the user sees.
-        compiled: whether to compile networks and losses together.
+        compiled: whether to compile the teacher, and the student together with the losses.
+        player: gives what the teacher says of each step from a tape; None asks the distiller's teacher.
     """
 
     def __init__(
@@ -104,13 +105,21 @@ class Training:
         folder: RunFolder,
         display: Display,
         compiled: bool = False,
+        player: Callable[[int, Tensor], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.student = distiller.student
         self._distiller, self._stream, self._validate = distiller, stream, validate
         self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
         self._folder, self._display = folder, display
         self.state = TrainingState()
-        module: nn.Module = torch.compile(distiller) if compiled else distiller  # type: ignore[assignment]
+        ask, module = distiller.remember, cast(nn.Module, distiller)
+        if compiled:
+            # CUDA graphs spare a small network the time in which a GPU waits for Python.
+            mode = "reduce-overhead" if fabric.device.type == "cuda" else None
+            ask = torch.compile(distiller.remember, mode=mode)
+            module = cast(nn.Module, torch.compile(distiller, mode=mode))
+        self._compiled = compiled
+        self._player = player or (lambda step, images: ask(images))
         self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
@@ -187,9 +196,10 @@ class Training:
         rate = learning_rate(self._recipe, step, self._stream.batches_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        breakdown: LossBreakdown = self._module(images, targets)
-        # The total without its graph, which would be kept alive otherwise.
-        self._pending.append((step, len(images), breakdown._replace(total=breakdown.total.detach())))
+        if self._compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        breakdown: LossBreakdown = self._module(images, targets, Remembered(self._player(step, images)))
+        self._pending.append((step, len(images), self._kept(breakdown)))
         if len(self._pending) >= self._every:
             self._read_pending()
         self._fabric.backward(breakdown.total)
@@ -204,6 +214,13 @@ class Training:
         state.images_total += len(images)
         if not self._pending and state.batch < self._stream.batches_per_epoch:
             self._show()
+
+    def _kept(self, breakdown: LossBreakdown) -> LossBreakdown:
+        """Return the losses without their graph, and out of the memory that CUDA graphs write to at every step."""
+        total, terms = breakdown.total.detach(), breakdown.terms
+        if not self._compiled:
+            return LossBreakdown(total, terms)
+        return LossBreakdown(total.clone(), {name: value.clone() for name, value in terms.items()})
 
     def _read_pending(self) -> None:
         """Add the losses of the steps since the last reading to the epoch's sums; stop at one not finite."""
@@ -279,14 +296,17 @@ class Training:
 
 def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+    # A fused optimizer undoes the scaling of float16 gradients itself, too late for them to be clipped before.
+    fused = not (recipe.precision == "16-mixed" and recipe.clip_norm)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     return torch.optim.SGD(
         parameters,
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
         weight_decay=recipe.weight_decay,
+        fused=fused,
     )
 
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
@@ -42,6 +43,9 @@ class Runtime:
         compile: compile the networks and the loss with torch.compile.
         max_time: stop cleanly with a checkpoint after this time, as 90s, 30m, 1h30m or 01:30:00.
         checkpoint_seconds: time between checkpoints; each epoch's end is one too when this time has passed.
+        tape: folder in which what the teacher says is recorded at the first use, and from which it is played
+            afterwards, to any student and method on the same batches.
+        tape_dtype: precision of a new tape, float16 or float32 (default: float16; a tape that is there keeps its own).
     """
 
     accelerator: str = "auto"
@@ -49,6 +53,8 @@ class Runtime:
     compile: bool = False
     max_time: str | None = None
     checkpoint_seconds: float = 30.0
+    tape: str | None = None
+    tape_dtype: Literal["float16", "float32"] | None = None
 
     def __post_init__(self) -> None:
         if not self.checkpoint_seconds >= 0:

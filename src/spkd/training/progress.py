@@ -87,7 +87,7 @@ class Lines(Silent):
         self._shown = now
         if left is None:
             left = (now - self._begun) / max(1, done - self._first) * (self._steps - done)
-        self.say(f"{self._title}: {text}, {_duration(left)} left")
+        self.say(f"{self._title}: {text}, {duration_text(left)} left")
 
 
 class _TimeLeft(TimeRemainingColumn):
@@ -97,7 +97,7 @@ class _TimeLeft(TimeRemainingColumn):
         end = task.fields["end"]
         if end is None or task.finished:
             return super().render(task)
-        return Text(_duration(max(0.0, end - task.get_time())), style="progress.remaining")
+        return Text(duration_text(max(0.0, end - task.get_time())), style="progress.remaining")
 
 
 class Bar(Silent):
@@ -143,7 +143,12 @@ def display() -> Display:
     return Bar() if sys.stderr.isatty() else Lines()
 
 
-def _duration(value: float) -> str:
+def duration_text(value: float) -> str:
+    """Return seconds as people read them.
+
+    >>> duration_text(59.6), duration_text(3661)
+    ('1:00', '1:01:01')
+    """
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

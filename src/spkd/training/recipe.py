@@ -13,7 +13,13 @@ from spkd.losses.weights import LossWeights
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["step", "cosine"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-_CHOICES = {"optimizer": get_args(Optimizer), "schedule": get_args(Schedule), "precision": get_args(Precision)}
+TeacherPrecision = Literal["auto", "32-true", "bf16-true"]
+_CHOICES = {
+    "optimizer": get_args(Optimizer),
+    "schedule": get_args(Schedule),
+    "precision": get_args(Precision),
+    "teacher_precision": get_args(TeacherPrecision),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Recipe:
         warmup_epochs: epochs over which the rate rises linearly from near zero; fractions allowed.
         clip_norm: largest L2 norm of the gradient; 0 for no clipping.
         precision: '32-true', or mixed: 'bf16-mixed', '16-mixed'.
+        teacher_precision: of the frozen teacher: '32-true', 'bf16-true', or 'auto' for bfloat16 where the device has
+            instructions for it and it moves nothing that is compared by more than 2 %.
         losses: weights of the distillation terms.
 
     Raises:
@@ -56,6 +64,7 @@ class Recipe:
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
     precision: Precision = "32-true"
+    teacher_precision: TeacherPrecision = "auto"
     losses: LossWeights = field(default_factory=LossWeights)
 
     def __post_init__(self) -> None:

@@ -6,37 +6,31 @@ import contextlib
 import platform
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spkd import __version__
-from spkd.data.images import Images
-from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError, one_line
-from spkd.models.classifier import Classifier, save_classifier
+from spkd.models.classifier import same_classes, save_classifier
 from spkd.models.cost import parameter_count
-from spkd.models.inference import inference_form
+from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.evaluation import evaluate, top1_error
 from spkd.training.loop import Limits, Training, make_fabric
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.progress import Display
+from spkd.training.recording import Player, announcement, cheapest_teacher, prepared_tape
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import Setup, set_up
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-LOOKED_AT = 16
-"""Images in the rehearsal before training."""
-PIXELS_PER_BATCH = 256 * 64 * 64
-"""Evaluation batches hold about so many pixels, and 256 images at the most."""
 
 
 def run(
@@ -64,7 +58,7 @@ def run(
     began = time.monotonic()
     limit = seconds(runtime.max_time)
     folder = RunFolder(Path(out))
-    setup = set_up(request)
+    setup = set_up(request, runtime)
     fabric = make_fabric(runtime.accelerator, runtime.devices, setup.recipe.precision)
     folder.refuse_inputs(_inputs(request))
     folder.check(setup.config(), resume=resume, overwrite=overwrite)
@@ -79,12 +73,13 @@ def run(
         return finished
     for note in setup.notes:
         display.say(note)
-    stream = _stream(setup, fabric.device)
-    with contextlib.closing(_distiller(setup, stream, fabric.device, display)) as distiller:
+    stream = make_stream(setup, fabric.device)
+    distiller, player = _distiller(setup, stream, runtime, fabric.device, display)
+    with contextlib.closing(distiller):
         if overwrite or not folder.checkpoint.exists():
-            _look_first(setup, distiller, stream, fabric.device, display)
+            _look_first(setup, distiller, player, stream, fabric.device, display)
         folder.begin(setup.config(), overwrite=overwrite)
-        training = _training(setup, identity, distiller, stream, runtime, fabric, folder, display)
+        training = _training(setup, identity, distiller, player, stream, runtime, fabric, folder, display)
         if training.restore():
             display.say(f"going on from {folder.checkpoint}")
         limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
@@ -123,37 +118,8 @@ def slug(text: str) -> str:
     return re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
 
 
-def validation_batches(images: Images, setup: Setup, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return evaluation batches at the run's image size, small enough for large images."""
-    size = setup.image_size
-    return evaluation_batches(
-        images,
-        image_size=size,
-        batch_size=evaluation_batch_size(size),
-        device=device,
-        workers=setup.request.data.workers,
-    )
-
-
-def evaluation_batch_size(image_size: int) -> int:
-    """Return how many images of this size are evaluated at a time."""
-    return max(1, min(256, PIXELS_PER_BATCH // image_size**2))
-
-
 def _title(setup: Setup) -> str:
-    return f"{setup.request.model} {'alone' if setup.teacher is None else setup.request.method}"
-
-
-def _stream(setup: Setup, device: torch.device) -> TrainStream:
-    return TrainStream(
-        setup.data.train,
-        image_size=setup.image_size,
-        flip=setup.data.flip,
-        batch_size=setup.recipe.batch_size,
-        seed=setup.request.seed,
-        device=device,
-        workers=setup.request.data.workers,
-    )
+    return f"{setup.request.model} {'alone' if setup.request.teacher is None else setup.request.method}"
 
 
 def _inputs(request: Request) -> dict[str, str | None]:
@@ -168,25 +134,33 @@ def _inputs(request: Request) -> dict[str, str | None]:
     }
 
 
-def _distiller(setup: Setup, stream: TrainStream, device: torch.device, display: Display) -> Distiller:
-    """Return student and objective on the device, with the teacher in its cheapest form."""
-    teacher = setup.teacher
-    if teacher is not None:
-        images, _ = _first_images(stream)
-        teacher, note = inference_form(teacher.to(device), setup.objective.teacher_taps, images)
-        display.say(f"teacher: {note}")
-    return Distiller(setup.student, teacher, setup.objective).to(device)
-
-
-def _first_images(stream: TrainStream) -> tuple[Tensor, Tensor]:
-    images, targets = next(iter(stream.epoch(0)))
-    return images[:LOOKED_AT], targets[:LOOKED_AT]
+def _distiller(
+    setup: Setup, stream: TrainStream, runtime: Runtime, device: torch.device, display: Display
+) -> tuple[Distiller, Player | None]:
+    """Return student, teacher and objective on the device in their quickest forms, and what plays the tape, if any."""
+    if device.type == "cpu" or setup.recipe.precision != "32-true":
+        setup.student.to(memory_format=torch.channels_last)
+    if setup.teacher is None:
+        distiller = Distiller(setup.student, None, setup.objective).to(device)
+        if setup.tape is None:
+            return distiller, None
+        display.say(announcement(setup.tape, setup))
+        return distiller, Player(setup.tape, setup.objective, None, device)
+    form = cheapest_teacher(setup, stream, device)
+    display.say(f"teacher: {form.note}")
+    distiller = Distiller(setup.student, form.network, setup.objective).to(device)
+    if runtime.tape is None:
+        return distiller, None
+    tape = prepared_tape(setup, runtime, distiller, form, stream)
+    display.say(announcement(tape, setup))
+    return distiller, Player(tape, setup.objective, distiller, device)
 
 
 def _training(
     setup: Setup,
     identity: str,
     distiller: Distiller,
+    player: Player | None,
     stream: TrainStream,
     runtime: Runtime,
     fabric: Fabric,
@@ -207,22 +181,31 @@ def _training(
         folder,
         display,
         compiled=runtime.compile,
+        player=player,
     )
 
 
 def _look_first(
-    setup: Setup, distiller: Distiller, stream: TrainStream, device: torch.device, display: Display
+    setup: Setup,
+    distiller: Distiller,
+    player: Player | None,
+    stream: TrainStream,
+    device: torch.device,
+    display: Display,
 ) -> None:
     """Check, before anything is written, that a step works, and that the teacher knows these images and teaches."""
-    if setup.teacher is not None and same_classes(setup.teacher, setup.student):
-        error = top1_error(setup.teacher, validation_batches(setup.data.val, setup, device))
+    error = _teacher_error(setup, "val", device)
+    if error is not None:
         display.say(f"teacher: error {error:.2f} % on the validation images")
         if error > _near_chance(setup):
             display.say("warning: the teacher is little better than chance on these images; is it the right one?")
-    images, targets = _first_images(stream)
+    images, targets = first_batch(stream)
+    remembered = None if player is None else player(0, images)
+    # What is played is of the whole batch; of a teacher's answers a few will do.
+    count = LOOKED_AT if remembered is None else len(images)
     distiller.train()
     try:
-        distiller.check(images, targets)
+        distiller.check(images[:count], targets[:count], remembered)
     except InputError:
         raise
     except Exception as error:
@@ -232,14 +215,20 @@ def _look_first(
         ) from error
 
 
+def _teacher_error(setup: Setup, split: Literal["val", "test"], device: torch.device) -> float | None:
+    """Return the teacher's error in percent, from the tape where it is played; None where it is not to be had."""
+    if setup.plays and setup.tape is not None:
+        known = setup.tape.manifest.teacher.get(f"teacher_{split}_error")
+        return None if known is None else float(known)
+    images = setup.data.val if split == "val" else setup.data.test
+    if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
+        return None
+    return top1_error(setup.teacher, validation_batches(images, setup, device))
+
+
 def _near_chance(setup: Setup) -> float:
     """Return the error in percent above which a network knows next to nothing."""
     return 0.9 * 100 * (1 - 1 / len(setup.data.classes))
-
-
-def same_classes(teacher: Classifier, student: Classifier) -> bool:
-    """Return whether the two networks tell the same classes apart, in the same order."""
-    return teacher.info.classes == student.info.classes
 
 
 def _finish(setup: Setup, training: Training, identity: str, device: torch.device, folder: RunFolder) -> dict[str, Any]:
@@ -252,11 +241,11 @@ def _finish(setup: Setup, training: Training, identity: str, device: torch.devic
         batches = validation_batches(setup.data.test, setup, device)
         measured = evaluate(student, batches, setup.data.classes, teacher)
         tested = {key: value for key, value in asdict(measured).items() if key != "per_class"}
-        if teacher is not None:
-            tested["teacher_error"] = top1_error(teacher, validation_batches(setup.data.test, setup, device))
+        if (error := _teacher_error(setup, "test", device)) is not None:
+            tested["teacher_error"] = error
     save_classifier(student.cpu(), folder.student)
     result = {
-        "kind": "train" if setup.teacher is None else "distill",
+        "kind": "train" if setup.request.teacher is None else "distill",
         "method": setup.request.method,
         "seed": setup.request.seed,
         "epochs": setup.recipe.epochs,
@@ -274,7 +263,7 @@ def _finish(setup: Setup, training: Training, identity: str, device: torch.devic
             "val": len(setup.data.val),
             "test": len(setup.data.test) if setup.data.test is not None else 0,
         },
-        "compared_layers": [str(pair) for pair in setup.pairs],
+        "compared_layers": [str(pair) for pair in setup.objective.pairs],
         "test": tested,
         "identity": identity,
         "images_fingerprint": setup.data.fingerprint(),

@@ -15,10 +15,10 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
-from spkd.models.classifier import Classifier, find_saved, load_classifier
+from spkd.models.classifier import Classifier, find_saved, load_classifier, same_classes
+from spkd.training.batches import evaluation_batch_size
 from spkd.training.evaluation import Evaluation, evaluate
 from spkd.training.loop import make_fabric
-from spkd.training.run import evaluation_batch_size, same_classes
 from spkd.training.run_folder import RunFolder
 
 

@@ -6,12 +6,15 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from spkd.data.augment import AUGMENTATION
 from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.stream import evaluation_batches
@@ -20,12 +23,13 @@ from spkd.errors import InputError
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model, model_defaults
-from spkd.models.classifier import Classifier, Normalisation, find_saved
+from spkd.models.classifier import Classifier, Normalisation, find_saved, read_info
 from spkd.models.network import HeadMismatch
-from spkd.pairing import pair_taps
+from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
-from spkd.training.options import Request
+from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
+from spkd.training.tape import Tape
 
 _CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
 STREAMED_SIZE = 224
@@ -42,10 +46,10 @@ class Setup:
         data: the images.
         image_size: side length at which they are given to both networks.
         student: the network to train.
-        teacher: the trained network, or None.
-        pairs: the layers that are compared.
+        teacher: the trained network; None where there is none, or where a tape holds all that it has to say.
         objective: the loss.
         notes: lines to say to the user.
+        tape: what there is in the folder of the tape that was asked for, None where nothing is.
     """
 
     request: Request
@@ -54,9 +58,18 @@ class Setup:
     image_size: int
     student: Classifier
     teacher: Classifier | None
-    pairs: tuple[TapPair, ...]
     objective: Objective
     notes: tuple[str, ...]
+    tape: Tape | None = None
+
+    @property
+    def plays(self) -> bool:
+        """Whether the tape holds all that the teacher has to say, which is then not loaded."""
+        return self.request.teacher is not None and self.teacher is None
+
+    def tape_identity(self) -> dict[str, Any]:
+        """Return everything that decides what the teacher says of each batch, by name."""
+        return _tape_identity(self.request, self.data, self.image_size, self.recipe)
 
     def config(self) -> dict[str, Any]:
         """Return everything that decides the result, flat, as the command line's options."""
@@ -69,7 +82,9 @@ class Setup:
         data = asdict(request.data)
         for how in ("workers", "download"):
             data.pop(how)
-        if request.teacher is not None:
+        if request.teacher is None:
+            recipe.pop("teacher_precision")
+        else:
             network |= {
                 "teacher": _absolute(request.teacher),
                 "teacher_weights": _absolute(request.teacher_weights),
@@ -102,10 +117,11 @@ def pinned(request: Request, setup: Setup) -> Request:
     return replace(request, data=data, recipe=setup.recipe.name)
 
 
-def set_up(request: Request) -> Setup:
+def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     """Build and check everything that ``request`` names.
 
-    The student's first weights are a function of the request's seed alone.
+    The student's first weights are a function of the request's seed alone. Where the tape that ``runtime`` names
+    holds all that the teacher has to say, the teacher is not loaded.
 
     Raises:
         InputError: for anything that does not exist, does not fit, or would train on nothing.
@@ -130,17 +146,20 @@ def set_up(request: Request) -> Setup:
     )
     notes += student.notes
     recipe = _recipe(request, data, student.trained, notes)
+    tape = _tape(request, runtime, data, image_size, recipe)
     teacher = None
-    pairs: tuple[TapPair, ...] = ()
-    if request.teacher is not None:
+    objective = _played_objective(request, recipe, student.classifier, tape, data, image_size)
+    if request.teacher is not None and objective is None:
         built = _teacher(request, data, image_size, normalisation)
         notes += [f"teacher: {note}" for note in built.notes]
         teacher = built.classifier
-        pairs = _pairs(request, recipe, student.classifier, teacher, data, image_size)
-    objective = build_objective(request.method, pairs, recipe.losses)
-    if pairs:
-        notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in pairs))
-    return Setup(request, recipe, data, image_size, student.classifier, teacher, pairs, objective, tuple(notes))
+    if objective is None:
+        objective = build_objective(
+            request.method, _pairs(request, student.classifier, teacher, data, image_size), recipe.losses
+        )
+    if objective.pairs:
+        notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in objective.pairs))
+    return Setup(request, recipe, data, image_size, student.classifier, teacher, objective, tuple(notes), tape)
 
 
 def _check_request(request: Request) -> None:
@@ -221,16 +240,67 @@ def _teacher(request: Request, data: ImageData, image_size: int, normalisation: 
 
 def _pairs(
     request: Request,
-    recipe: Recipe,
     student: Classifier,
-    teacher: Classifier,
+    teacher: Classifier | Sequence[str] | None,
     data: ImageData,
     image_size: int,
 ) -> tuple[TapPair, ...]:
-    if set(term_names(request.method)) <= {"kd"}:
+    """Return the pairs of layers that the method compares; of the teacher its block ends will do."""
+    if teacher is None or set(term_names(request.method)) <= {"kd"}:
         return ()
-    images, _ = next(evaluation_batches(data.val, image_size=image_size, batch_size=2, device=torch.device("cpu")))
-    return tuple(pair_taps(student, teacher, images, request.taps))
+    images = _two_images(data, image_size)
+    if isinstance(teacher, Classifier):
+        return tuple(pair_taps(student, teacher, images, request.taps))
+    return tuple(pair_with_ends(student, teacher, images, request.taps))
+
+
+def _two_images(data: ImageData, image_size: int) -> Tensor:
+    return next(evaluation_batches(data.val, image_size=image_size, batch_size=2, device=torch.device("cpu")))[0]
+
+
+def _tape(request: Request, runtime: Runtime | None, data: ImageData, image_size: int, recipe: Recipe) -> Tape | None:
+    """Return the tape that is to be played or widened, None where there is none yet.
+
+    Raises:
+        InputError: when it was recorded from another teacher or another stream.
+    """
+    if runtime is None or runtime.tape is None:
+        return None
+    if request.teacher is None:
+        raise InputError("--tape keeps what a teacher says: give --teacher as well")
+    tape = Tape.open(Path(runtime.tape))
+    if tape is not None:
+        identity = _tape_identity(request, data, image_size, recipe)
+        tape.check(identity, recipe.teacher_precision, runtime.tape_dtype)
+    return tape
+
+
+def _played_objective(
+    request: Request, recipe: Recipe, student: Classifier, tape: Tape | None, data: ImageData, image_size: int
+) -> Objective | None:
+    """Return the objective where the tape holds all that it needs of the teacher, else None."""
+    if tape is None:
+        return None
+    pairs = _pairs(request, student, tape.manifest.block_ends, data, image_size)
+    objective = build_objective(request.method, pairs, recipe.losses)
+    steps = recipe.epochs * tape.manifest.batches_per_epoch
+    return objective if tape.recorded(objective.memories, steps) == steps else None
+
+
+def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: Recipe) -> dict[str, Any]:
+    files = _file_hashes(replace(request, model="", weights=None, method="none"))
+    saved = find_saved(str(request.teacher))
+    return {
+        "teacher": _absolute(request.teacher) if saved is None else read_info(saved).spec,
+        "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
+        "teacher_files": files,
+        "data": data.name,
+        "images": data.fingerprint(),
+        "image_size": image_size,
+        "augmentation": f"{AUGMENTATION}{' and flip' if data.flip else ''}",
+        "batch_size": recipe.batch_size,
+        "seed": request.seed,
+    }
 
 
 def _file_hashes(request: Request) -> dict[str, str]:

@@ -1,0 +1,30 @@
+"""A table of what a tape holds."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from spkd.training.tape import Tape
+
+
+def tape_table(tape: Tape) -> RenderableType:
+    """Return two tables: what decided the tape, and how much there is of each memory."""
+    manifest = tape.manifest
+    facts = Table(show_header=False)
+    facts.add_column("what")
+    facts.add_column("value")
+    errors = {name.replace("_", " "): f"{value:.2f} %" for name, value in manifest.teacher.items() if value is not None}
+    stored = {"teacher precision": manifest.precision, "stored in": manifest.dtype}
+    for name, value in {**manifest.identity, **stored, **errors}.items():
+        if value not in (None, {}):
+            facts.add_row(name.replace("_", " "), Text(str(value), overflow="ellipsis", no_wrap=True))
+    memories = Table("memory", "shape", "each step", "steps recorded", "of it on disk")
+    for name, memory in manifest.memories.items():
+        steps = tape.recorded([name], tape.steps(name))
+        size = memory.slot_bytes
+        shape = " × ".join(map(str, memory.full))
+        memories.add_row(Text(name), shape, f"{size / 1e3:,.1f} kB", f"{steps:,}", f"{steps * size / 1e6:,.1f} MB")
+    epoch = f"{manifest.batches_per_epoch:,} steps make an epoch"
+    return Group(facts, memories, epoch)

@@ -1,0 +1,52 @@
+"""The batches of a run: for training, for evaluation, and a few to look at first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from spkd.data.images import Images
+from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.training.setup import Setup
+
+LOOKED_AT = 16
+"""Images in the rehearsal before training."""
+PIXELS_PER_BATCH = 256 * 64 * 64
+"""Evaluation batches hold about so many pixels, and 256 images at the most."""
+
+
+def make_stream(setup: Setup, device: torch.device) -> TrainStream:
+    """Return the training batches."""
+    return TrainStream(
+        setup.data.train,
+        image_size=setup.image_size,
+        flip=setup.data.flip,
+        batch_size=setup.recipe.batch_size,
+        seed=setup.request.seed,
+        device=device,
+        workers=setup.request.data.workers,
+    )
+
+
+def first_batch(stream: TrainStream) -> tuple[Tensor, Tensor]:
+    """Return the images and targets that a run begins with."""
+    return next(iter(stream.epoch(0)))
+
+
+def validation_batches(images: Images, setup: Setup, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return evaluation batches at the run's image size, small enough for large images."""
+    size = setup.image_size
+    return evaluation_batches(
+        images,
+        image_size=size,
+        batch_size=evaluation_batch_size(size),
+        device=device,
+        workers=setup.request.data.workers,
+    )
+
+
+def evaluation_batch_size(image_size: int) -> int:
+    """Return how many images of this size are evaluated at a time."""
+    return max(1, min(256, PIXELS_PER_BATCH // image_size**2))

@@ -1,0 +1,260 @@
+"""A tape: what a teacher said of every batch of a training stream, on disk, to be played to any number of students."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spkd.errors import InputError
+from spkd.files import write_text_atomically
+
+FORMAT = 1
+TapeDtype = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one kind of loss remembers of a batch.
+
+    Attributes:
+        file: stem of its two files.
+        dtype: of the values on disk, a numpy name.
+        full: shape for a full batch.
+        last: shape for the last batch of an epoch, which may be smaller.
+    """
+
+    file: str
+    dtype: str
+    full: tuple[int, ...]
+    last: tuple[int, ...]
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes that a batch takes."""
+        return int(np.prod(self.full)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``tape.json`` holds besides the format's number.
+
+    Attributes:
+        identity: everything that decides what the teacher says, by name.
+        dtype: in which floating-point values are stored.
+        batches_per_epoch: of the stream.
+        precision: in which the teacher computed: ``32-true`` or ``bf16-true``.
+        block_ends: the teacher's layers that can be compared, in order of execution.
+        teacher: facts for reports, such as the teacher's errors.
+        memories: by the names that :class:`~spkd.losses.objective.Term` gives them.
+    """
+
+    identity: Mapping[str, Any]
+    dtype: TapeDtype
+    batches_per_epoch: int
+    precision: Literal["32-true", "bf16-true"]
+    block_ends: tuple[str, ...]
+    teacher: Mapping[str, Any]
+    memories: Mapping[str, Memory] = field(default_factory=dict)
+
+
+class Tape:
+    """The tape in a folder: ``tape.json``, and for each memory a file of values and one of check sums.
+
+    A batch's values lie at a place that its step in the run gives, so that they can be written in any order and read
+    without an index. A check sum is written after them: values that a kill, a full disk or a fault left incomplete do
+    not fit it and count as not recorded.
+
+    Args:
+        folder: of the tape.
+        manifest: what ``tape.json`` holds.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._maps: dict[Path, NDArray[np.uint8]] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> Tape | None:
+        """Return the tape in ``folder``, None where there is no folder or an empty one.
+
+        Raises:
+            InputError: for a folder that holds something else, or a tape of another format.
+        """
+        path = folder / "tape.json"
+        if not path.exists():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise InputError(f"--tape {folder} is no tape and not empty: give another folder")
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise InputError(f"{path} was written by another version: record to another folder")
+            memories = {
+                name: Memory(**{**one, "full": tuple(one["full"]), "last": tuple(one["last"])})
+                for name, one in content.pop("memories").items()
+            }
+            ends = tuple(content.pop("block_ends"))
+            return cls(folder, Manifest(**content, block_ends=ends, memories=memories))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is damaged ({error}): remove {folder} and record again") from error
+
+    def save(self) -> None:
+        """Write ``tape.json``."""
+        text = json.dumps({"format": FORMAT, **asdict(self.manifest)}, indent=2, ensure_ascii=False)
+        write_text_atomically(self.folder / "tape.json", text + "\n")
+
+    def check(self, identity: Mapping[str, Any], precision: str, dtype: str | None) -> None:
+        """Refuse to be played to, or recorded for, a run of another identity.
+
+        Raises:
+            InputError: naming the first field that differs.
+        """
+        own = self.manifest.identity
+        wanted = {"teacher_precision": precision, "tape_dtype": dtype}
+        there = {"teacher_precision": self.manifest.precision, "tape_dtype": self.manifest.dtype}
+        for name in [*own, *(name for name in identity if name not in own)]:
+            if own.get(name) != identity.get(name):
+                self._refuse(name, own.get(name), identity.get(name))
+        for name, value in wanted.items():
+            if value not in (None, "auto", there[name]):
+                self._refuse(name, there[name], value)
+
+    def _refuse(self, name: str, there: object, wanted: object) -> None:
+        raise InputError(
+            f"--tape {self.folder} was recorded with {name} {_short(there)}, this run has {_short(wanted)}: "
+            "give another --tape folder, or run with the same"
+        )
+
+    def add(self, name: str, full: Tensor, last: Tensor) -> None:
+        """Make room for a memory; ``full`` and ``last`` are what it is for a full and for an epoch's last batch."""
+        dtype = self.manifest.dtype if full.is_floating_point() else str(full.cpu().numpy().dtype)
+        stem = re.sub(r"[^\w.]+", "-", name)
+        memory = Memory(stem, dtype, tuple(full.shape), tuple(last.shape))
+        manifest = self.manifest
+        self.manifest = Manifest(**{**vars(manifest), "memories": {**manifest.memories, name: memory}})
+
+    def bytes_of(self, names: Iterable[str], epochs: int) -> int:
+        """Return the bytes that these memories take for so many epochs."""
+        steps = epochs * self.manifest.batches_per_epoch
+        return steps * sum(self.manifest.memories[name].slot_bytes for name in names)
+
+    def steps(self, name: str) -> int:
+        """Return up to which step a memory has been recorded, with or without gaps."""
+        return len(self._sums(self.manifest.memories[name]))
+
+    def recorded(self, names: Sequence[str], steps: int) -> int:
+        """Return for how many of the first ``steps`` steps all of these memories have been written."""
+        done = np.ones(steps, dtype=bool)
+        for name in names:
+            memory = self.manifest.memories.get(name)
+            if memory is None:
+                return 0
+            sums = self._sums(memory)[:steps]
+            done[: len(sums)] &= sums != 0
+            done[len(sums) :] = False
+        return int(done.sum())
+
+    def read(self, step: int, names: Iterable[str]) -> dict[str, Tensor] | None:
+        """Return what was written of a step, or None where any of it is missing or incomplete."""
+        found = {}
+        for name in names:
+            memory = self.manifest.memories[name]
+            shape, sums = self._shape(memory, step), self._sums(memory)
+            if step >= len(sums) or sums[step] == 0:
+                return None
+            size = int(np.prod(shape)) * np.dtype(memory.dtype).itemsize
+            first = step * memory.slot_bytes
+            content = self._map(self._path(memory, "data"), first + size)[first : first + size].tobytes()
+            if len(content) < size or _check_sum(content) != sums[step]:
+                return None
+            found[name] = torch.frombuffer(bytearray(content), dtype=getattr(torch, memory.dtype)).view(shape)
+        return found
+
+    def write(self, step: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Write what a teacher said of a step, and return it as :meth:`read` will.
+
+        Raises:
+            InputError: when the disk is full, or a value is too large for the tape's precision.
+        """
+        stored = {}
+        for name, value in values.items():
+            memory = self.manifest.memories[name]
+            rounded = value.detach().cpu().to(getattr(torch, memory.dtype)).contiguous()
+            if rounded.is_floating_point() and not bool((rounded.isfinite() == value.cpu().isfinite()).all()):
+                raise InputError(
+                    f"--tape {self.folder}: the memory {name!r} holds values beyond {memory.dtype}: "
+                    "record with --tape_dtype float32"
+                )
+            if tuple(rounded.shape) != self._shape(memory, step):
+                raise InputError(
+                    f"--tape {self.folder}: the memory {name!r} had shape {self._shape(memory, step)}, now "
+                    f"{tuple(rounded.shape)}; what a loss remembers must depend on the batch's size alone"
+                )
+            content = rounded.numpy().tobytes()
+            self._put(self._path(memory, "data"), step * memory.slot_bytes, content)
+            self._put(self._path(memory, "sums"), 8 * step, np.uint64(_check_sum(content)).tobytes())
+            stored[name] = rounded
+        return stored
+
+    def forget(self, step: int, names: Iterable[str]) -> None:
+        """Mark a step as not recorded."""
+        for name in names:
+            self._put(self._path(self.manifest.memories[name], "sums"), 8 * step, bytes(8))
+
+    def _shape(self, memory: Memory, step: int) -> tuple[int, ...]:
+        is_last = (step + 1) % self.manifest.batches_per_epoch == 0
+        return memory.last if is_last else memory.full
+
+    def _path(self, memory: Memory, kind: Literal["data", "sums"]) -> Path:
+        return self.folder / f"{memory.file}.{kind}"
+
+    def _sums(self, memory: Memory) -> NDArray[np.uint64]:
+        path = self._path(memory, "sums")
+        size = path.stat().st_size if path.exists() else 0
+        return self._map(path, size)[: size // 8 * 8].view(np.uint64)
+
+    def _map(self, path: Path, size: int) -> NDArray[np.uint8]:
+        """Return the file memory-mapped, mapped anew when it has grown and more is wanted."""
+        known = self._maps.get(path)
+        if known is None or len(known) < size:
+            empty = not path.exists() or path.stat().st_size == 0
+            known = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r")
+            self._maps[path] = known
+        return known
+
+    def _put(self, path: Path, offset: int, content: bytes) -> None:
+        # Not through the map: a full disk would then be a bus error.
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                written = os.pwrite(handle, content, offset)
+                if written != len(content):
+                    raise OSError(28, "no space left on the device")
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}; what was recorded before stays") from error
+
+
+def _check_sum(content: bytes) -> int:
+    """Return the CRC-32 of a step's bytes, above zero, which stands for not recorded."""
+    return zlib.crc32(content) | 1 << 32
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,192 @@
+"""What is played is what the teacher would have said."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spkd.errors import InputError, RunFailed
+from spkd.training import setup as setting_up
+from spkd.training.options import Request, Runtime
+from spkd.training.progress import Silent
+from spkd.training.recording import record
+from spkd.training.run import run
+from spkd.training.tape import Tape
+
+CPU = Runtime(accelerator="cpu")
+
+
+def request(tiny: str, teacher: Path, **changed: Any) -> Request:
+    overrides = {"epochs": 2, "gamma": 30.0, "beta": 3.0, "teacher_precision": "32-true"}
+    fields = {"method": "sp+kd+at", **changed}
+    return Request(model=tiny, teacher=str(teacher), overrides={**overrides, **fields.pop("overrides", {})}, **fields)
+
+
+def trained(wanted: Request, folder: Path, runtime: Runtime = CPU) -> dict[str, Any]:
+    result = run(wanted, folder, runtime, Silent())
+    assert result is not None
+    return result
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "student" / "model.safetensors")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_float32_played_is_live_bit_for_bit(tiny: str, teacher: Path, tmp_path: Path, precision: str) -> None:
+    wanted = request(tiny, teacher, overrides={"precision": precision})
+    taped = replace(CPU, tape=str(tmp_path / "tape"), tape_dtype="float32")
+    live = trained(wanted, tmp_path / "live")
+    trained(wanted, tmp_path / "recorded", taped)
+    played = trained(wanted, tmp_path / "played", taped)
+    assert_same_run(tmp_path / "live", tmp_path / "recorded")
+    assert_same_run(tmp_path / "live", tmp_path / "played")
+    assert played["test"]["teacher_error"] == live["test"]["teacher_error"]
+
+
+def test_recording_ahead_first_use_and_playing_give_the_same(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, ahead, used = request(tiny, teacher), tmp_path / "ahead", tmp_path / "used"
+    told = record(wanted, ["kd", "sp+kd", "at?weight=5", "none"], ahead, CPU, Silent())
+    assert told is not None
+    assert told["memories"] == ["logits", "similarity of body", "attention of body"]
+    trained(wanted, tmp_path / "first", replace(CPU, tape=str(used)))
+    monkeypatch.setattr(setting_up, "_teacher", lambda *_: pytest.fail("the teacher was loaded"))
+    for name, tape in (("second", used), ("third", ahead)):
+        trained(wanted, tmp_path / name, replace(CPU, tape=str(tape)))
+        assert_same_run(tmp_path / "first", tmp_path / name)
+    again = record(wanted, ["sp"], ahead, CPU, Silent())
+    assert again is not None
+    assert again["steps"] == told["steps"]
+
+
+def test_another_student_method_and_weight_play_the_same_tape(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taped = replace(CPU, tape=str(tmp_path / "tape"))
+    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+    monkeypatch.setattr(setting_up, "_teacher", lambda *_: pytest.fail("the teacher was loaded"))
+    other = request(f"{tiny}?width=6", teacher, method="sp?weight=1", taps=("stem=body",))
+    assert trained(other, tmp_path / "other", taped)["compared_layers"] == ["stem=body"]
+
+
+def test_a_memory_that_is_missing_is_added(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    tape = tmp_path / "tape"
+    record(request(tiny, teacher), ["kd"], tape, CPU, Silent())
+    before = (tape / "logits.data").read_bytes()
+    trained(request(tiny, teacher, method="sp"), tmp_path / "run", replace(CPU, tape=str(tape)))
+    found = Tape.open(tape)
+    assert found is not None
+    assert list(found.manifest.memories) == ["logits", "similarity of body"]
+    assert (tape / "logits.data").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"overrides": {"batch_size": 32}}, "batch_size"),
+        ({"overrides": {"teacher_precision": "bf16-true"}}, "teacher_precision"),
+    ],
+)
+def test_another_stream_is_refused(
+    tiny: str, teacher: Path, tmp_path: Path, changed: dict[str, Any], field: str
+) -> None:
+    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+    with pytest.raises(InputError, match=f"recorded with {field} "):
+        run(request(tiny, teacher, **changed), tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_teacher_is_refused(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+    other = Request(model=f"{tiny}?width=16", overrides={"epochs": 1})
+    trained(other, tmp_path / "other")
+    with pytest.raises(InputError, match="recorded with teacher_files "):
+        record(request(tiny, tmp_path / "other"), ["sp"], tmp_path / "tape", CPU, Silent())
+
+
+def test_more_epochs_lengthen_a_tape(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    short = record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+    long = record(request(tiny, teacher, overrides={"epochs": 3}), ["sp"], tmp_path / "tape", CPU, Silent())
+    assert short is not None
+    assert long is not None
+    assert long["steps"] == 1.5 * short["steps"]
+    found = Tape.open(tmp_path / "tape")
+    assert found is not None
+    assert found.recorded(["similarity of body"], long["steps"]) == long["steps"]
+
+
+def test_a_damaged_part_is_noticed_and_recorded_again(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    wanted, taped = request(tiny, teacher), replace(CPU, tape=str(tmp_path / "tape"))
+    trained(wanted, tmp_path / "sound", taped)
+    path = tmp_path / "tape" / "similarity-of-body.data"
+    content = bytearray(path.read_bytes())
+    content[3 * 64 * 64 * 2] ^= 255  # in the fourth step
+    path.write_bytes(content)
+    with pytest.raises(RunFailed, match=r"is damaged at step .*: the same command records that part again"):
+        run(wanted, tmp_path / "damaged", taped, Silent())
+    assert run(wanted, tmp_path / "damaged", taped, Silent(), overwrite=True) is not None
+    assert_same_run(tmp_path / "sound", tmp_path / "damaged")
+
+
+def test_recording_that_is_stopped_goes_on(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    tape = tmp_path / "tape"
+    assert record(request(tiny, teacher), ["sp"], tape, replace(CPU, max_time="0"), Silent()) is None
+    found = Tape.open(tape)
+    assert found is not None
+    assert found.recorded(["similarity of body"], 16) == 1
+    assert record(request(tiny, teacher), ["sp"], tape, CPU, Silent()) is not None
+    assert found.recorded(["similarity of body"], 16) == 16
+
+
+def test_too_small_a_disk_is_refused_before_anything_is_recorded(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    with pytest.raises(InputError, match=r"GB are to be recorded and 0\.0 GB are free"):
+        record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+    assert not (tmp_path / "tape").exists()
+
+
+OWN = """
+from spkd import DistillationLoss
+
+
+class Sum(DistillationLoss):
+    def remember(self, teacher):
+        return teacher.logits.sum(1)
+
+    def forward(self, student, remembered):
+        return (student.logits.sum(1) - remembered).square().mean()
+"""
+
+
+def test_an_own_loss_is_recorded_and_a_changed_one_is_another_memory(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    own, tape = tmp_path / "own.py", tmp_path / "tape"
+    own.write_text(OWN)
+    wanted = request(tiny, teacher, method=f"{own}:Sum?weight=0.1")
+    record(wanted, [wanted.method], tape, CPU, Silent())
+    record(wanted, [wanted.method.replace("0.1", "0.2")], tape, CPU, Silent())
+    own.write_text(OWN.replace("teacher.logits.sum(1)", "teacher.logits.sum(1) + 1"))
+    record(wanted, [wanted.method], tape, CPU, Silent())
+    names = list(json.loads((tape / "tape.json").read_text())["memories"])
+    assert len(names) == 2
+    assert all(name.startswith("Sum ") for name in names)
+
+
+def test_a_tape_without_a_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
+    alone = Request(model=tiny, overrides={"epochs": 1})
+    with pytest.raises(InputError, match="--tape keeps what a teacher says: give --teacher"):
+        run(alone, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Silent())
