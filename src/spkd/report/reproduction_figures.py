@@ -89,16 +89,16 @@ def similarity_figure(result: dict[str, Any], folder: Path) -> Figure:
     down, across = matrices.shape[:2]
     high = np.percentile(matrices, 99)
     with style.context("default"):
-        figure = Figure(figsize=(3.0 * across + 2.2, 3.0 * down + 0.6), dpi=160, layout="constrained")
+        figure = Figure(figsize=(3.0 * across + 2.2, 3.2 * down + 0.6), dpi=160, layout="compressed")
         panels = figure.subplots(down, across, squeeze=False)
         for row, label in enumerate(labels):
             for column in range(across):
                 axes = panels[row, column]
                 drawn = axes.imshow(matrices[row, column], cmap="viridis", vmin=0, vmax=high, interpolation="nearest")
                 _class_ticks(axes, targets[column], result["classes"] if column == 0 else None, horizontal=False)
-                if row == 0:
-                    axes.set_title(f"test batch {column + 1}", fontsize=12)
-            panels[row, 0].set_ylabel(_network_text(label, result), fontsize=11)
+                if row == down - 1:
+                    axes.set_xlabel(f"test batch {column + 1}", fontsize=11)
+            panels[row, across // 2].set_title(_network_text(label, result), fontsize=12)
         bar = figure.colorbar(drawn, ax=panels, pad=0.01, shrink=0.6)
         bar.set_label("similarity (rows of unit length)", fontsize=11)
     return figure
@@ -183,7 +183,7 @@ def _class_ticks(axes: Axes, targets: NDArray[np.int64], classes: Sequence[str] 
 def _network_text(label: str, result: dict[str, Any]) -> str:
     """Return a network's name with its test error and its loss to the teacher."""
     error = result["test_errors"][label]
-    lines = [label] if error is None else [label, f"test error {error:.2f} %"]
+    facts = [] if error is None else [f"test error {error:.2f} %"]
     if label != next(iter(result["sp_loss"])):
-        lines.append(f"SP loss {result['sp_loss'][label]:.2g}")
-    return "\n".join(lines)
+        facts.append(f"SP loss {result['sp_loss'][label]:.2g}")
+    return f"{label}\n{', '.join(facts)}"
