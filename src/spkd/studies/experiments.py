@@ -107,11 +107,13 @@ class Experiment:
         title: a line for its tables.
         summary: a line for the list of experiments.
         rows: makes its tasks.
+        trains_teachers: whether the teachers are trained on the experiment's own images.
     """
 
     title: str
     summary: str
     rows: Callable[[Setting], Rows]
+    trains_teachers: bool = True
 
 
 def pairs_of(setting: Setting, builder: Builder, pairs: Sequence[tuple[Network, Network]]) -> Rows:
@@ -285,7 +287,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "Unlike architectures", "ShuffleNet-V2 from MobileNet-V2 and the other way round", architectures
     ),
     "transfer": Experiment(
-        "ImageNet to describable textures", "MobileNets from ImageNet fine-tuned on textures, ten partitions", transfer
+        "ImageNet to describable textures",
+        "MobileNets from ImageNet fine-tuned on textures, ten partitions",
+        transfer,
+        trains_teachers=False,
     ),
     "gamma": Experiment("Weight of the SP loss", "test error against γ, WRN-16-1 from WRN-16-2", gamma),
     "layers": Experiment("Choice of layers", "each stage, all of them, pairs of unlike depth", layers),

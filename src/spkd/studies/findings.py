@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 
+from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.published import PublishedPair, published_pair
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row
 from spkd.studies.reproduction import PlannedTask, Record, Reproduction
@@ -82,7 +84,9 @@ def pairs_of_records(reproduction: Reproduction) -> tuple[Pair, ...]:
     planned = [task for task in reproduction.tasks if task.kind == "training"]
     rowed = [task for task in planned if task.labels["row"] is not None]
     names = dict.fromkeys((str(task.labels["student"]), str(task.labels["teacher"])) for task in rowed)
-    return tuple(_pair(*pair, planned, reproduction.records) for pair in names)
+    trained = EXPERIMENTS[reproduction.experiment].trains_teachers
+    pairs = (_pair(*pair, planned, reproduction.records) for pair in names)
+    return tuple(pair if trained else replace(pair, teacher_error=None, teacher_parameters=None) for pair in pairs)
 
 
 def _pair(student: str, teacher: str, planned: Sequence[PlannedTask], records: Sequence[Record]) -> Pair:
@@ -157,26 +161,36 @@ def paper_of(experiment: str, pair: Pair) -> PublishedPair | None:
 
 def findings(experiment: str, pairs: Sequence[Pair]) -> list[str]:
     """Return in words what came out, with the paper's own outcome beside it where it is known."""
-    lines = [text for pair in pairs for text in _about(pair, paper_of(experiment, pair))]
+    lines = [_about(pair, paper_of(experiment, pair)) for pair in pairs]
     if len(pairs) > 1 and all(pair.line("sp") for pair in pairs):
         lines.insert(0, _how_often(pairs, "SP has a lower median than the student alone", _better_than_alone))
         lines.insert(1, _how_often(pairs, "SP has the lowest median of all methods", _is_best))
-    lines += _distilled_teachers(pairs)
+    if EXPERIMENTS[experiment].trains_teachers:
+        lines += _distilled_teachers(pairs)
     return lines
 
 
-def _about(pair: Pair, paper: PublishedPair | None) -> list[str]:
+def _about(pair: Pair, paper: PublishedPair | None) -> str:
     name = f"{pair.student} from {pair.teacher}"
     order = pair.order()
     if order is None:
-        return [f"{name}: unfinished"]
-    lines = [f"{name}: from the lowest median to the highest: {', '.join(order)}"]
+        return f"{name}: unfinished"
+    text = f"{name}: from the lowest median to the highest: {_in_words(pair, order)}"
     if paper is not None and set(paper.methods) == set(order):
         theirs = tuple(sorted(paper.methods, key=lambda method: paper.methods[method].value))
         held = "the same order" if theirs == order else f"another order ({', '.join(theirs)})"
         marks = sorted({figure.certainty.mark for figure in paper.methods.values()} - {""})
-        lines[0] += f"; the paper has {held} {' '.join(marks)}".rstrip()
-    return lines
+        text += f"; the paper has {held} {' '.join(marks)}".rstrip()
+    return text
+
+
+def _in_words(pair: Pair, order: Sequence[str]) -> str:
+    """Return the labels in their order, with an equals sign between those whose medians are equal."""
+    medians = {line.label: _median(line) for line in pair.lines}
+    text = order[0]
+    for before, label in pairwise(order):
+        text += f" = {label}" if medians[before] == medians[label] else f", {label}"
+    return text
 
 
 def _distilled_teachers(pairs: Sequence[Pair]) -> list[str]:
@@ -210,7 +224,8 @@ def _better_than_alone(pair: Pair) -> bool:
 
 def _is_best(pair: Pair) -> bool:
     distilled = pair.line("sp")
-    return distilled is not None and _median(distilled) == min(_median(line) for line in pair.lines)
+    others = [line for line in pair.lines if line.label != "sp"]
+    return distilled is not None and _median(distilled) < min(_median(line) for line in others)
 
 
 def _median(line: Line) -> float:
