@@ -10,25 +10,12 @@ from pathlib import Path
 from spkd.data.digits import load_digits
 from spkd.data.folder import load_folder
 from spkd.data.images import ImageData
+from spkd.data.kept import kept
 from spkd.data.options import DataOptions
 from spkd.data.splits import hold_out
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
 from spkd.imports import split_arguments
-
-_kept: dict[DataOptions, ImageData] | None = None  # the last images loaded, while they are kept
-
-
-def keep_last_data(keep: bool) -> None:
-    """Have this process keep the images that it loads until it loads others, for many runs on the same images, or not.
-
-    What changes on the disk meanwhile is not seen.
-    """
-    global _kept
-    if not keep:
-        _kept = None
-    elif _kept is None:
-        _kept = {}
 
 
 def load_data(options: DataOptions) -> ImageData:
@@ -44,12 +31,7 @@ def load_data(options: DataOptions) -> ImageData:
             are asked for; see :func:`spkd.data.folder.load_folder` and
             :func:`spkd.data.vision_sets.load_vision_set`.
     """
-    if _kept is None:
-        return _load(options)
-    if options not in _kept:
-        _kept.clear()  # before loading, so that two sets are never in memory together
-        _kept[options] = _load(options)
-    return _kept[options]
+    return kept(options, _load)
 
 
 def _load(options: DataOptions) -> ImageData:

@@ -99,12 +99,12 @@ def _carry_out(job: Job, folder: str) -> Outcome:
     """Carry out a job in a process of the cluster, as in ``folder``, which relative paths in the job count from."""
     import torch
 
-    from spkd.data.load import keep_last_data
-    from spkd.training.loop import stop_signals
+    from spkd.data.kept import keep_last
+    from spkd.training.signals import stop_signals
 
     with contextlib.suppress(OSError):  # a study with absolute paths alone needs no such folder on every machine
         os.chdir(folder)
     torch.set_num_threads(1)
-    keep_last_data(True)
+    keep_last(True)
     with stop_signals():
         return carry_out(job)

@@ -7,13 +7,16 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from spkd.data.kept import keep_last
 from spkd.studies.work import Job, Outcome, carry_out
+from spkd.training.signals import stop_signals
 
 GRACE = 60.0
 """Seconds in which a process that is told to stop can save."""
@@ -25,14 +28,13 @@ class Worker:
 
     Args:
         environment: variables that are set before the process loads anything.
-        threads: that PyTorch computes with.
     """
 
-    def __init__(self, environment: Mapping[str, str], threads: int) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("spawn")
         self.job: Job | None = None
         self._connection, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(target=_serve, args=(theirs, threads))
+        self._process: BaseProcess = context.Process(target=_serve, args=(theirs,))
         with _environment(environment), _signals_blocked():
             self._process.start()
         theirs.close()
@@ -118,7 +120,7 @@ class Pool:
             worker.end(0)
             worker = None
         if worker is None:
-            worker = self._workers[slot] = Worker(self._variables(slot), self._threads)
+            worker = self._workers[slot] = Worker(self._variables(slot))
         worker.begin(job)
 
     def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
@@ -177,23 +179,23 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, threads: int) -> None:
+def _serve(connection: Connection) -> None:
     """Carry out the jobs that come until there are no more, a signal says to stop, or the parent is dead."""
     threading.Thread(target=_follow_parent, daemon=True).start()
-    import torch
-
-    from spkd.data.load import keep_last_data
-    from spkd.training.loop import stop_signals
-
-    torch.set_num_threads(threads)
-    keep_last_data(True)
+    keep_last(True)
     with stop_signals() as received, contextlib.suppress(EOFError, OSError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         while not received:
             job = connection.recv()
             connection.send(Outcome() if received else carry_out(job))
-            gc.collect()
-            torch.cuda.empty_cache()  # others compute on this GPU too
+            _free_memory()
+
+
+def _free_memory() -> None:
+    """Give back what the last job left behind: others compute on this GPU too."""
+    gc.collect()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.cuda.empty_cache()
 
 
 def _follow_parent() -> None:

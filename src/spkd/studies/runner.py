@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from spkd.data.kept import keep_last
 from spkd.errors import InputError
 from spkd.studies.options import RunnerOptions
 from spkd.studies.schedule import Schedule
@@ -18,6 +19,7 @@ from spkd.studies.tasks import Recording, Task, in_order
 from spkd.studies.work import Job, Outcome, earlier_result, tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
+from spkd.training.signals import stop_signals
 
 __all__ = ["RunnerOptions", "StudyState", "run_study"]
 
@@ -86,8 +88,6 @@ class _Study:
         self._schedule, self._tally = schedule, tally
 
     def run(self, workers: Workers) -> None:
-        from spkd.training.loop import stop_signals
-
         with stop_signals() as received:
             try:
                 while not (received or self._too_late()):
@@ -143,23 +143,23 @@ def _earlier(
     A finished task is held against what is asked for now where all that it waits for has finished, and by its worker
     else. A recording is taken up again where an unfinished task waits for it: its tape may be gone.
     """
-    from spkd.data.load import keep_last_data
-
     finished: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, str] = {}
-    keep_last_data(True)
-    for task in in_order(tasks):
-        if (reason := earlier_failure(task, folder, forget=options.retry_failed)) is not None:
-            failed[task.name] = reason
-        elif all(name in finished for name in task.after):
-            try:
-                result = earlier_result(task, folder, runtime)
-            except InputError as error:
-                failed[task.name] = str(error)
-                continue
-            if result is not None:
-                finished[task.name] = result
-    keep_last_data(False)
+    keep_last(True)
+    try:
+        for task in in_order(tasks):
+            if (reason := earlier_failure(task, folder, forget=options.retry_failed)) is not None:
+                failed[task.name] = reason
+            elif all(name in finished for name in task.after):
+                try:
+                    result = earlier_result(task, folder, runtime)
+                except InputError as error:
+                    failed[task.name] = str(error)
+                    continue
+                if result is not None:
+                    finished[task.name] = result
+    finally:
+        keep_last(False)
     waited_for = {name for task in tasks if task.name not in finished for name in task.after}
     for task in tasks:
         if isinstance(task.work, Recording) and task.name in waited_for:

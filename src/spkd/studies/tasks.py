@@ -93,9 +93,10 @@ def in_order(tasks: Sequence[Task]) -> list[Task]:
 
     Raises:
         InputError: for a name that comes twice or leads out of the study's folder, for a task that waits for one
-            that is not there, and for tasks that wait for each other.
+            that is not there or for several recordings, and for tasks that wait for each other.
     """
     names = [task.name for task in tasks]
+    recordings = {task.name for task in tasks if isinstance(task.work, Recording)}
     for task in tasks:
         path = PurePosixPath(task.name)
         if path.is_absolute() or not path.parts or ".." in path.parts:
@@ -105,6 +106,8 @@ def in_order(tasks: Sequence[Task]) -> list[Task]:
         for other in task.after:
             if other not in names:
                 raise InputError(f"task {task.name!r} waits for {other!r}, which is not there.{nearest(other, names)}")
+        if sum(name in recordings for name in task.after) > 1:
+            raise InputError(f"task {task.name!r} waits for several recordings and can play only one")
     try:
         ordered = list(TopologicalSorter({task.name: task.after for task in tasks}).static_order())
     except CycleError as error:

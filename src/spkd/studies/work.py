@@ -120,7 +120,7 @@ def _do(task: Task, study: Path, runtime: Runtime) -> bool:
         from spkd.training.recording import record
 
         recorded = record(work.request, work.methods, tape_folder(study, task.name), runtime, Lines())
-        if recorded is not None:
+        if recorded is not None and recorded != RunFolder(folder).result():
             RunFolder(folder).write_result(recorded)
         return recorded is not None
     from spkd.training.run import run

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,6 +21,7 @@ from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkp
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
+from spkd.training.signals import stop_signals
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 _STEPS = 3  # sets these seeds apart from those of the stream
 PENDING_STEPS = 25
 """Steps on an accelerator whose losses are read together: each reading waits for the device."""
-
-_collecting: list[list[int]] = []  # what the blocks of stop_signals that are open have received, the innermost last
 
 
 @dataclass(frozen=True)
@@ -308,33 +304,3 @@ def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
         weight_decay=recipe.weight_decay,
         fused=fused,
     )
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can.
-
-    Inside another such block, what that one has collected counts here too, and the next signal is left to it.
-    """
-    received = list(_collecting[-1]) if _collecting else []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-
-    for number in earlier:
-        signal.signal(number, note)
-    _collecting.append(received)
-    try:
-        yield received
-    finally:
-        _collecting.pop()
-        restore()

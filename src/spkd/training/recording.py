@@ -23,10 +23,11 @@ from spkd.models.inference import InferenceForm, inference_form
 from spkd.pairing import block_ends
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.evaluation import top1_error
-from spkd.training.loop import make_fabric, stop_signals
+from spkd.training.loop import make_fabric
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.progress import Display
 from spkd.training.setup import Setup, set_up
+from spkd.training.signals import stop_signals
 from spkd.training.tape import Manifest, Tape, TapeDtype
 
 

@@ -1,0 +1,41 @@
+"""Signals that ask a process to stop, noted instead of died of."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+_collecting: list[list[int]] = []  # what the blocks of stop_signals that are open have received, the innermost last
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can.
+
+    Inside another such block, what that one has collected counts here too, and the next signal is left to it.
+    """
+    received = list(_collecting[-1]) if _collecting else []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in earlier:
+        signal.signal(number, note)
+    _collecting.append(received)
+    try:
+        yield received
+    finally:
+        _collecting.pop()
+        restore()
