@@ -44,6 +44,9 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "train": Command("train a network alone", options.train_parser, commands.train, divides_batches=True),
     "compare": Command("methods against each other, over seeds", options.compare_parser, commands.compare),
+    "reproduce": Command(
+        "the paper's experiments, with their tables and figures", options.reproduce_parser, commands.reproduce
+    ),
     "status": Command("where a comparison or another study stands", options.status_parser, commands.status),
     "tape": Command(
         "what a teacher says, recorded once and played to many",
