@@ -24,7 +24,7 @@ from spkd.functional.similarity import similarity_distance, similarity_matrix
 from spkd.models.classifier import Classifier, load_classifier
 from spkd.pairing import block_ends
 from spkd.taps import Taps
-from spkd.training.loop import make_fabric
+from spkd.training.devices import make_fabric
 from spkd.training.options import Runtime
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import own_data
