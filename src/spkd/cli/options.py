@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from spkd.data.options import DataOptions
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
+from spkd.studies.scales import ReproduceOptions
 from spkd.training.options import Runtime
 from spkd.training.recipe import PRESETS, Recipe
 
@@ -156,6 +157,21 @@ def export_parser() -> ArgumentParser:
     return parser
 
 
+def reproduce_parser() -> ArgumentParser:
+    """Return the options of ``spkd reproduce``."""
+    parser = _new_parser(
+        "Run one of the paper's experiments, and write its records, tables and figures. Without a name the experiments "
+        "are listed. What has finished is not repeated when the command is called again."
+    )
+    parser.add_argument("name", type=str | None, nargs="?", help="which experiment")
+    _add_fields(parser, ReproduceOptions, "what")
+    parser.add_argument("--redraw", action="store_true", help="only draw tables and figures anew, from the records")
+    _add_fields(parser, RunnerOptions, "where")
+    _add_fields(parser, Runtime, "running")
+    _add_text(parser.add_argument_group("where to"), "out", "folder (default: runs/reproduce-NAME-SCALE)")
+    return parser
+
+
 class Help(DefaultHelpFormatter):
     """Help without the types of Python, and with a default only where there is one."""
 
@@ -198,7 +214,8 @@ def _add_fields(
             group.add_argument(option, action="store_true", default=default, help=text)
         else:
             many = typing.get_origin(hint) is tuple
-            kind = float if many else hint
+            kind = typing.get_args(hint)[0] if many else hint
+            default = list(default) if many and default is not None else default
             nargs = "+" if many else None
             group.add_argument(option, type=kind | None if optional else kind, default=default, nargs=nargs, help=text)
 

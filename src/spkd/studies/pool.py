@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -16,7 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from spkd.data.kept import keep_last
 from spkd.studies.work import Job, Outcome, carry_out
-from spkd.training.signals import stop_signals
+from spkd.training.signals import end_with_parent, stop_signals
 
 GRACE = 60.0
 """Seconds in which a process that is told to stop can save."""
@@ -176,7 +175,7 @@ def _signals_blocked() -> Iterator[None]:
 
 def _serve(connection: Connection) -> None:
     """Carry out the jobs that come until there are no more, a signal says to stop, or the parent is dead."""
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    end_with_parent()
     keep_last(True)
     with stop_signals() as received, contextlib.suppress(EOFError, OSError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -191,13 +190,3 @@ def _free_memory() -> None:
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None:
         torch.cuda.empty_cache()
-
-
-def _follow_parent() -> None:
-    """Wait for the death of the parent, then end this process: a run under way saves a checkpoint."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(30)
-        os._exit(1)
