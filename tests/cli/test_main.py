@@ -156,6 +156,8 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
             *("--jobs", "--jobs_per_gpu", "--ray", "--retry_failed"),
         ],
         "status": [],
+        "tape": [],
+        "reproduce": ["--scale", "--data_root", "--only", "--redraw", "--ray", "--max_time"],
         "evaluate": ["--teacher", "--per_class", "--accelerator"],
         "taps": ["--teacher", "--student", "--taps"],
         "export": ["--format", "--out"],
