@@ -54,10 +54,12 @@ def run_study(
     together; then, and on SIGINT or SIGTERM, nothing more is begun, and what is running is stopped with checkpoints.
 
     Raises:
-        InputError: for tasks that cannot be ordered, a folder that cannot be written, a device or cluster that is not
+        InputError: for tasks that cannot be ordered, a tape of the user's own, a folder that cannot be written, a device or cluster that is not
             there, and while another call runs the same study. Errors in tasks are no errors here but ``failed``.
     """
     in_order(tasks)
+    if runtime.tape is not None:
+        raise InputError("--tape is for one run: a study makes the tapes that its plan names, so leave it out")
     deadline = runtime.deadline()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, not a folder")
