@@ -138,7 +138,7 @@ def test_a_comparison_s_students_play_one_tape_and_its_status_is_shown(
     assert "12 tasks: 12 done, 0 running, 0 failed, 0 missing" in printed
     error = json.loads((folder / "sp" / "seed-1" / "result.json").read_text())["test_error"]
     row = next(line for line in printed.splitlines() if "sp/seed-1" in line)
-    assert f"done      test error {error:.2f} %" in row
+    assert row.split()[1:] == ["training", "done", "test", "error", f"{error:.2f}", "%"]
     for seed in range(3):
         tape = folder / "recordings" / f"seed-{seed}" / "tape"
         for method in ("sp", "kd"):
