@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -334,67 +331,3 @@ def test_the_whole_distiller_compiles_without_a_break() -> None:
     torch.testing.assert_close(given.terms, expected.terms)
     for one, other in zip(plain.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
-
-
-# One process of two; prints nothing, and leaves its gradients in a file.
-WORKER = """
-import sys
-import torch
-from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel as DDP
-from spkd.distiller import Distiller, Remembered
-from spkd.losses.attention import AttentionTransferLoss
-from spkd.losses.objective import Objective, Term
-from spkd.losses.similarity import SimilarityPreservingLoss
-from spkd.losses.soft_targets import SoftTargetLoss
-from spkd.taps import TapPair
-
-def gradients(wrap, part, step):
-    def network(channels, seed):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(3, channels, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-                             nn.Linear(4 * channels, 10))
-    pair = TapPair("1", "1")
-    terms = [Term("sp", 3000.0, SimilarityPreservingLoss(pair)), Term("kd", 0.9, SoftTargetLoss()),
-             Term("at", 1000.0, AttentionTransferLoss(pair))]
-    student = network(4, 0)
-    wrapped = DDP(student, static_graph=step == "check first") if wrap == "student" else student
-    module = Distiller(wrapped, network(6, 1), Objective(terms, 0.1))
-    model = DDP(module) if wrap == "distiller" else module
-    torch.manual_seed(2)
-    images, targets = torch.rand(8, 3, 8, 8)[part], torch.randint(10, (8,))[part]
-    if step == "check first":
-        module.check(images, targets)
-    remembered = module.remember(images) if step == "remembered" else None
-    breakdown = model(images, targets, remembered)
-    breakdown.total.backward()
-    if distributed.is_initialized() and distributed.get_rank() == 0:
-        with torch.no_grad():
-            Distiller(student, network(6, 1), module.objective)(images, targets)  # must not wait for the others
-    return [breakdown.total.detach(), *(parameter.grad for parameter in student.parameters())]
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-alone = gradients(None, slice(None), "")
-distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-part = slice(4 * rank, 4 * rank + 4)
-cases = [(wrap, step) for wrap in ("student", "distiller") for step in ("", "check first", "remembered")]
-shared = [gradients(wrap, part, step) for wrap, step in cases]
-torch.save({"alone": alone, "shared": shared}, f"{folder}/{rank}")
-distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_equal_one_gradients_included(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WORKER]
-    workers = [subprocess.Popen([*command, str(rank), str(tmp_path)]) for rank in (0, 1)]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for rank in (0, 1):
-        results = torch.load(tmp_path / str(rank))
-        assert len(results["shared"]) == 6
-        for given in results["shared"]:
-            torch.testing.assert_close(given, results["alone"])

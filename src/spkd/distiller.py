@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spkd.errors import InputError
 from spkd.losses.objective import LossBreakdown, Objective
-from spkd.taps import Activations, Taps
+from spkd.processes import Division, divide
+from spkd.taps import Taps
 
 
 class Remembered:
@@ -34,11 +35,14 @@ class Distiller(nn.Module):
     only moves along with ``to()``. It is frozen: its parameters do not require gradients, it is in eval mode
     whatever ``train()`` is called, and it runs without gradients.
 
-    With several processes under ``torch.distributed``, a step with gradients gathers the activations and
-    targets of all of them, and each process computes the loss of the whole batch. So a similarity matrix is
-    one of all images and not one per device, and the gradients, averaged over the processes as
-    ``DistributedDataParallel`` does, are those that one process with the whole batch would have found. Every
-    process must bring equally many images. Either the student or the whole distiller may be wrapped.
+    With several processes under ``torch.distributed``, a step with gradients is one of all of them on one batch, of
+    which each brings its images, at least one and not necessarily as many as the others. Each computes the loss of
+    its own; where a loss compares images with each other, it gathers features of all, so that a similarity matrix is
+    one of the whole batch and not one per device. The gradients, averaged over the processes as
+    ``DistributedDataParallel`` does, and the values are those that one process with the whole batch would have found
+    (with batch norms as they are in evaluation, or synchronised). Either the student or the whole distiller may be
+    wrapped. Without gradients every process is by itself. A process that waits in vain for another is ended by the
+    timeout of ``init_process_group``.
 
     Args:
         student: the network to train. Its layers are tapped by hooks; it is not changed otherwise.
@@ -112,20 +116,24 @@ class Distiller(nn.Module):
         """
         if isinstance(remembered, Remembered):
             remembered = remembered.values
+        division = _divided(images)
         if remembered is None:
-            remembered = self.remember(images)
+            remembered = self._remember(images, division)
         student = self._student_taps(images)
-        if self._gathers():
-            student, targets = _gather_activations(student), _gather(targets)
-        return self.objective(student, targets, remembered)  # type: ignore[no-any-return]
+        return self.objective(student, targets, remembered, division)  # type: ignore[no-any-return]
 
     def remember(self, images: Tensor) -> dict[str, Tensor]:
         """Run the teacher on a batch and return, by term name and without gradients, what the terms need.
 
+        With several processes that is, unless gradients are off, what they need for this process's images in the
+        batch of all: every process must call it.
+
         Raises:
             InputError: the objective compares with a teacher and there is none.
         """
-        gathers = self._gathers()
+        return self._remember(images, _divided(images))
+
+    def _remember(self, images: Tensor, division: Division | None) -> dict[str, Tensor]:
         if not self.objective.terms:
             return {}
         if self._teacher_taps is None:
@@ -139,7 +147,7 @@ class Distiller(nn.Module):
                 if teacher.training:
                     teacher.eval()
             activations = self._teacher_taps(images)
-            return self.objective.remember(_gather_activations(activations) if gathers else activations)
+            return self.objective.remember(activations, division)
 
     def check(self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | None = None) -> None:
         """Rehearse a training step on a real batch, so that a mistake shows before hours are spent on it.
@@ -154,17 +162,16 @@ class Distiller(nn.Module):
                 gradient with respect to the student's trainable parameters; the line names the term.
         """
         with self._undisturbed(images.device):
+            division = _divided(images)
             if remembered is None:
-                remembered = self.remember(images)
+                remembered = self._remember(images, division)
             student = self._student_taps(images)
-            _check_targets(student.logits, targets)
-            if self._gathers():
-                student, targets = _gather_activations(student), _gather(targets)
-            _check_finite("ce", self.objective(student, targets, remembered).terms["ce"])
-            for term in self.objective.terms:
-                value = term.loss(student, remembered[term.name])
-                _check_finite(term.name, value)
-                self._check_gradient(term.name, value)
+            # Of a divided batch every process sees what the others do, so that all of them fail or none.
+            _check_targets(student.logits, targets if division is None else division.gather(targets))
+            for name, value in self.objective.values(student, targets, remembered, division).items():
+                _check_finite(name, value if division is None else division.sum(division.share * value))
+                if name != "ce":
+                    self._check_gradient(name, value, division)
 
     def close(self) -> None:
         """Take the hooks off both networks; the distiller cannot be used with taps afterwards."""
@@ -177,16 +184,6 @@ class Distiller(nn.Module):
         for teacher in self._teachers:
             teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
-
-    def _gathers(self) -> bool:
-        """Whether this is a step with gradients, in which all of several processes take part."""
-        return (
-            torch.is_grad_enabled()
-            and bool(self.objective.terms)
-            and distributed.is_available()
-            and distributed.is_initialized()
-            and distributed.get_world_size() > 1
-        )
 
     @contextlib.contextmanager
     def _undisturbed(self, device: torch.device) -> Iterator[None]:
@@ -204,24 +201,32 @@ class Distiller(nn.Module):
                 for buffer, before in buffers:
                     buffer.copy_(before)
 
-    def _check_gradient(self, name: str, value: Tensor) -> None:
+    def _check_gradient(self, name: str, value: Tensor, division: Division | None) -> None:
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         gradients: tuple[Tensor | None, ...] = ()
         if value.requires_grad and parameters:
             gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        given = [gradient for gradient in gradients if gradient is not None]
-        if not all(bool(gradient.isfinite().all()) for gradient in given):
+        flags = torch.zeros(2, dtype=torch.bool, device=value.device)
+        for gradient in (gradient for gradient in gradients if gradient is not None):
+            flags |= torch.stack([~gradient.isfinite().all(), gradient.any()])
+        is_not_finite, is_given = (flags if division is None else division.any(flags)).tolist()
+        if is_not_finite:
             raise InputError(
                 f"term {name!r}: its gradient with respect to the student is not finite; try 32-bit "
                 "precision, or look for infinities in the student's activations."
             )
-        if not any(bool(gradient.any()) for gradient in given):
+        if not is_given:
             raise InputError(
                 f"term {name!r}: its gradient with respect to the student is zero, so it would teach "
                 "nothing: no trainable parameter comes before the tapped layer, or the layer puts out zeros, "
                 "or there is one image in the batch, or the student equals the teacher; tap another layer or "
                 "unfreeze the student."
             )
+
+
+def _divided(images: Tensor) -> Division | None:
+    """Return how the processes have divided the batch; ``None`` where each is by itself."""
+    return divide(images.shape[0], images.device) if torch.is_grad_enabled() else None
 
 
 def _check_targets(logits: Tensor, targets: Tensor) -> None:
@@ -239,26 +244,3 @@ def _check_finite(name: str, value: Tensor) -> None:
             f"term {name!r}: expected a finite loss on the first batch, got {float(value.detach())}; look for "
             "NaN or infinity in the images and in the weights of both networks."
         )
-
-
-def _gather_activations(activations: Activations) -> Activations:
-    return Activations(
-        logits=_gather(activations.logits),
-        taps={name: _gather(tensor) for name, tensor in activations.taps.items()},
-    )
-
-
-def _gather(local: Tensor) -> Tensor:
-    """Concatenate the processes' tensors along the batch; backwards, this process's part gets its gradient.
-
-    Every process computes the same loss of the result. The gradient is multiplied by the number of processes,
-    to make up for the averaging over them, to which each process brings its own part only.
-    """
-    size = distributed.get_world_size()
-    parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(size)]
-    distributed.all_gather(parts, local.detach().contiguous())
-    own = local.view_as(local)
-    if own.requires_grad:
-        own.register_hook(lambda gradient: gradient * size)  # type: ignore[no-untyped-call]
-    parts[distributed.get_rank()] = own
-    return torch.cat(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -16,6 +16,10 @@ from spkd.errors import InputError, nearest
 _WRAPPED_AS = frozenset({"module", "_orig_mod", "_forward_module", "_original_module", "network"})
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class Activations:
     """What one forward pass gave.
@@ -23,10 +27,20 @@ class Activations:
     Attributes:
         logits: the network's class scores, (b, k).
         taps: the output of each tapped layer by the layer's name, (b, ...), with its gradient history.
+        gather: from one of these to the same of the whole batch, where several processes have divided it; gradients
+            flow back to the processes that they belong to. All processes must call it alike. In one process it
+            returns its argument.
     """
 
     logits: Tensor
     taps: Mapping[str, Tensor]
+    gather: Callable[[Tensor], Tensor] = _as_it_is
+
+    def of_the_whole_batch(self) -> Activations:
+        """Return the activations of all processes' images."""
+        if self.gather is _as_it_is:
+            return self
+        return Activations(self.gather(self.logits), {name: self.gather(tap) for name, tap in self.taps.items()})
 
 
 @dataclasses.dataclass(frozen=True)

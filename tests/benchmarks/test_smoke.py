@@ -17,6 +17,8 @@ def test_every_measurement_runs(tmp_path: Path) -> None:
     assert set(found) == {"step", "loss", "startup"}
     assert found["step"]["relative_difference_of_the_first_loss"] < 1e-4
     # Of random features: in a step of untrained networks the similarity term hides behind the cross-entropy.
-    assert found["loss"]["seconds_by_batch"]["8"]["relative_difference"] < 1e-5
+    (size,) = found["loss"]["sizes"]
+    assert size["relative_difference"] < 1e-5
+    assert size["seconds"].keys() == size["bytes"].keys() == {"textbook", "spkd"}
     assert found["step"]["reference_over"]["plain eager reference"] == 1.0
     assert all(timing["median"] > 0 for timing in found["startup"]["seconds"].values())

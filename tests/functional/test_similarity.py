@@ -372,7 +372,9 @@ def test_errors_say_what_came() -> None:
     for empty in (torch.ones(()), torch.ones(0, 3), torch.ones(3, 0)):
         with pytest.raises(InputError, match="at least one element"):
             similarity_matrix(empty)
-    with pytest.raises(InputError, match=r"student_matrix.*\(2, 3\)"):
+    with pytest.raises(InputError, match=r"student's, \(2, 3\), got \(2, 2\)"):
         similarity_distance(x, torch.ones(2, 2))
+    with pytest.raises(InputError, match=r"student_matrix.*\(2, 3, 1\)"):
+        similarity_distance(x[..., None], x)
     with pytest.raises(InputError, match=r"teacher_matrix.*\(4,\)"):
         similarity_distance(torch.ones(2, 2), torch.ones(4))

@@ -88,9 +88,15 @@ def tape_parser() -> ArgumentParser:
 
 def add_tape_actions(parser: ArgumentParser) -> None:
     """Add ``record`` and ``info`` to the options of ``spkd tape``."""
-    actions = parser.add_subcommands(required=True, dest="action", metavar="ACTION", title="actions")
-    actions.add_subcommand("record", _record_parser(), help="fill a tape ahead of training")
-    actions.add_subcommand("info", _info_parser(), help="what a tape holds, and how much of it is there")
+    added = parser.add_subcommands(required=True, dest="action", metavar="ACTION", title="actions")
+    texts = {"record": "fill a tape ahead of training", "info": "what a tape holds, and how much of it is there"}
+    for name, action in tape_actions().items():
+        added.add_subcommand(name, action, help=texts[name])
+
+
+def tape_actions() -> dict[str, ArgumentParser]:
+    """Return the options of each action of ``spkd tape``."""
+    return {"record": _record_parser(), "info": _info_parser()}
 
 
 def _record_parser() -> ArgumentParser:

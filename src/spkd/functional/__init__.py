@@ -9,6 +9,7 @@ from spkd.functional.attention import (
     relative_attention_map,
 )
 from spkd.functional.similarity import (
+    matrix_preserving_loss,
     similarity_distance,
     similarity_matrix,
     similarity_preserving_loss,
@@ -19,6 +20,7 @@ __all__ = [
     "attention_distance",
     "attention_map",
     "attention_transfer_loss",
+    "matrix_preserving_loss",
     "relative_attention_map",
     "similarity_distance",
     "similarity_matrix",

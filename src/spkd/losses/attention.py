@@ -25,6 +25,7 @@ class AttentionTransferLoss(DistillationLoss):
             brought to one size.
     """
 
+    mean_over_images = True
     reads_teacher_logits = False
 
     def __init__(self, pair: TapPair) -> None:

@@ -31,9 +31,14 @@ class DistillationLoss(nn.Module, ABC):
         pairs: the taps that the loss reads; empty when it reads logits only.
         reads_teacher_logits: whether :meth:`remember` reads the teacher's logits. Where no loss of an objective
             does, the teacher runs no further than the last layer that is read.
+        mean_over_images: whether the value is a mean over images, each of which gives its part by itself. Of a batch
+            that several processes divide, each then sees its own images only, and the means are averaged; what a loss
+            needs of the others it takes by ``activations.gather``. A loss for which this is False sees the whole
+            batch in every process.
     """
 
     pairs: tuple[TapPair, ...] = ()
+    mean_over_images: bool = False
     reads_teacher_logits: bool = True
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from spkd.errors import InputError, nearest
 from spkd.functional.numerics import upcast
 from spkd.imports import failure
 from spkd.losses.base import DistillationLoss
+from spkd.processes import Division
 from spkd.taps import Activations
 
 
@@ -43,6 +44,8 @@ class LossBreakdown(NamedTuple):
     Attributes:
         total: the weighted sum, a scalar to call ``backward()`` on.
         terms: each term by name, unweighted and detached; cross-entropy is always among them, as "ce".
+
+    Where several processes have divided a batch, all of them get the values of the whole batch.
     """
 
     total: Tensor
@@ -99,37 +102,75 @@ class Objective(nn.Module):
         self.reads_teacher_logits = any(term.loss.reads_teacher_logits for term in terms)
 
     @torch.no_grad()
-    def remember(self, teacher: Activations) -> dict[str, Tensor]:
-        """Return, by term name, what the terms need of the teacher for this batch; without gradients."""
+    def remember(self, teacher: Activations, division: Division | None = None) -> dict[str, Tensor]:
+        """Return, by term name, what the terms need of the teacher for this batch; without gradients.
+
+        Args:
+            teacher: the teacher's activations for the batch, or for this process's images of it.
+            division: how several processes have divided the batch, if they have.
+        """
         remembered = {}
-        for term in self.terms:
-            value = self._run(term, "remember", teacher)
+        for term, activations in self._seen(teacher, division):
+            value = self._run(term, "remember", activations)
             if not isinstance(value, Tensor):
                 raise InputError(f"{_title(term)}: remember() must return a tensor, got {_kind(value)}")
             remembered[term.name] = value.detach()
         return remembered
 
-    def forward(self, student: Activations, targets: Tensor, remembered: Mapping[str, Tensor]) -> LossBreakdown:
+    def forward(
+        self,
+        student: Activations,
+        targets: Tensor,
+        remembered: Mapping[str, Tensor],
+        division: Division | None = None,
+    ) -> LossBreakdown:
         """Return the weighted sum and its terms.
 
+        Where several processes have divided the batch, the values are those of the whole batch. The gradient of the
+        total is such that its mean over the processes, which ``DistributedDataParallel`` takes, is the whole batch's.
+
         Args:
-            student: the student's activations for a batch, logits ``(b, k)``.
-            targets: class indices ``(b,)``, int64.
-            remembered: what :meth:`remember` returned for the same batch.
+            student: the student's activations for a batch, logits ``(b, k)``, or for this process's images of it.
+            targets: class indices ``(b,)``, int64, of the same images.
+            remembered: what :meth:`remember` returned for the same images.
+            division: as for :meth:`remember`.
+
+        Raises:
+            InputError: as :meth:`values`.
+        """
+        values = self.values(student, targets, remembered, division)
+        own = 1.0 if division is None else division.processes * division.share
+        factors = {"ce": self.cross_entropy * own}
+        for term in self.terms:
+            factors[term.name] = term.weight * (own if term.loss.mean_over_images else 1.0)
+        total = torch.stack([factors[name] * value for name, value in values.items() if factors[name]]).sum()
+        terms = {name: value.detach() for name, value in values.items()}
+        return LossBreakdown(total, terms) if division is None else _of_the_whole_batch(total, terms, division)
+
+    def values(
+        self,
+        student: Activations,
+        targets: Tensor,
+        remembered: Mapping[str, Tensor],
+        division: Division | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the terms by name, unweighted and with their gradients; cross-entropy comes first, as "ce".
+
+        Of a divided batch, a term that is a mean over images is that of this process's images.
 
         Raises:
             InputError: when ``remembered`` lacks a term or a loss is no scalar, or as the losses do.
         """
         with torch.autocast(device_type=student.logits.device.type, enabled=False):
-            values = [("ce", self.cross_entropy, F.cross_entropy(upcast(student.logits), targets))]
-        for term in self.terms:
+            values = {"ce": F.cross_entropy(upcast(student.logits), targets)}
+        for term, activations in self._seen(student, division):
             if term.name not in remembered:
                 known = ", ".join(remembered) or "nothing"
                 raise InputError(
                     f"remembered lacks the term {term.name!r} (it holds {known}); pass what "
                     f"remember() returned for this objective.{nearest(term.name, remembered)}"
                 )
-            value = self._run(term, "forward", student, remembered[term.name])
+            value = self._run(term, "forward", activations, remembered[term.name])
             if not isinstance(value, Tensor):
                 raise InputError(f"{_title(term)}: forward() must return a scalar tensor, got {_kind(value)}")
             if value.dim() != 0:
@@ -137,9 +178,18 @@ class Objective(nn.Module):
                     f"{_title(term)}: forward() must return a scalar tensor, got shape {tuple(value.shape)}; "
                     "take its mean or sum"
                 )
-            values.append((term.name, term.weight, value))
-        weighted = [weight * value for _, weight, value in values if weight]
-        return LossBreakdown(torch.stack(weighted).sum(), {name: value.detach() for name, _, value in values})
+            values[term.name] = value
+        return values
+
+    def _seen(self, activations: Activations, division: Division | None) -> list[tuple[Term, Activations]]:
+        """Return the terms with what each is to see of a network."""
+        if division is None:
+            return [(term, activations) for term in self.terms]
+        own = replace(activations, gather=division.gather)
+        everything = own
+        if not all(term.loss.mean_over_images for term in self.terms):
+            everything = own.of_the_whole_batch()
+        return [(term, own if term.loss.mean_over_images else everything) for term in self.terms]
 
     def _run(self, term: Term, half: Literal["remember", "forward"], *arguments: object) -> object:
         call: Callable[..., object] = term.loss if half == "forward" else term.loss.remember
@@ -153,6 +203,13 @@ class Objective(nn.Module):
         except Exception as error:
             file = getattr(sys.modules.get(type(term.loss).__module__), "__file__", None)
             raise InputError(f"{_title(term)} failed in {half}(): {failure(error, file)}") from error
+
+
+def _of_the_whole_batch(total: Tensor, terms: Mapping[str, Tensor], division: Division) -> LossBreakdown:
+    """Return the values of all processes together, with this process's gradient."""
+    parts = [total.detach() / division.processes, *(division.share * value for value in terms.values())]
+    whole = division.sum(torch.stack(parts))
+    return LossBreakdown(total + (whole[0] - total.detach()), dict(zip(terms, whole[1:], strict=True)))
 
 
 def _title(term: Term) -> str:

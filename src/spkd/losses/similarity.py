@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spkd.functional import similarity_distance, similarity_matrix
+from spkd.functional import matrix_preserving_loss, similarity_matrix
 from spkd.losses.base import DistillationLoss, tapped
 from spkd.taps import Activations, TapPair
 
@@ -13,12 +13,14 @@ from spkd.taps import Activations, TapPair
 class SimilarityPreservingLoss(DistillationLoss):
     """:func:`spkd.functional.similarity_preserving_loss` of one pair of layers; paper's weight: γ = 3000.
 
-    It needs no labels and no classes in common.
+    It needs no labels and no classes in common. Where several processes have divided a batch of b images, each
+    computes the r rows of its own images, with the columns of all.
 
     Args:
         pair: the student's layer and the teacher's, of any shape ``(b, ...)``.
     """
 
+    mean_over_images = True
     reads_teacher_logits = False
 
     def __init__(self, pair: TapPair) -> None:
@@ -27,9 +29,17 @@ class SimilarityPreservingLoss(DistillationLoss):
 
     @torch.no_grad()
     def remember(self, teacher: Activations) -> Tensor:
-        """Return the teacher's similarity matrix G: ``(b, b)``, float32 or float64, entries in [-1, 1]."""
-        return similarity_matrix(tapped(teacher, self.pairs[0].teacher))
+        """Return the teacher's similarity matrix G: ``(b, b)``, float32 or float64, entries in [-1, 1].
+
+        Of a divided batch it is the rows of this process's images, ``(r, b)``.
+        """
+        features = tapped(teacher, self.pairs[0].teacher)
+        return similarity_matrix(features, teacher.gather(features))
 
     def forward(self, student: Activations, remembered: Tensor) -> Tensor:
-        """Return ``||G_T - G_S||_F^2 / b^2`` with ``remembered`` as G_T, in any floating-point dtype."""
-        return similarity_distance(similarity_matrix(tapped(student, self.pairs[0].student)), remembered)
+        """Return ``||G_T - G_S||_F^2 / b^2`` with ``remembered`` as G_T, in any floating-point dtype.
+
+        Of a divided batch it is the mean over this process's rows, ``||G_T - G_S||_F^2 / (r b)``.
+        """
+        features = tapped(student, self.pairs[0].student)
+        return matrix_preserving_loss(features, remembered, student.gather(features))

@@ -22,6 +22,8 @@ class SoftTargetLoss(DistillationLoss):
         InputError: for any other temperature; in :meth:`forward`, when the class counts differ.
     """
 
+    mean_over_images = True
+
     def __init__(self, temperature: float = 4.0) -> None:
         super().__init__()
         check_temperature(temperature)

@@ -24,7 +24,7 @@ from spkd.functional.similarity import similarity_distance, similarity_matrix
 from spkd.models.classifier import Classifier, load_classifier
 from spkd.pairing import block_ends
 from spkd.taps import Taps
-from spkd.training.loop import make_fabric
+from spkd.training.devices import make_fabric
 from spkd.training.options import Runtime
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import own_data
@@ -49,7 +49,7 @@ def activations(folder: Path, runtime: Runtime, *, network: str) -> Mapping[str,
     """
     path = _study(folder) / network
     data = _data(path)
-    device = make_fabric(runtime.accelerator, 1, "32-true").device
+    device = make_fabric(runtime).device
     classifier = load_classifier(path).to(device)
     order = _test(data).targets.argsort(stable=True)
     means: list[Tensor] = []
@@ -121,7 +121,7 @@ def losses(folder: Path, runtime: Runtime, *, teacher: str, students: Mapping[st
 
 def _matrices(path: Path, data: ImageData, runtime: Runtime) -> tuple[Tensor, Tensor]:
     """Return the similarity matrices (n, b, b) of a network's last block and the targets (n, b), sorted by class."""
-    device = make_fabric(runtime.accelerator, 1, "32-true").device
+    device = make_fabric(runtime).device
     classifier = load_classifier(path).to(device)
     images = len(_test(data))
     batch = min(BATCH, images)

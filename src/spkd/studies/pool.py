@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -16,7 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from spkd.data.kept import keep_last
 from spkd.studies.work import Job, Outcome, carry_out
-from spkd.training.signals import stop_signals
+from spkd.training.signals import end_with_parent, stop_signals
 
 GRACE = 60.0
 """Seconds in which a process that is told to stop can save."""
@@ -67,23 +66,18 @@ class Worker:
         return outcome
 
     def stop(self) -> None:
-        """Tell the process to end: an idle one at once, a busy one after it has saved, if it can."""
-        if self.job is None:
-            self._connection.close()
-        elif self.job.saves:
+        """Tell the process to end: a busy one after it has saved, if it can, an idle one at once."""
+        if self.job is not None and self.job.saves:
             self._process.terminate()
         else:
             self._process.kill()
 
-    def end(self, seconds: float) -> None:
-        """Wait so long for the end of the process, then kill it."""
+    def kill(self) -> None:
+        """End the process now."""
         self._connection.close()
-        try:
-            self._process.join(seconds)
-        finally:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
+        self._process.kill()
+        self._process.join()
+        self._process.close()
 
     def _death(self) -> Outcome:
         self._process.join(GRACE)
@@ -117,7 +111,7 @@ class Pool:
         slot = min(free, key=lambda slot: self._workers[slot] is None)
         worker = self._workers[slot]
         if worker is not None and not worker.is_alive():
-            worker.end(0)
+            worker.kill()
             worker = None
         if worker is None:
             worker = self._workers[slot] = Worker(self._variables(slot))
@@ -147,7 +141,7 @@ class Pool:
         finally:
             self._workers = [None] * len(self._workers)
             for worker in workers:
-                worker.end(0 if worker.job else 5)
+                worker.kill()
         return ended
 
     def _variables(self, slot: int) -> dict[str, str]:
@@ -181,7 +175,7 @@ def _signals_blocked() -> Iterator[None]:
 
 def _serve(connection: Connection) -> None:
     """Carry out the jobs that come until there are no more, a signal says to stop, or the parent is dead."""
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    end_with_parent()
     keep_last(True)
     with stop_signals() as received, contextlib.suppress(EOFError, OSError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -196,13 +190,3 @@ def _free_memory() -> None:
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None:
         torch.cuda.empty_cache()
-
-
-def _follow_parent() -> None:
-    """Wait for the death of the parent, then end this process: a run under way saves a checkpoint."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(30)
-        os._exit(1)

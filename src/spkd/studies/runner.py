@@ -199,9 +199,9 @@ def _workers(options: RunnerOptions, runtime: Runtime, tasks: int) -> Workers:
 
     from spkd.data.decoding import usable_cpus
     from spkd.studies.pool import Pool
-    from spkd.training.loop import make_fabric
+    from spkd.training.devices import make_fabric
 
-    device = make_fabric(runtime.accelerator, runtime.devices, "32-true").device.type
+    device = make_fabric(runtime).device.type
     gpus: list[str] = []
     usual = usable_cpus()
     if device != "cpu":

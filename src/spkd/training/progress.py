@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress import Task as RichTask
 from rich.text import Text
 
+from spkd.training.devices import is_follower
+
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines at the least."""
 
@@ -139,7 +141,9 @@ class Bar(Silent):
 
 
 def display() -> Display:
-    """Return a bar where stderr is a terminal, plain lines where it is not."""
+    """Return a bar where stderr is a terminal, plain lines where it is not, and nothing for a follower's run."""
+    if is_follower():
+        return Silent()
     return Bar() if sys.stderr.isatty() else Lines()
 
 

@@ -1,12 +1,18 @@
-"""Signals that ask a process to stop, noted instead of died of."""
+"""When a process is to stop: signals, noted instead of died of, and the death of its parent."""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
+
+LAST_WORDS = 30.0
+"""Seconds that a process has to save where it stands once its parent is dead."""
 
 _collecting: list[list[int]] = []  # what the blocks of stop_signals that are open have received, the innermost last
 
@@ -39,3 +45,17 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         _collecting.pop()
         restore()
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has died without a word; a run under way saves a checkpoint first."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LAST_WORDS)
+        os._exit(1)

@@ -1,0 +1,213 @@
+"""A batch divided among real processes gives what one process gives: values, gradients and weights after steps.
+
+As a program, ``test_processes.py RANK PROCESSES FOLDER``, this file is one of the processes.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spkd.distiller import Distiller
+from spkd.errors import InputError
+from spkd.losses.attention import AttentionTransferLoss
+from spkd.losses.base import DistillationLoss
+from spkd.losses.objective import Objective, Term
+from spkd.losses.similarity import SimilarityPreservingLoss
+from spkd.losses.soft_targets import SoftTargetLoss
+from spkd.processes import divide
+from spkd.taps import Activations, TapPair
+
+PAIR = TapPair("2", "2")
+# Images of each process in each step; the last batch of an epoch is often smaller.
+STEPS = {2: [(4, 4), (3, 4), (1, 2)], 3: [(3, 3, 3), (3, 2, 2), (1, 4, 2)]}
+METHODS = ("all", "whole", "alone")
+# Which module DDP wraps, and whether what the teacher says is passed (then DDP is told of a static graph, too).
+WAYS = [("student", False), ("distiller", False), ("student", True)]
+
+
+class Spread(DistillationLoss):
+    """A loss that is no mean over images: it compares variances over the batch, by a layer of its own."""
+
+    reads_teacher_logits = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = (PAIR,)
+        self.factors = nn.Parameter(torch.linspace(0.5, 1.5, 4))
+
+    def remember(self, teacher: Activations) -> Tensor:
+        return teacher.taps["2"].mean((1, 2, 3)).var().expand(1)
+
+    def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+        return (student.taps["2"].mean((2, 3)) * self.factors).var(0).sum().sub(remembered).square().sum()
+
+
+class First(SoftTargetLoss):
+    """A loss that teaches nothing in any process but the first."""
+
+    def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+        return super().forward(student, remembered) * (distributed.get_rank() == 0)
+
+
+def network(channels: int, seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 3),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * channels, 10),
+    )
+
+
+def objective(method: str) -> Objective:
+    if method == "alone":
+        return Objective()
+    if method == "whole":
+        return Objective([Term("own", 3.0, Spread())], 0.5)
+    terms = [
+        Term("sp", 3000.0, SimilarityPreservingLoss(PAIR)),
+        Term("kd", 0.9, SoftTargetLoss()),
+        Term("own", 3.0, Spread()),
+        Term("at", 100.0, AttentionTransferLoss(PAIR)),
+    ]
+    return Objective(terms, 0.1)
+
+
+def batch(count: int, step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    images = torch.rand(count, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return images, torch.randint(10, (count,), generator=generator)
+
+
+def train(method: str, processes: int, rank: int | None, wrap: str = "", remembers: bool = False) -> dict[str, Any]:
+    """Take the steps, as one process or as the one of that rank, and return all that is to be equal."""
+    student = network(4, 0)
+    taught = DistributedDataParallel(student.double(), static_graph=remembers) if wrap == "student" else student
+    module = Distiller(taught, network(6, 1), objective(method)).double().eval()
+    called = DistributedDataParallel(module) if wrap == "distiller" else module
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    found: dict[str, Any] = {"values": [], "gradients": []}
+    for step, sizes in enumerate(STEPS[processes]):
+        images, targets = batch(sum(sizes), step)
+        if rank is not None:
+            images, targets = images.split(sizes)[rank], targets.split(sizes)[rank]
+        if step == 0 and rank is not None:
+            module.check(images, targets)
+        breakdown = called(images, targets, module.remember(images) if remembers else None)
+        optimizer.zero_grad()
+        breakdown.total.backward()
+        optimizer.step()
+        found["values"].append([breakdown.total.detach(), breakdown.terms])
+        found["gradients"].append([parameter.grad.clone() for parameter in student.parameters()])
+    found["weights"] = [parameter.detach() for parameter in student.parameters()]
+    return found
+
+
+def message(call: Any, *arguments: object) -> str:
+    try:
+        call(*arguments)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def errors(processes: int, rank: int) -> list[str]:
+    """Make mistakes that only the last process sees, and return what this one is told."""
+    last = rank == processes - 1
+    module = Distiller(network(4, 0), network(6, 1), objective("all")).double().eval()
+    images, targets = batch(2, rank)
+    told = [message(module.check, images, torch.full_like(targets, 10) if last else targets)]
+    told.append(message(module.check, images * float("nan") if last else images, targets))
+    told.append(message(module, images[: 0 if last else 2], targets[: 0 if last else 2]))
+    module.student[:2].requires_grad_(False)  # type: ignore[index, operator]
+    told.append(message(module.check, images, targets))
+    one_sided = Distiller(network(4, 0), network(6, 1), Objective([Term("first", 1.0, First())])).double().eval()
+    return [*told, message(one_sided.check, images, targets)]
+
+
+def gathered(processes: int, rank: int) -> list[Tensor]:
+    """Return the first and second derivative, for this process's part, of a sum over the processes."""
+    sizes = STEPS[processes][-1]
+    division = divide(sizes[rank], torch.device("cpu"))
+    assert division is not None
+    assert division.sizes == sizes
+    own = torch.arange(1.0, 1 + 2 * sum(sizes)).view(-1, 2).split(sizes)[rank].clone().requires_grad_()
+    value = (rank + 1) * division.gather(own).pow(3).sum()
+    (first,) = torch.autograd.grad(value, own, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), own)
+    return [division.gather(own.half()).detach(), first.detach(), second]
+
+
+def work(rank: int, processes: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
+    found: dict[str, Any] = {"errors": errors(processes, rank), "gathered": gathered(processes, rank)}
+    for method in METHODS:
+        found[method] = [train(method, processes, rank, *way) for way in WAYS]
+    if rank == 0:  # must not wait for the others
+        with torch.no_grad():
+            Distiller(network(4, 0), network(6, 1), objective("all")).double()(*batch(3, 0))
+    torch.save(found, folder / str(rank))
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=STEPS)
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each process found, of two and of three."""
+    processes, folder = request.param, tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-W", "error", __file__]
+    workers = [subprocess.Popen([*command, str(rank), str(processes), str(folder)]) for rank in range(processes)]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0] * processes
+    finally:
+        for worker in workers:
+            worker.kill()
+    return [torch.load(folder / str(rank)) for rank in range(processes)]
+
+
+def test_values_gradients_and_weights_are_those_of_one_process(results: list[dict[str, Any]]) -> None:
+    for method in METHODS:
+        expected = train(method, len(results), None)
+        for found in results:
+            assert len(found[method]) == len(WAYS)
+            for given in found[method]:
+                torch.testing.assert_close(given, expected)
+
+
+def test_all_processes_are_told_of_a_mistake_in_one(results: list[dict[str, Any]]) -> None:
+    first = results[0]["errors"]
+    assert all(found["errors"] == first for found in results)
+    assert "to 10" in first[0]
+    assert "term 'ce': expected a finite loss" in first[1]
+    assert "expected at least one in every process" in first[2]
+    assert "term 'sp': its gradient with respect to the student is zero" in first[3]
+    assert first[4] == ""
+
+
+def test_what_is_gathered_is_differentiated_once_and_twice(results: list[dict[str, Any]]) -> None:
+    sizes = STEPS[len(results)][-1]
+    whole = torch.arange(1.0, 1 + 2 * sum(sizes)).view(-1, 2)
+    factor = sum(rank + 1 for rank in range(len(results)))
+    for found, part in zip(results, whole.split(sizes), strict=True):
+        assert torch.equal(found["gathered"][0], whole.half())
+        torch.testing.assert_close(found["gathered"][1], 3 * factor * part.square())
+        # Each process asks for the sum over its own part, and gets what the others' sums ask for as well.
+        torch.testing.assert_close(found["gathered"][2], 6 * factor * part)
+
+
+def test_one_process_has_no_division() -> None:
+    assert divide(3, torch.device("cpu")) is None
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
