@@ -145,6 +145,15 @@ def test_a_measurement_waits_for_all_that_it_names(root: Path, tmp_path: Path) -
             assert all(f"'{other}'" in named for other in task.after)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_experiments_have_in_common_is_the_same(scale: str, root: Path, tmp_path: Path) -> None:
+    seen: dict[str, object] = {}
+    for name in EXPERIMENTS:
+        if (name, scale) != ("transfer", "small"):
+            for task in planned(name, scale, root, tmp_path, seeds=2):
+                assert seen.setdefault(task.name, task.work) == task.work, task.name
+
+
 def test_only_some_rows(root: Path, tmp_path: Path) -> None:
     options = ReproduceOptions(scale="small", data_root=str(root), only=("wrn-16-1-from-wrn-40-1",), seeds=1)
     names = {task.name for task in plan("cifar10", options, tmp_path)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_network_that_teaches_too_is_held_against_itself() -> None:
         *("cifar10", "small", "spkd"),
         tasks=(*base.tasks, *tasks),
         records=(*base.records, record(tasks[0], 3.0), record(tasks[1], 4.5)),
-        folder=Path(),
+        study=Path(),
     )
     lines = findings("cifar10", pairs_of_records(both))
     assert lines[0] == "SP has a lower median than the student alone in 2 of 2 finished pairs (of 2)"
@@ -122,6 +123,22 @@ def test_what_sp_adds_is_compared_with_the_method_without_it() -> None:
     expected = scipy.stats.ttest_rel(errors["kd+sp"], errors["kd"])
     assert found["kd+sp"][1].p_value == pytest.approx(expected.pvalue)
     assert found["kd+sp"][1].difference_to_none == pytest.approx((7.9 - 8.5 + 7.6 - 8.4 + 7.7 - 8.0) / 3)
+
+
+def test_gamma_is_told_as_a_range() -> None:
+    tasks = [training("none", seed, STUDENT, None) for seed in range(3)]
+    records = [record(task, error) for task, error in zip(tasks, ALONE, strict=True)]
+    for gamma, errors in ((10.0, [9.0, 9.1, 9.2]), (300.0, [7.0, 7.5, 8.0]), (64000.0, [8.0, 8.5, 8.6])):
+        for seed, error in enumerate(errors):
+            task = training("sp", seed)
+            name = f"sp/gamma-{gamma:g}/seed-{seed}"
+            tasks.append(replace(task, name=name, labels={**task.labels, "setting": gamma}))
+            records.append(record(tasks[-1], error))
+    (pair,) = pairs_of_records(Reproduction("gamma", "small", "spkd", tuple(tasks), tuple(records), Path()))
+    assert findings("gamma", [pair]) == [
+        "wrn-16-2 from wrn-40-2: over γ from 10 to 64000 the median lies between 7.50 and 9.10 %, that of the student "
+        "alone at 8.80 %; it is lower at γ = 300, 64000"
+    ]
 
 
 def test_holm_is_the_textbooks_example() -> None:

@@ -59,7 +59,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_there_and_back(study: Path) -> None:
-    loaded = load_reproduction(study)
+    loaded = load_reproduction("gamma", study)
     assert (loaded.experiment, loaded.scale, loaded.command) == ("gamma", "small", "spkd reproduce gamma")
     assert [record.task for record in loaded.records] == ["none/wrn-16-1/seed-0", "sp/a, b/seed-0"]
     record = loaded.records[1]
@@ -74,7 +74,7 @@ def test_there_and_back(study: Path) -> None:
 
 
 def test_the_csv_is_tidy(study: Path) -> None:
-    with (study / "records.csv").open(encoding="utf-8", newline="") as file:
+    with (study / "gamma" / "records.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 2
     assert {line["experiment"] for line in lines} == {"gamma"}
@@ -93,18 +93,18 @@ def test_the_csv_is_tidy(study: Path) -> None:
 )
 def test_damaged_records_are_one_line(study: Path, file: str, text: str | None, message: str) -> None:
     if text is None:
-        (study / file).unlink()
+        (study / "gamma" / file).unlink()
     else:
-        (study / file).write_text(text)
+        (study / "gamma" / file).write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        load_reproduction(study)
+        load_reproduction("gamma", study)
     assert "\n" not in str(caught.value)
     assert str(study) in str(caught.value)
 
 
 def test_a_record_of_a_later_version_is_refused_not_misread(study: Path) -> None:
-    content = json.loads((study / "reproduction.json").read_text())
+    content = json.loads((study / "gamma" / "reproduction.json").read_text())
     content["tasks"][0]["colour"] = "red"
-    (study / "reproduction.json").write_text(json.dumps(content))
+    (study / "gamma" / "reproduction.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="run the experiment again"):
-        load_reproduction(study)
+        load_reproduction("gamma", study)
