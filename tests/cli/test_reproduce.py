@@ -58,14 +58,16 @@ def reproduce(name: str, out: Path, *options: str) -> int:
     return main(["reproduce", name, *SMOKE, "--out", str(out), *options])
 
 
-def records(out: Path) -> list[dict[str, str]]:
-    with (out / "records.csv").open(encoding="utf-8", newline="") as file:
+def records(out: Path, name: str) -> list[dict[str, str]]:
+    with (out / name / "records.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def planned(out: Path, kind: str) -> list[str]:
+def planned(out: Path, name: str, kind: str) -> list[str]:
     return [
-        task["name"] for task in json.loads((out / "reproduction.json").read_text())["tasks"] if task["kind"] == kind
+        task["name"]
+        for task in json.loads((out / name / "reproduction.json").read_text())["tasks"]
+        if task["kind"] == kind
     ]
 
 
@@ -79,29 +81,32 @@ def test_an_experiment_runs_and_is_drawn_again_from_its_records_alone(
 ) -> None:
     out = tmp_path / "study"
     assert reproduce(name, out, *ROWS.get(name, ())) == 0, capsys.readouterr().err
-    lines = records(out)
-    assert [line["task"] for line in lines] == planned(out, "training")
+    lines = records(out, name)
+    assert [line["task"] for line in lines] == planned(out, name, "training")
     for line in lines:
         result = json.loads((out / line["task"] / "result.json").read_text())
         assert float(line["test_error"]) == result["test_error"]
         assert line["identity"] == result["identity"]
-    with Image.open(out / "figures" / f"{name}.png") as image:
+    with Image.open(out / name / "figures" / f"{name}.png") as image:
         assert image.size[0] >= 800
-    report = (out / "report.md").read_text(encoding="utf-8")
+    report = (out / name / "report.md").read_text(encoding="utf-8")
     assert "unfinished" not in report.lower()
-    assert _without_models(out, tmp_path / "published", name) == (files(out / "tables"), files(out / "figures"))
+    assert _without_models(out, tmp_path / "published", name) == (
+        files(out / name / "tables"),
+        files(out / name / "figures"),
+    )
 
 
 def _without_models(out: Path, copy: Path, name: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Draw again from a copy that holds no network, and return the tables and figures."""
-    kept = [out / "records.csv", out / "reproduction.json", *(out / "measurements").rglob("*.npz")]
+    kept = [out / name / "records.csv", out / name / "reproduction.json", *(out / "measurements").rglob("*.npz")]
     kept += (out / "measurements").rglob("result.json")
     for path in kept:
         target = copy / path.relative_to(out)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
     assert reproduce(name, copy, "--redraw") == 0
-    return files(copy / "tables"), files(copy / "figures")
+    return files(copy / name / "tables"), files(copy / name / "figures")
 
 
 def test_what_has_finished_is_not_run_again_and_what_has_not_is_seen(
@@ -110,13 +115,23 @@ def test_what_has_finished_is_not_run_again_and_what_has_not_is_seen(
     out = tmp_path / "study"
     assert reproduce("gamma", out, "--max_time", "0s") == 3
     assert "the same command goes on" in capsys.readouterr().err
-    table = (out / "tables" / "statistics.md").read_text(encoding="utf-8")
+    table = (out / "gamma" / "tables" / "statistics.md").read_text(encoding="utf-8")
     assert table.count("| 0 of 2 | unfinished |") == 3
-    assert records(out) == []
+    assert records(out, "gamma") == []
     assert reproduce("gamma", out, "--seeds", "1") == 0
     made = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert reproduce("gamma", out, "--seeds", "1") == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == made
+
+
+def test_experiments_in_one_folder_share_their_networks(tmp_path: Path) -> None:
+    out, row = tmp_path / "study", "wrn-16-1-from-wrn-40-2"
+    assert reproduce("similarity", out) == 0
+    made = {path: path.stat().st_mtime_ns for path in (out / "none").rglob("result.json")}
+    assert (out / "sp" / row / "seed-0" / "result.json").exists()
+    assert reproduce("activations", out) == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / "none").rglob("result.json")} == made
+    assert [len(records(out, name)) for name in ("similarity", "activations")] == [3, 1]
 
 
 def test_without_a_name_the_experiments_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
