@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from spkd.errors import InputError, RunFailed
 from spkd.studies.pool import Pool, visible_gpus
 from spkd.studies.runner import RunnerOptions, StudyState, run_study
-from spkd.studies.state import read_running, study_state
+from spkd.studies.state import claimed, read_running, study_state
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.studies.work import Job
 from spkd.training.options import Request, Runtime
@@ -225,6 +226,7 @@ def test_a_task_that_kills_its_process_is_tried_three_times(functions: ModuleTyp
     assert (tmp_path / "always").read_text() == "xxx"
     assert states(tmp_path / "study") == {"twice": "done", "always": "failed"}
     assert study([dying("always", 9)], tmp_path / "study").failed == {"always": state.failed["always"]}
+    assert list(states(tmp_path / "study")) == ["twice", "always"], "the plan of the call before is lost"
 
 
 def test_the_time_for_all_stops_what_is_running_and_begins_nothing_more(functions: ModuleType, tmp_path: Path) -> None:
@@ -258,18 +260,46 @@ def test_a_signal_stops_with_checkpoints_and_the_next_call_goes_on(tiny: str, te
     assert "going on from" in "".join((folder / f"seed-{seed}" / "task.log").read_text() for seed in range(2))
 
 
-def test_two_calls_do_not_run_one_study(functions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spkd.studies.runner.PATIENCE", 0.5)
-    folder = tmp_path / "study"
+def test_two_calls_share_a_study(functions: ModuleType, tmp_path: Path) -> None:
+    """Each task is begun by one of them, and the other waits for its end."""
+    folder, path = tmp_path / "study", tmp_path / "noted"
+    tasks = [
+        Task(name, Measurement(functions.note, {"path": str(path), "text": name, "seconds": 0.3})) for name in "abcd"
+    ]
+    states_of_both: list[StudyState] = []
+    other = threading.Thread(target=lambda: states_of_both.append(study(tasks[::-1], folder)))
+    other.start()
+    states_of_both.append(study(tasks, folder))
+    other.join()
+    assert states_of_both[0].results == states_of_both[1].results
+    assert sorted(states_of_both[0].results) == list("abcd")
+    lines = path.read_text().splitlines()
+    assert sorted(lines) == sorted(f"{name} {what}" for name in "abcd" for what in ("begins", "ends"))
+
+
+def test_a_claim_of_the_dead_is_void(functions: ModuleType, tmp_path: Path) -> None:
     task = Task("x", Measurement(functions.note, {"path": str(tmp_path / "noted"), "text": "x"}))
-    (folder / "x").mkdir(parents=True)
-    (folder / "x" / "running.json").write_text(
-        json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "since": 0})
-    )
-    with pytest.raises(InputError, match=rf"process {os.getpid()} on .* wait for its end"):
-        study([task], folder)
-    os.utime(folder / "x" / "running.json", (0, 0))
-    assert study([task], folder).results
+    note = tmp_path / "study" / "x" / "running.json"
+    note.parent.mkdir(parents=True)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for pid, host in ((dead.pid, os.uname().nodename), (1, "another")):
+        note.write_text(json.dumps({"pid": pid, "host": host, "since": 0}))
+        if host == "another":
+            os.utime(note, (0, 0))
+        (tmp_path / "study" / "x" / "result.json").unlink(missing_ok=True)
+        assert study([task], tmp_path / "study").results
+        assert not note.exists()
+
+
+def test_a_live_claim_is_respected_until_the_time_is_over(functions: ModuleType, tmp_path: Path) -> None:
+    task = Task("x", Measurement(functions.note, {"path": str(tmp_path / "noted"), "text": "x"}))
+    (tmp_path / "study" / "x").mkdir(parents=True)
+    with claimed(tmp_path / "study" / "x", None) as ours:
+        assert ours
+        state = study([task], tmp_path / "study", runtime=Runtime(accelerator="cpu", max_time="1"))
+    assert state.missing == ("x",)
+    assert not (tmp_path / "noted").exists()
 
 
 def test_processes_are_dealt_out_to_the_gpus(functions: ModuleType, tmp_path: Path) -> None:

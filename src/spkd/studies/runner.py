@@ -12,7 +12,7 @@ from spkd.data.kept import keep_last
 from spkd.errors import InputError
 from spkd.studies.options import RunnerOptions
 from spkd.studies.schedule import Schedule
-from spkd.studies.state import StudyState, earlier_failure, mark_failed, read_running, save_plan
+from spkd.studies.state import StudyState, earlier_failure, mark_failed, save_plan
 from spkd.studies.tally import Tally
 from spkd.studies.tasks import Recording, Task, in_order
 from spkd.studies.work import Job, Outcome, earlier_result, tape_folder
@@ -21,9 +21,6 @@ from spkd.training.progress import Display
 from spkd.training.signals import stop_signals
 
 __all__ = ["RunnerOptions", "StudyState", "run_study"]
-
-PATIENCE = 30.0
-"""Seconds in which the processes of an earlier call that was killed must have ended."""
 
 
 class Workers(Protocol):
@@ -51,11 +48,11 @@ def run_study(
     interrupted goes on, one that has failed is left alone unless ``options.retry_failed``. A task whose process dies
     is begun again up to :data:`~spkd.studies.schedule.ATTEMPTS` times. ``runtime.max_time`` is the time for all
     together; then, and on SIGINT or SIGTERM, nothing more is begun, and what is running is stopped with checkpoints.
+    Several calls may work in one folder at a time: a task that another one has begun is waited for.
 
     Raises:
         InputError: for tasks that cannot be ordered, a tape of the user's own, a folder that cannot be written, a
-            device or cluster that is not there, and while another call runs the same study. Errors in tasks are no
-            errors here but ``failed``.
+            device or cluster that is not there. Errors in tasks are no errors here but ``failed``.
     """
     in_order(tasks)
     if runtime.tape is not None:
@@ -63,7 +60,6 @@ def run_study(
     deadline = runtime.deadline()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, not a folder")
-    _wait_for_others(tasks, folder, display)
     workers = _workers(options, runtime, len(tasks))
     save_plan(tasks, folder)
     finished, failed = _earlier(tasks, folder, options, runtime)
@@ -168,24 +164,6 @@ def _earlier(
         if isinstance(task.work, Recording) and task.name in waited_for:
             finished.pop(task.name, None)
     return finished, failed
-
-
-def _wait_for_others(tasks: Sequence[Task], folder: Path, display: Display) -> None:
-    """Wait until the processes of an earlier call that was killed have ended.
-
-    Raises:
-        InputError: when they do not, since another call is running this study.
-    """
-    until, said = time.monotonic() + PATIENCE, False
-    while others := [(task, live) for task in tasks if (live := read_running(task.folder(folder))) is not None]:
-        task, live = others[0]
-        who = f"process {live['pid']} on {live['host']}"
-        if time.monotonic() > until:
-            raise InputError(f"{task.folder(folder)} is being worked on by {who}: wait for its end, or end it")
-        if not said:
-            display.say(f"waiting for {who}, which works on {task.name}")
-            said = True
-        time.sleep(0.2)
 
 
 def _workers(options: RunnerOptions, runtime: Runtime, tasks: int) -> Workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from spkd.errors import InputError, RunFailed
 from spkd.files import write_text_atomically
 from spkd.studies.tasks import Label, Task
 from spkd.training.run_folder import FAILED, RUNNING, RunFolder
+from spkd.training.signals import stop_signals
 
 PLAN = "study.json"
 BEAT = 5.0
@@ -83,13 +85,17 @@ class TaskState:
 def save_plan(tasks: Sequence[Task], folder: Path) -> None:
     """Write ``study.json``, from which :func:`study_state` knows what there is to do.
 
+    Tasks that earlier calls planned in this folder stay in it.
+
     Raises:
         InputError: when the folder cannot be written.
     """
-    plan = [
-        {"name": task.name, "kind": task.kind, "labels": dict(task.labels), "after": list(task.after)} for task in tasks
-    ]
-    write_text_atomically(folder / PLAN, json.dumps({"tasks": plan}, indent=2, ensure_ascii=False) + "\n")
+    earlier = (_read(folder / PLAN) or {}).get("tasks", [])
+    plan = {task["name"]: task for task in earlier}
+    for task in tasks:
+        plan[task.name] = {"name": task.name, "kind": task.kind, "labels": dict(task.labels), "after": task.after}
+    text = json.dumps({"tasks": list(plan.values())}, indent=2, ensure_ascii=False)
+    write_text_atomically(folder / PLAN, text + "\n")
 
 
 def study_state(folder: Path) -> tuple[TaskState, ...]:
@@ -142,11 +148,18 @@ def earlier_failure(task: Task, study: Path, *, forget: bool) -> str | None:
 
 
 @contextmanager
-def marked_running(folder: Path) -> Iterator[None]:
-    """Note in ``folder`` that its task is running in this process, with a sign of life every :data:`BEAT` seconds."""
+def claimed(folder: Path, deadline: float | None) -> Iterator[bool]:
+    """Have the task of ``folder`` for this process alone, with a sign of life every :data:`BEAT` seconds.
+
+    Where another process has it, which another call has started or whose parent was killed, its end is waited for.
+
+    Returns:
+        Whether the task is this process's; False when the deadline or a signal to stop came first.
+    """
+    if not _wait_for_claim(folder, deadline):
+        yield False
+        return
     path, ended = folder / RUNNING, threading.Event()
-    noted = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-    write_text_atomically(path, json.dumps(noted) + "\n")
 
     def beat() -> None:
         while not ended.wait(BEAT):
@@ -156,11 +169,35 @@ def marked_running(folder: Path) -> Iterator[None]:
     pulse = threading.Thread(target=beat, daemon=True)
     pulse.start()
     try:
-        yield
+        yield True
     finally:
         ended.set()
         pulse.join()
         path.unlink(missing_ok=True)
+
+
+def _wait_for_claim(folder: Path, deadline: float | None) -> bool:
+    with stop_signals() as received:
+        while not _claim(folder):
+            if received or (deadline is not None and time.time() >= deadline):
+                return False
+            time.sleep(0.2)
+    return True
+
+
+def _claim(folder: Path) -> bool:
+    """Write ``running.json`` unless another process that lives has."""
+    path = folder / RUNNING
+    if read_running(folder) is None:
+        path.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{RUNNING}.") as file:
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
+        file.flush()
+        try:
+            os.link(file.name, path)  # appears with all its content, and only where there is none
+        except FileExistsError:
+            return False
+    return True
 
 
 def read_running(folder: Path) -> dict[str, Any] | None:

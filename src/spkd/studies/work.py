@@ -18,7 +18,7 @@ from typing import Any
 from spkd import __version__
 from spkd.errors import InputError, RunFailed, one_line
 from spkd.files import write_text_atomically
-from spkd.studies.state import mark_failed, marked_running
+from spkd.studies.state import claimed, mark_failed
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.training.options import Runtime
 from spkd.training.progress import Lines, Silent
@@ -70,9 +70,12 @@ def carry_out(job: Job) -> Outcome:
     folder = task.folder(study)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _printing_to(folder / TASK_LOG), marked_running(folder):
-            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}, process {os.getpid()}", flush=True)
-            return _attempt(task, study, job.runtime.until(job.deadline))
+        with claimed(folder, job.deadline) as ours:
+            if not ours:
+                return Outcome()
+            with _printing_to(folder / TASK_LOG):
+                print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}, process {os.getpid()}")
+                return _attempt(task, study, job.runtime.until(job.deadline))
     except (OSError, InputError) as error:
         return Outcome(failure=f"cannot write {folder}: {one_line(error)}")
 
