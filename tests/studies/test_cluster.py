@@ -22,13 +22,6 @@ from spkd.training.progress import Silent
 
 ray = pytest.importorskip("ray", exc_type=ImportError)
 
-pytestmark = pytest.mark.filterwarnings(
-    # Ray leaves files and sockets of the processes that it starts to the garbage collector.
-    "ignore:unclosed:ResourceWarning",
-    "ignore:subprocess .* is still running:ResourceWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-)
-
 CPU = Runtime(accelerator="cpu", checkpoint_seconds=0.05)
 
 

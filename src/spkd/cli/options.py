@@ -173,7 +173,7 @@ def reproduce_parser() -> ArgumentParser:
     _add_fields(parser, ReproduceOptions, "what")
     parser.add_argument("--redraw", action="store_true", help="only draw tables and figures anew, from the records")
     _add_fields(parser, RunnerOptions, "where")
-    _add_fields(parser, Runtime, "running")
+    _add_fields(parser, Runtime, "running", but=("tape",))
     out = "folder, which experiments may share: common networks are trained once (default: runs/reproduce-SCALE)"
     _add_text(parser.add_argument_group("where to"), "out", out)
     return parser

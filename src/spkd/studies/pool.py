@@ -151,6 +151,15 @@ class Pool:
         return variables
 
 
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, named as in ``CUDA_VISIBLE_DEVICES``; none where there is no CUDA."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
+
+
 @contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set variables for the processes that are started meanwhile."""
