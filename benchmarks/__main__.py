@@ -9,10 +9,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import loss, startup, step
+from benchmarks import loss, overhead, startup, step, tape, whole
 from spkd.training.run import hardware, software
 
-MEASUREMENTS = {"step": step.measure, "loss": loss.measure, "startup": startup.measure}
+MEASUREMENTS = {
+    "step": step.measure,
+    "overhead": overhead.measure,
+    "tape": tape.measure,
+    "whole": whole.measure,
+    "loss": loss.measure,
+    "startup": startup.measure,
+}
 
 
 def main() -> int:

@@ -1,70 +1,152 @@
-"""One training step, WRN-40-2 to WRN-16-1: the plain reference, ours, and the student alone."""
+"""One training step, WRN-40-2 to WRN-16-1: the plain reference, and the package's loop in every setting."""
 
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks.reference import PlainStep
 from benchmarks.timing import interleaved
+from spkd.data.images import MemoryImages
+from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.losses.methods import build_objective
-from spkd.losses.objective import Objective
 from spkd.losses.weights import LossWeights
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.inference import inference_form
 from spkd.models.wrn import WideResNet
 from spkd.taps import TapPair
+from spkd.training.devices import make_fabric
+from spkd.training.loop import Training
+from spkd.training.options import Runtime
+from spkd.training.progress import Silent
+from spkd.training.recipe import Precision, Recipe, TeacherPrecision
+from spkd.training.recording import Player
+from spkd.training.run_folder import RunFolder
+from spkd.training.tape import Manifest, Tape
+
+PAIR = TapPair("group3", "group3")
+Teacher = Literal["live", "taped", "none"]
+
+
+class Bench:
+    """Teacher, student and one batch, and steps of the package's own loop on them."""
+
+    def __init__(self, folder: Path, *, smoke: bool) -> None:
+        torch.manual_seed(0)
+        self.folder, self.batch = folder, 4 if smoke else 128
+        self.device = make_fabric(Runtime()).device
+        self.info = ModelInfo("wrn", tuple("0123456789"), 3, 32, Normalisation((0.0,) * 3, (1.0,) * 3))
+        self.teacher = WideResNet(10 if smoke else 40, 2).to(self.device)
+        self.student = WideResNet(10 if smoke else 16, 1).to(self.device)
+        pixels = torch.randint(0, 256, (2 * self.batch, 3, 32, 32), dtype=torch.uint8)
+        self.pixels = MemoryImages(pixels, torch.randint(10, (2 * self.batch,)))
+        self.images, self.targets = next(iter(self.stream().epoch(0)))
+        self.notes: dict[str, str] = {}
+
+    def stream(self) -> TrainStream:
+        return TrainStream(self.pixels, image_size=32, flip=True, batch_size=self.batch, seed=0, device=self.device)
+
+    def plain(self) -> Callable[[], Tensor]:
+        step = PlainStep(copy.deepcopy(self.student), copy.deepcopy(self.teacher), PAIR.teacher, 3000.0)
+        return lambda: step(self.images, self.targets)
+
+    def ours(
+        self,
+        name: str,
+        teacher: Teacher,
+        precision: Precision = "32-true",
+        teacher_precision: TeacherPrecision = "32-true",
+        *,
+        compiled: bool = False,
+    ) -> Callable[[], Tensor]:
+        """Return a step of the loop, which gives the loss."""
+        student: nn.Module = Classifier(copy.deepcopy(self.student), self.info).to(self.device)
+        if self.device.type == "cpu" or precision != "32-true":
+            student = student.to(memory_format=torch.channels_last)
+        objective = build_objective("none" if teacher == "none" else "sp", [PAIR], LossWeights())
+        frozen = None
+        if teacher != "none":
+            original = Classifier(copy.deepcopy(self.teacher), self.info).to(self.device).eval()
+            form = inference_form(
+                original, (PAIR.teacher,), self.images[:16], logits=False, precision=teacher_precision
+            )
+            frozen, self.notes[name] = form.network, form.note
+        distiller = Distiller(student, frozen, objective).to(self.device)
+        player = self._player(name, distiller) if teacher == "taped" else None
+        recipe = replace(Recipe(), precision=precision, batch_size=self.batch)
+        training = Training(
+            distiller,
+            self.stream(),
+            lambda network: 0.0,
+            recipe,
+            0,
+            name,
+            make_fabric(Runtime(), precision),
+            RunFolder(self.folder / name),
+            Silent(),
+            compiled=compiled,
+            player=player,
+        )
+        distiller.train()
+
+        def step() -> Tensor:
+            training.state.batch = 0
+            training._step(self.images, self.targets)
+            return torch.tensor(training.state.sums["total"] / training.state.images)
+
+        return step
+
+    def _player(self, name: str, distiller: Distiller) -> Player:
+        """Return a player of a tape on which the step is already recorded."""
+        tape = Tape(self.folder / f"tape {name}", Manifest({}, "float16", 2, "32-true", (), {}))
+        said = distiller.remember(self.images)
+        for term in distiller.objective.terms:
+            tape.add(term.memory, said[term.name], said[term.name])
+        tape.save()
+        Player(tape, distiller.objective, distiller, self.device)(0, self.images)
+        return Player(tape, distiller.objective, None, self.device)
 
 
 def measure(*, smoke: bool) -> dict[str, Any]:
-    """Return seconds of each kind of step, the ratios to the reference, and how far the losses lie apart."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    batch, rounds = (4, 1) if smoke else (128, 15)
-    torch.manual_seed(0)
-    teacher, student = WideResNet(10 if smoke else 40, 2).to(device), WideResNet(10 if smoke else 16, 1).to(device)
-    images, targets = torch.rand(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
-    info = ModelInfo("wrn", tuple("0123456789"), 3, 32, Normalisation((0.0,) * 3, (1.0,) * 3))
-    form = inference_form(Classifier(teacher, info).to(device).eval(), ("group3",), images[:16])
-    cheap, note = form.network, form.note
-    pairs = [TapPair("group3", "group3")]
-    distilled = Distiller(copy.deepcopy(student), cheap, build_objective("sp", pairs, LossWeights())).train()
-    alone = Distiller(copy.deepcopy(student), None, Objective()).train()
-    plain = PlainStep(student, teacher, "group3", 3000.0)
-    first = (float(plain(images, targets)), float(_step(distilled)(images, targets)))
-    functions: dict[str, Callable[[], object]] = {
-        "plain eager reference": lambda: plain(images, targets),
-        "spkd": _bound(_step(distilled), images, targets),
-        "student alone": _bound(_step(alone), images, targets),
-    }
-    timings = interleaved(functions, rounds=rounds)
-    reference = timings["plain eager reference"].median
+    """Return seconds of each kind of step, the ratios to the reference, and how far the first losses lie apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), smoke=smoke)
+        functions: dict[str, Callable[[], Tensor]] = {
+            "plain eager reference": bench.plain(),
+            "float32 throughout": bench.ours("float32", "live"),
+            "teacher bf16, student float32": bench.ours("teacher bf16", "live", "32-true", "bf16-true"),
+            "bf16-mixed": bench.ours("mixed", "live", "bf16-mixed", "bf16-true"),
+            "tape, student float32": bench.ours("tape", "taped"),
+            "tape, bf16-mixed": bench.ours("tape mixed", "taped", "bf16-mixed"),
+            "student alone, float32": bench.ours("alone", "none"),
+            "student alone, bf16-mixed": bench.ours("alone mixed", "none", "bf16-mixed"),
+        }
+        if not smoke:
+            functions["bf16-mixed, compiled"] = bench.ours("compiled", "live", "bf16-mixed", "bf16-true", compiled=True)
+        first = {name: float(function()) for name, function in functions.items()}
+        timings = interleaved(functions, rounds=1 if smoke else 15)
+    reference, alone = timings["plain eager reference"].median, timings["student alone, float32"].median
     return {
-        "what": f"one step, batch {batch}, float32, {device.type}",
-        "teacher": note,
+        "what": f"one step, batch {bench.batch}, {bench.device.type}",
+        "teacher": bench.notes,
         "seconds": {name: vars(timing) for name, timing in timings.items()},
         "reference_over": {name: reference / timing.median for name, timing in timings.items()},
-        "relative_difference_of_the_first_loss": abs(first[1] - first[0]) / abs(first[0]),
+        "tape_over_alone": {
+            "float32": timings["tape, student float32"].median / alone,
+            "bf16-mixed": timings["tape, bf16-mixed"].median / timings["student alone, bf16-mixed"].median,
+        },
+        "images_per_second": {name: bench.batch / timing.median for name, timing in timings.items()},
+        "relative_difference_of_the_first_loss": {
+            name: abs(value / first["plain eager reference"] - 1)
+            for name, value in first.items()
+            if not name.startswith("student alone")
+        },
     }
-
-
-def _step(distiller: Distiller) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-
-    def step(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        total = distiller(images, targets).total
-        total.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return total.detach()
-
-    return step
-
-
-def _bound(
-    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], images: torch.Tensor, targets: torch.Tensor
-) -> Callable[[], object]:
-    return lambda: step(images, targets)

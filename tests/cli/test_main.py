@@ -59,6 +59,8 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["compare", "--seeds", "0"], "--seeds must be at least 1"),
         (["compare", "--methods", "sp", "sp"], "'sp' twice"),
         (["compare", "--jobs", "0"], "--jobs must be at least 1"),
+        (["compare", "--jobs_per_gpu", "0"], "--jobs_per_gpu must be at least 1"),
+        (["status", "no/such/folder"], "no/such/folder holds no study"),
         (["evaluate", "no/such/folder"], "no/such/folder"),
         (["export", "no/such/folder"], "no/such/folder"),
         (["taps", "--student", "wrn-10-1", "--teacher", "wrn-16-1", "--taps", "group4=group3"], "group4"),
@@ -113,7 +115,9 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
         main([command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    shared = ["--config", "--print_config", "--debug", "--data", "--data_root", "--image_size"]
+    shared = ["--config", "--print_config", "--debug"]
+    if command != "status":
+        shared += ["--data", "--data_root", "--image_size"]
     of_training = [
         "--epochs",
         "--batch_size",
@@ -149,7 +153,9 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
             "--taps",
             "--seeds",
             "--out",
+            *("--jobs", "--jobs_per_gpu", "--ray", "--retry_failed"),
         ],
+        "status": [],
         "evaluate": ["--teacher", "--per_class", "--accelerator"],
         "taps": ["--teacher", "--student", "--taps"],
         "export": ["--format", "--out"],

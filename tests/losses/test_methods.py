@@ -148,7 +148,7 @@ def test_own_loss_from_a_module() -> None:
         ("sp+kd?alpha=0", "the term kd .* has weight 0"),
         ("sp+kd+sp", r"'sp' 2 times"),
         ("sp?weight=1+sp?weight=2", r"'sp' 2 times"),
-        ("sp?wieght=2", r"no argument 'wieght'; it takes weight\. Did you mean 'weight'"),
+        ("sp?wieght=2", r"no argument 'wieght'; it takes weight and layers\. Did you mean 'weight'"),
         ("kd?weight=2", r"no argument 'weight'; it takes alpha and temperature"),
         ("sp?weight=big", r"weight of the term sp must be a number, got 'big'"),
         ("sp?weight=true", r"weight of the term sp must be a number, got True"),
@@ -217,3 +217,14 @@ def test_labels() -> None:
     assert method_label("package.Module:Loss") == "package.Module:Loss"
     with pytest.raises(InputError, match="unknown term"):
         method_label("spkd")
+
+
+def test_a_term_may_compare_the_last_pair_only() -> None:
+    pairs = [TapPair("a", "b"), TapPair("c", "d")]
+    objective = build_objective("at+sp?layers=last&weight=7", pairs, LossWeights())
+    assert [(term.name, term.weight) for term in objective.terms] == [("at/a", 1000), ("at/c", 1000), ("sp", 7)]
+    assert objective.terms[-1].loss.pairs == (pairs[-1],)
+    with pytest.raises(InputError, match="layers of the term sp must be all or last, got 'first'"):
+        build_objective("sp?layers=first", pairs, LossWeights())
+    with pytest.raises(InputError, match=r"kd has no argument 'layers'; it takes alpha and temperature\."):
+        build_objective("kd?layers=last", pairs, LossWeights())

@@ -13,6 +13,8 @@ from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.files import write_text_atomically
 from spkd.losses.weights import LossWeights
+from spkd.studies.options import RunnerOptions
+from spkd.studies.scales import ReproduceOptions
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe
 
@@ -82,7 +84,7 @@ def compare(options: Namespace) -> int:
         seeds=options.seeds,
         out=out,
         runtime=_runtime(options),
-        jobs=options.jobs,
+        options=RunnerOptions(**_pick(RunnerOptions, options)),
         overwrite=options.overwrite,
         default_teacher=DEFAULT_TEACHER,
         command=shlex.join(["spkd", *sys.argv[1:]]),
@@ -93,6 +95,17 @@ def compare(options: Namespace) -> int:
     write_comparison_figure(comparison, out / "comparison.png")
     write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
     print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
+    return 0
+
+
+def status(options: Namespace) -> int:
+    """Show where a study stands."""
+    from spkd.report.status import status_table, status_text
+    from spkd.studies.state import study_state
+
+    states = study_state(Path(options.folder))
+    _print(status_table(states))
+    print(status_text(states))
     return 0
 
 
@@ -169,6 +182,39 @@ def export(options: Namespace) -> int:
     )
     print(f"written: {report.path}")
     return 0
+
+
+def reproduce(options: Namespace) -> int:
+    """Run an experiment of the paper, or list them."""
+    from spkd.report.grid import grid_table
+    from spkd.report.reproduction import experiments_grid, write_report
+    from spkd.studies.reproduction import experiment_named, reproduce
+    from spkd.training.progress import display
+
+    if options.name is None:
+        _print(grid_table(experiments_grid()))
+        return 0
+    experiment_named(options.name)
+    out = Path(options.out or f"runs/reproduce-{options.name}-{options.scale}")
+    state = None
+    if not options.redraw:
+        state = reproduce(
+            options.name,
+            ReproduceOptions(**{**_pick(ReproduceOptions, options), "only": tuple(options.only)}),
+            out,
+            runner=RunnerOptions(**_pick(RunnerOptions, options)),
+            runtime=_runtime(options),
+            display=display(),
+            command=shlex.join(["spkd", *sys.argv[1:]]),
+        )
+    report = write_report(out)
+    _print(grid_table(report.main))
+    for text in report.findings:
+        print(text)
+    print(f"written: {out / 'report.md'}, records.csv, tables/, figures/")
+    if state is not None:
+        state.raise_failure(out)
+    return _stopped("the same command goes on") if state is not None and state.missing else 0
 
 
 def _request(options: Namespace, model: str, seed: int) -> Request:

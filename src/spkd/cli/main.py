@@ -5,32 +5,49 @@ Nothing heavy is imported before a command runs, so that help and mistakes are a
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from spkd import __version__
 from spkd.cli import commands, options
 from spkd.errors import InputError, RunFailed, nearest
+from spkd.training.devices import is_follower, is_launched
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its line in the list, its options, what it does, and what adds its actions where it has any."""
+    """A command: its line in the list, its options, what it does, and what adds its actions where it has any.
+
+    One that ``divides_batches`` runs in as many processes as ``--devices`` says.
+    """
 
     summary: str
     parser: Callable[[], ArgumentParser]
     call: Callable[[Namespace], int]
     actions: Callable[[ArgumentParser], None] | None = None
+    divides_batches: bool = False
 
 
 COMMANDS: Mapping[str, Command] = {
-    "distill": Command("train a small network with the help of a large one", options.distill_parser, commands.distill),
-    "train": Command("train a network alone", options.train_parser, commands.train),
+    "distill": Command(
+        "train a small network with the help of a large one",
+        options.distill_parser,
+        commands.distill,
+        divides_batches=True,
+    ),
+    "train": Command("train a network alone", options.train_parser, commands.train, divides_batches=True),
     "compare": Command("methods against each other, over seeds", options.compare_parser, commands.compare),
+    "reproduce": Command(
+        "the paper's experiments, with their tables and figures", options.reproduce_parser, commands.reproduce
+    ),
+    "status": Command("where a comparison or another study stands", options.status_parser, commands.status),
     "tape": Command(
         "what a teacher says, recorded once and played to many",
         options.tape_parser,
@@ -68,7 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _call(given: Sequence[str]) -> int:
     parsed = _parser().parse_args(list(given))
-    return COMMANDS[parsed.command].call(parsed[parsed.command])
+    options = parsed[parsed.command]
+    if COMMANDS[parsed.command].divides_batches and options.devices > 1 and not is_launched():
+        from spkd.training.launch import launch
+
+        return launch(main, given, options.devices)
+    with contextlib.ExitStack() as stack:
+        if is_follower():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        return COMMANDS[parsed.command].call(options)
 
 
 def _fail(line: str, code: int) -> int:

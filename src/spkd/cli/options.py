@@ -13,6 +13,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from spkd.data.options import DataOptions
 from spkd.losses.weights import LossWeights
+from spkd.studies.options import RunnerOptions
+from spkd.studies.scales import ReproduceOptions
 from spkd.training.options import Runtime
 from spkd.training.recipe import PRESETS, Recipe
 
@@ -69,10 +71,10 @@ def compare_parser() -> ArgumentParser:
     methods = ["none", "kd", "at", "sp", "sp+kd"]
     group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=_METHOD)
     group.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
-    group.add_argument("--jobs", type=int | None, help="runs at a time (default: one per processor core; one on a GPU)")
     _add_fields(parser, DataOptions, "images")
-    _add_training(parser, seed=False)
+    _add_training(parser, seed=False, but=("tape",))
     _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
+    _add_fields(parser, RunnerOptions, "where the runs are carried out")
     group = parser.add_argument_group("where to")
     _add_text(group, "out", "folder of the comparison (default: runs/compare-DATA)")
     group.add_argument("--overwrite", action="store_true", help="run again what has finished")
@@ -124,6 +126,13 @@ def evaluate_parser() -> ArgumentParser:
     return parser
 
 
+def status_parser() -> ArgumentParser:
+    """Return the options of ``spkd status``."""
+    parser = _new_parser("Show where a study stands: what is done, running, failed or missing.")
+    parser.add_argument("folder", type=str, help="of a comparison or another study")
+    return parser
+
+
 def taps_parser() -> ArgumentParser:
     """Return the options of ``spkd taps``."""
     parser = _new_parser("Show the layers of teacher and student that can be compared, and the pairs chosen.")
@@ -145,6 +154,21 @@ def export_parser() -> ArgumentParser:
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"
     )
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True)
+    return parser
+
+
+def reproduce_parser() -> ArgumentParser:
+    """Return the options of ``spkd reproduce``."""
+    parser = _new_parser(
+        "Run one of the paper's experiments, and write its records, tables and figures. Without a name the experiments "
+        "are listed. What has finished is not repeated when the command is called again."
+    )
+    parser.add_argument("name", type=str | None, nargs="?", help="which experiment")
+    _add_fields(parser, ReproduceOptions, "what")
+    parser.add_argument("--redraw", action="store_true", help="only draw tables and figures anew, from the records")
+    _add_fields(parser, RunnerOptions, "where")
+    _add_fields(parser, Runtime, "running")
+    _add_text(parser.add_argument_group("where to"), "out", "folder (default: runs/reproduce-NAME-SCALE)")
     return parser
 
 
@@ -190,7 +214,8 @@ def _add_fields(
             group.add_argument(option, action="store_true", default=default, help=text)
         else:
             many = typing.get_origin(hint) is tuple
-            kind = float if many else hint
+            kind = typing.get_args(hint)[0] if many else hint
+            default = list(default) if many and default is not None else default
             nargs = "+" if many else None
             group.add_argument(option, type=kind | None if optional else kind, default=default, nargs=nargs, help=text)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from spkd.data.digits import load_digits
 from spkd.data.folder import load_folder
 from spkd.data.images import ImageData
+from spkd.data.kept import kept
 from spkd.data.options import DataOptions
+from spkd.data.splits import hold_out
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
+from spkd.imports import split_arguments
 
 
 def load_data(options: DataOptions) -> ImageData:
@@ -18,21 +23,51 @@ def load_data(options: DataOptions) -> ImageData:
 
     ``digits`` and torchvision's names go before folders of the same name; ``./name`` is always a folder.
     Other spellings of the names (``CIFAR-10``) do where there is no such folder. A folder is looked for in
-    the working folder, then in ``data_root``.
+    the working folder, then in ``data_root``. A torchvision set's name may have arguments, as in
+    ``dtd?partition=3``.
 
     Raises:
-        InputError: when there is no such set or folder, or it cannot be used; see
-            :func:`spkd.data.folder.load_folder` and :func:`spkd.data.vision_sets.load_vision_set`.
+        InputError: when there is no such set or folder, it cannot be used, or it has fewer training images than
+            are asked for; see :func:`spkd.data.folder.load_folder` and
+            :func:`spkd.data.vision_sets.load_vision_set`.
     """
-    name = options.data
+    return kept(options, _load)
+
+
+def _load(options: DataOptions) -> ImageData:
+    data = _load_whole(options)
+    return data if options.train_images is None else _with_fewer(data, options.train_images)
+
+
+def _load_whole(options: DataOptions) -> ImageData:
+    name: str = options.data
+    arguments: Mapping[str, object] = {}
     if not Path(name).is_dir():
+        name, arguments = split_arguments(name)
         name = name.lower().replace("-", "").replace("_", "")
-    if name == "digits":
+    if name == "digits" and not arguments:
         return load_digits()
     if name in VISION_SETS:
         root = Path(options.data_root or DEFAULT_ROOT).expanduser()
-        return load_vision_set(name, root, download=options.download, skip_bad_images=options.skip_bad_images)
+        return load_vision_set(
+            name, root, arguments=arguments, download=options.download, skip_bad_images=options.skip_bad_images
+        )
     return load_folder(_find_folder(options), skip_bad_images=options.skip_bad_images)
+
+
+def _with_fewer(data: ImageData, count: int) -> ImageData:
+    """Return the data with ``count`` of the training images, stratified, the same at every call."""
+    total = len(data.train)
+    if count == total:
+        return data
+    if not len(data.classes) <= count <= total - len(data.classes):
+        raise InputError(
+            f"train_images: expected from {len(data.classes)} to {total - len(data.classes)} of the {total} training "
+            f"images of {data.name}, which has {len(data.classes)} classes, got {count}"
+        )
+    _, chosen = hold_out(data.train.targets, count, data.classes)
+    note = f"training set: {len(chosen)} of the {total} images, chosen by a fixed seed, stratified by class"
+    return replace(data, train=data.train.select(chosen), notes=(*data.notes, note))
 
 
 def _find_folder(options: DataOptions) -> Path:

@@ -12,11 +12,14 @@ class DataOptions:
     """Which images to use, and how to read them.
 
     Args:
-        data: 'digits' (embedded), a torchvision set by name (cifar10, dtd, ...), or a folder of images.
+        data: 'digits' (embedded), a torchvision set by name (cifar10, dtd, dtd?partition=3, ...), or a folder of
+            images.
         data_root: folder in which torchvision's sets lie, or below which a folder is looked for
             (default for torchvision's sets: ./data).
         image_size: side length in pixels that the networks see (default: from the weights or the images).
         download: download a torchvision set that is not there.
+        train_images: use only so many of the training images, every class with its share, always the same ones
+            (default: all).
         skip_bad_images: leave out images that cannot be read, and count them, instead of stopping.
         workers: processes that read image files; the batches do not depend on it.
     """
@@ -24,6 +27,7 @@ class DataOptions:
     data: str = "digits"
     data_root: str | None = None
     image_size: int | None = None
+    train_images: int | None = None
     download: bool = False
     skip_bad_images: bool = False
     workers: int = 2
@@ -33,5 +37,7 @@ class DataOptions:
             raise InputError("data: expected 'digits', a data set's name or a folder, got an empty text")
         if self.image_size is not None and not 2 <= self.image_size <= 4096:
             raise InputError(f"image_size: expected a side length from 2 to 4096 pixels, got {self.image_size}")
+        if self.train_images is not None and self.train_images < 2:
+            raise InputError(f"train_images: expected 2 images or more, got {self.train_images}")
         if self.workers < 0:
             raise InputError(f"workers: expected 0 or more processes, got {self.workers}")

@@ -54,9 +54,14 @@ class TrainStream:
         seed: of the order and the augmentation.
         device: where the batches are wanted.
         workers: processes that read files (0: this one); without effect on images in memory.
+        part: which part of every batch is given, and in how many parts it is divided; they differ by at most one image.
+
+    Attributes:
+        batches_per_epoch: how many batches an epoch has.
+        last_batch_size: images in the last batch of an epoch, all parts together.
 
     Raises:
-        InputError: when the batch size is below 1 or above the number of images.
+        InputError: when the batch size is below 1 or above the number of images, or a batch cannot be divided.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class TrainStream:
         seed: int,
         device: torch.device,
         workers: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
@@ -85,15 +91,25 @@ class TrainStream:
         self._seed = seed
         self._device = device
         self._workers = workers
+        self._part, self._parts = part
         full, left = divmod(len(images), batch_size)
         self.batches_per_epoch = full + (left > 1)
         self.last_batch_size = left if left > 1 else batch_size
+        if min(batch_size, self.last_batch_size) < self._parts:
+            raise InputError(
+                f"batch_size: with {batch_size} an epoch's last batch has {self.last_batch_size} images, too few for "
+                f"{self._parts} processes; try --batch_size {batch_size - 1}"
+            )
         if isinstance(images, MemoryImages):
             # Enlarged only after the crop, so that 32x32 images for a 224x224 network still fit in memory.
             self._crop_size = min(images.size, image_size)
             small = resize(images.pixels, self._crop_size)
             self._padded = pad_reflect(small.to(device), padding(self._crop_size))
             self._targets = images.targets.to(device)
+
+    def size(self, batch: int) -> int:
+        """Return how many images a batch of an epoch has, all parts together."""
+        return self.last_batch_size if batch == self.batches_per_epoch - 1 else self._batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the batches of one epoch.
@@ -114,7 +130,8 @@ class TrainStream:
             raise InputError(f"start: expected 0 to {self.batches_per_epoch} batches, got {start}")
         generator = torch.Generator().manual_seed(mixed_seed(_ORDER, self._seed, epoch))
         order = torch.randperm(len(self._images), generator=generator)
-        batches = _parts(order, self._batch_size)[start : self.batches_per_epoch]
+        whole = _parts(order, self._batch_size)[start : self.batches_per_epoch]
+        batches = [torch.tensor_split(batch, self._parts)[self._part] for batch in whole]
         if isinstance(self._images, MemoryImages):
             return self._from_memory(batches, mixed_seed(_CROPS, self._seed, epoch))
         views = _TrainViews(self._images, self._image_size, self._flip, self._seed, epoch)

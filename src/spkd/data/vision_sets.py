@@ -16,7 +16,7 @@ from spkd.data.checked_files import SMALL, open_files
 from spkd.data.decoding import reason
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics
 from spkd.data.splits import complete_splits
-from spkd.errors import InputError
+from spkd.errors import InputError, nearest
 
 DEFAULT_ROOT = "data"
 """Folder, in the working folder, in which sets are looked for unless another is given."""
@@ -33,6 +33,8 @@ class VisionSet:
         val: those for validation images, None when it has none.
         test: those for test images, None when it has none.
         flip: whether an image and its mirror image are of one class.
+        partitions: how many standard divisions into training, validation and test images it comes with.
+        checksums: whether torchvision compares the files with checksums whenever it opens them.
     """
 
     class_name: str
@@ -41,15 +43,17 @@ class VisionSet:
     val: Mapping[str, object] | None = None
     test: Mapping[str, object] | None = field(default_factory=lambda: {"split": "test"})
     flip: bool = True
+    partitions: int = 1
+    checksums: bool = False
 
 
 _TRAIN, _TEST = {"train": True}, {"train": False}
 
 VISION_SETS: Mapping[str, VisionSet] = {
-    "cifar10": VisionSet("CIFAR10", "cifar-10-batches-py", _TRAIN, None, _TEST),
-    "cifar100": VisionSet("CIFAR100", "cifar-100-python", _TRAIN, None, _TEST),
+    "cifar10": VisionSet("CIFAR10", "cifar-10-batches-py", _TRAIN, None, _TEST, checksums=True),
+    "cifar100": VisionSet("CIFAR100", "cifar-100-python", _TRAIN, None, _TEST, checksums=True),
     "country211": VisionSet("Country211", "country211", val={"split": "valid"}),
-    "dtd": VisionSet("DTD", "dtd/dtd", val={"split": "val"}),
+    "dtd": VisionSet("DTD", "dtd/dtd", val={"split": "val"}, partitions=10),
     "eurosat": VisionSet("EuroSAT", "eurosat/2750", {}, None, None),
     "fashionmnist": VisionSet("FashionMNIST", "FashionMNIST/raw", _TRAIN, None, _TEST),
     "fgvcaircraft": VisionSet("FGVCAircraft", "fgvc-aircraft-2013b", val={"split": "val"}),
@@ -68,30 +72,43 @@ VISION_SETS: Mapping[str, VisionSet] = {
 """The sets that :func:`load_vision_set` knows."""
 
 
-def load_vision_set(name: str, root: Path, *, download: bool = False, skip_bad_images: bool = False) -> ImageData:
+def load_vision_set(
+    name: str,
+    root: Path,
+    *,
+    arguments: Mapping[str, object] | None = None,
+    download: bool = False,
+    skip_bad_images: bool = False,
+) -> ImageData:
     """Load one of ``VISION_SETS`` from ``root``, where torchvision keeps it or would download it to.
 
     A set's own validation images are used where it has them; what it lacks is cut from its training images
-    (see :func:`spkd.data.splits.complete_splits`). DTD is its first standard partition.
+    (see :func:`spkd.data.splits.complete_splits`).
 
     Args:
         name: a key of ``VISION_SETS``.
         root: the folder that holds the set's own folder.
+        arguments: ``partition`` (from 1, the default) of a set that comes divided in several ways; ``verify``,
+            which is false for CIFAR files that are not the original ones (a subset in the same format, say) and
+            lets them pass without the checksums of those.
         download: fetch what is not there.
         skip_bad_images: leave out files that cannot be read instead of stopping.
 
     Raises:
-        InputError: when the set is not there or damaged, cannot be downloaded, or holds a file that cannot be
-            read.
+        InputError: when the set is not there or damaged, cannot be downloaded, holds a file that cannot be
+            read, or has no such argument.
     """
     vision_set = VISION_SETS[name]
+    given = dict(arguments or {})
+    _check_arguments(name, given)
+    verify = bool(given.pop("verify", True))
     parts: dict[str, Images] = {}
     notes: list[str] = []
     classes: tuple[str, ...] = ()
-    for split, arguments in (("train", vision_set.train), ("val", vision_set.val), ("test", vision_set.test)):
-        if arguments is None:
+    for split, own_arguments in (("train", vision_set.train), ("val", vision_set.val), ("test", vision_set.test)):
+        if own_arguments is None:
             continue
-        dataset = _make(name, root, arguments, download)
+        dataset = _make(name, root, {**own_arguments, **given}, download, verify)
         parts[split], split_notes = _contents(dataset, skip_bad_images)
         notes.extend(split_notes)
         classes = classes or _class_names(dataset, parts[split])
@@ -99,7 +116,7 @@ def load_vision_set(name: str, root: Path, *, download: bool = False, skip_bad_i
     train = splits.train
     mean, std = channel_statistics(train)
     return ImageData(
-        name=name,
+        name=_full_name(name, arguments or {}),
         classes=classes,
         channels=train.pixels.shape[1] if isinstance(train, MemoryImages) else 3,
         train=train,
@@ -113,7 +130,41 @@ def load_vision_set(name: str, root: Path, *, download: bool = False, skip_bad_i
     )
 
 
-def _make(name: str, root: Path, arguments: Mapping[str, object], download: bool) -> Any:
+def _check_arguments(name: str, given: Mapping[str, object]) -> None:
+    vision_set = VISION_SETS[name]
+    known = {"partition": vision_set.partitions > 1, "verify": vision_set.checksums}
+    if unknown := [argument for argument in given if not known.get(argument)]:
+        takes = " and ".join(argument for argument, taken in known.items() if taken) or "no argument"
+        raise InputError(f"data: {name} has no argument {unknown[0]!r}; it takes {takes}.{nearest(unknown[0], known)}")
+    partition = given.get("partition", 1)
+    if type(partition) is not int or not 1 <= partition <= vision_set.partitions:
+        raise InputError(
+            f"data: the partition of {name} must be from 1 to {vision_set.partitions}, got {partition!r}; "
+            f"write {name}?partition=1, say"
+        )
+    if not isinstance(given.get("verify", True), bool):
+        raise InputError(f"data: verify of {name} must be true or false, got {given['verify']!r}")
+
+
+def _full_name(name: str, arguments: Mapping[str, object]) -> str:
+    """Return the name with its arguments, as it is given.
+
+    >>> _full_name("dtd", {"partition": 3}), _full_name("cifar10", {"verify": False})
+    ('dtd?partition=3', 'cifar10?verify=false')
+    """
+    written = "&".join(f"{argument}={str(value).lower()}" for argument, value in arguments.items())
+    return f"{name}?{written}" if written else name
+
+
+def _without_checksums(dataset_class: Any) -> Any:
+    """Return a CIFAR class that asks of its files only that they are there."""
+    files = {
+        listed: [(file, None) for file, _ in getattr(dataset_class, listed)] for listed in ("train_list", "test_list")
+    }
+    return type(dataset_class.__name__, (dataset_class,), {**files, "meta": {**dataset_class.meta, "md5": None}})
+
+
+def _make(name: str, root: Path, arguments: Mapping[str, object], download: bool, verify: bool) -> Any:
     """Make torchvision's data set object, with its failures told in one line."""
     from torchvision import datasets
 
@@ -127,10 +178,12 @@ def _make(name: str, root: Path, arguments: Mapping[str, object], download: bool
         failure = f"data: {name} could not be loaded, expected {place}"
         if Path(name).is_dir():
             advice += f"; for the folder {name} here say --data ./{name}"
+    dataset_class = getattr(datasets, vision_set.class_name)
     try:
         # Results go to stdout, so what torchvision prints there must not.
         with contextlib.redirect_stdout(sys.stderr):
-            return getattr(datasets, vision_set.class_name)(str(root), download=download, **arguments)
+            made = dataset_class if verify else _without_checksums(dataset_class)
+            return made(str(root), download=download, **arguments)
     except Exception as error:  # downloads, archives, pickles and label files each fail in their own ways
         why = "nothing is there" if not download and not place.exists() else reason(error)
         raise InputError(f"{failure} ({why}); {advice}") from error

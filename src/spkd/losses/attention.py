@@ -25,8 +25,8 @@ class AttentionTransferLoss(DistillationLoss):
             brought to one size.
     """
 
-    reads_teacher_logits = False
     mean_over_images = True
+    reads_teacher_logits = False
 
     def __init__(self, pair: TapPair) -> None:
         super().__init__()

@@ -38,8 +38,8 @@ class DistillationLoss(nn.Module, ABC):
     """
 
     pairs: tuple[TapPair, ...] = ()
-    reads_teacher_logits: bool = True
     mean_over_images: bool = False
+    reads_teacher_logits: bool = True
 
     @abstractmethod
     def remember(self, teacher: Activations) -> Tensor:

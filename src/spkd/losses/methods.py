@@ -43,6 +43,8 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
 
     - ``sp``, similarity-preserving loss, weight γ; ``sp?weight=1000`` sets it in place.
     - ``at``, attention transfer, weight β; ``at?weight=10``.
+    - ``sp?layers=last`` and ``at?layers=last`` compare the last of the pairs only, where another term is to compare
+      them all.
     - ``kd``, soft targets, weight α, and cross-entropy then has 1 - α (otherwise 1);
       ``kd?alpha=0.5&temperature=2``.
     - ``package.module:Class`` or ``path/file.py:Class``, a :class:`DistillationLoss` of your own, with
@@ -71,7 +73,7 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
     for request in _read(method):
         if request.name in _BUILT_IN:
             used = _weights_for(request, weights)
-            terms += _built_in_terms(request.name, pairs, used)
+            terms += _built_in_terms(request.name, _pairs_for(request, pairs), used)
             if request.name == "kd":
                 cross_entropy = 1 - used.alpha
         else:
@@ -171,14 +173,25 @@ def _weights_for(request: _Request, weights: LossWeights) -> LossWeights:
     """Return ``weights`` with what stands after the term's "?"."""
     fields = _BUILT_IN[request.name]
     changed: dict[str, float] = {}
+    known = list(fields) if request.name == "kd" else [*fields, "layers"]
     for name, value in request.arguments.items():
-        if name not in fields:
+        if name not in known:
             raise InputError(
-                f"the term {request.name} has no argument {name!r}; it takes {' and '.join(fields)}."
-                f"{nearest(name, fields)}"
+                f"the term {request.name} has no argument {name!r}; it takes {' and '.join(known)}."
+                f"{nearest(name, known)}"
             )
+        if name == "layers":
+            continue
         changed[fields[name]] = _number(request.name, name, value)
     return replace(weights, **changed)
+
+
+def _pairs_for(request: _Request, pairs: Sequence[TapPair]) -> Sequence[TapPair]:
+    """Return the pairs that a built-in term compares: all, or with ``layers=last`` the last."""
+    layers = request.arguments.get("layers", "all")
+    if layers not in ("all", "last"):
+        raise InputError(f"layers of the term {request.name} must be all or last, got {layers!r}")
+    return pairs[-1:] if layers == "last" else pairs
 
 
 def _number(term: str, name: str, value: object) -> float:

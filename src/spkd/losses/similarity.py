@@ -20,8 +20,8 @@ class SimilarityPreservingLoss(DistillationLoss):
         pair: the student's layer and the teacher's, of any shape ``(b, ...)``.
     """
 
-    reads_teacher_logits = False
     mean_over_images = True
+    reads_teacher_logits = False
 
     def __init__(self, pair: TapPair) -> None:
         super().__init__()

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from spkd.errors import InputError
-from spkd.files import write_atomically
+from spkd.report.drawing import COLOURS, GREY, write_figure
 from spkd.report.tables import p_value_text
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow
 
-# Okabe and Ito (2008), distinguishable with any colour vision; grey first, for the student alone.
-_GREY = "#6E6E6E"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DOTS_AT, _MEAN_AT = -0.08, 0.24  # beside each other, so that neither covers the other
 _KEY = "dots: one seed each    diamond: mean ± s.e.m.    p: paired t-test against none"
 _LABEL_WIDTH = 15
@@ -44,31 +39,60 @@ def comparison_figure(comparison: Comparison) -> Figure:
     if not comparison.rows:
         raise InputError("comparison: expected at least one method to draw, got none; has any run finished?")
     with style.context("default"):
-        labels = [_label(row) for row in comparison.rows]
-        width = max(5.2, 1.6 + 1.25 * len(labels))
-        height = 3.7 + 0.17 * max(label.count("\n") + 1 for label in labels)
+        width, height = _panel_size(comparison)
         figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
-        axes = figure.add_subplot()
-        seeds = sorted({seed for row in comparison.rows for seed in row.seeds})
-        for column, row in enumerate(comparison.rows):
-            _draw_row(axes, column, row, _colour(comparison, row), seeds)
-        _draw_teacher(axes, comparison)
-        axes.set_xticks(range(len(labels)), labels)
-        axes.set_xlim(-0.6, len(labels) - 0.4)
-        axes.set_ylabel("test error (%)", fontsize=11)
+        _draw_panel(figure.add_subplot(), comparison, int(11 * width))
         figure.supxlabel(_KEY, fontsize=8.5, color="#444444")
-        axes.set_title("\n".join(textwrap.wrap(comparison.title, int(11 * width))).replace("$", r"\$"), fontsize=11)
-        axes.tick_params(axis="x", length=0, labelsize=10)
-        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def comparisons_figure(comparisons: Sequence[Comparison], columns: int = 3) -> Figure:
+    """Draw several comparisons beside each other, each as :func:`comparison_figure` does.
+
+    Raises:
+        InputError: when none of them has a row.
+    """
+    drawn = [comparison for comparison in comparisons if comparison.rows]
+    if not drawn:
+        raise InputError("comparisons: expected at least one with a method to draw, got none; has any run finished?")
+    if len(drawn) == 1:
+        return comparison_figure(drawn[0])
+    across = min(columns, len(drawn))
+    down = -(-len(drawn) // across)
+    sizes = [_panel_size(comparison) for comparison in drawn]
+    width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    with style.context("default"):
+        figure = Figure(figsize=(across * width, down * height), dpi=160, layout="constrained")
+        for place, comparison in enumerate(drawn):
+            _draw_panel(figure.add_subplot(down, across, place + 1), comparison, int(11 * width))
+        figure.supxlabel(_KEY, fontsize=10, color="#444444")
+    return figure
+
+
+def _panel_size(comparison: Comparison) -> tuple[float, float]:
+    """Return width and height in inches."""
+    labels = [_label(row) for row in comparison.rows]
+    return max(5.2, 1.6 + 1.25 * len(labels)), 3.7 + 0.17 * max(label.count("\n") + 1 for label in labels)
+
+
+def _draw_panel(axes: Axes, comparison: Comparison, title_width: int) -> None:
+    labels = [_label(row) for row in comparison.rows]
+    seeds = sorted({seed for row in comparison.rows for seed in row.seeds})
+    for column, row in enumerate(comparison.rows):
+        _draw_row(axes, column, row, _colour(comparison, row), seeds)
+    _draw_teacher(axes, comparison)
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.set_ylabel("test error (%)", fontsize=11)
+    axes.set_title("\n".join(textwrap.wrap(comparison.title, title_width)).replace("$", r"\$"), fontsize=11)
+    axes.tick_params(axis="x", length=0, labelsize=10)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def write_comparison_figure(comparison: Comparison, path: Path) -> tuple[Path, Path]:
     """Draw the comparison into ``path`` with the suffix ``.png``, and beside it with ``.svg``.
-
-    The same comparison gives the same files: no date is written, and an SVG's ids are not random.
 
     Returns:
         The paths of the PNG and the SVG.
@@ -76,16 +100,7 @@ def write_comparison_figure(comparison: Comparison, path: Path) -> tuple[Path, P
     Raises:
         InputError: for a comparison without rows, or a folder that cannot be written.
     """
-    figure = comparison_figure(comparison)
-    # Not with_suffix, which would cut a name such as "v1.2" short.
-    stem = path.name.removesuffix(".png").removesuffix(".svg")
-    png, svg = path.parent / f"{stem}.png", path.parent / f"{stem}.svg"
-    with style.context("default"), matplotlib.rc_context({"svg.hashsalt": "spkd"}):
-        FigureCanvasAgg(figure)
-        write_atomically(png, lambda file: figure.savefig(file, metadata={"Software": "spkd"}))
-        FigureCanvasSVG(figure)
-        write_atomically(svg, lambda file: figure.savefig(file, metadata={"Date": None, "Creator": "spkd"}))
-    return png, svg
+    return write_figure(comparison_figure(comparison), path)
 
 
 def _draw_row(axes: Axes, column: int, row: ComparisonRow, colour: str, seeds: list[int]) -> None:
@@ -138,9 +153,9 @@ def _draw_teacher(axes: Axes, comparison: Comparison) -> None:
 
 def _colour(comparison: Comparison, row: ComparisonRow) -> str:
     if row.method == BASELINE:
-        return _GREY
+        return GREY
     others = [other.method for other in comparison.rows if other.method != BASELINE]
-    return _COLOURS[others.index(row.method) % len(_COLOURS)]
+    return COLOURS[others.index(row.method) % len(COLOURS)]
 
 
 def _label(row: ComparisonRow) -> str:

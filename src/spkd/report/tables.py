@@ -50,19 +50,19 @@ def comparison_markdown(comparison: Comparison) -> str:
 def _cells(row: ComparisonRow) -> tuple[str, ...]:
     interval = NOT_KNOWN
     if row.interval is not None:
-        interval = f"{_signed(row.interval[0])} to {_signed(row.interval[1])}"
+        interval = f"{signed(row.interval[0])} to {signed(row.interval[1])}"
     return (
         row.method,
         str(len(row.seeds)),
         f"{row.median:.2f}",
         f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}",
-        NOT_KNOWN if row.difference_to_none is None else _signed(row.difference_to_none),
+        NOT_KNOWN if row.difference_to_none is None else signed(row.difference_to_none),
         interval,
         p_value_text(row.p_value),
     )
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     """Return two decimals with a sign and a true minus; what rounds to zero has no sign."""
     text = f"{value:+.2f}".replace("-", "−")
     return "0.00" if text in ("+0.00", "−0.00") else text

@@ -1,25 +1,15 @@
-"""Every method with every seed, in a pool of processes, and what came of it."""
+"""Every method with every seed, as a study, and what came of it."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from spkd.data.decoding import usable_cpus
-from spkd.errors import InputError, RunFailed, one_line
+from spkd.errors import InputError
 from spkd.losses.methods import method_label
+from spkd.studies.options import RunnerOptions
 from spkd.studies.records import (
     BASELINE,
     Comparison,
@@ -28,25 +18,14 @@ from spkd.studies.records import (
     save_comparison,
     save_csv,
 )
+from spkd.studies.runner import run_study
 from spkd.studies.side_by_side import alone_request, request_with_teacher
-from spkd.training.loop import make_fabric, stop_signals
+from spkd.studies.tasks import Recording, Task
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Display, Silent, display
-from spkd.training.run import run, slug, software
+from spkd.training.progress import display
+from spkd.training.run import slug, software
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import pinned, set_up
-
-
-@dataclass(frozen=True)
-class Task:
-    """One run of a comparison: all of it can be sent to another process."""
-
-    method: str
-    request: Request
-    folder: str
-    runtime: Runtime
-    deadline: float | None
-    overwrite: bool
 
 
 def compare(
@@ -57,7 +36,7 @@ def compare(
     out: Path,
     runtime: Runtime,
     default_teacher: str,
-    jobs: int | None = None,
+    options: RunnerOptions,
     overwrite: bool = False,
     command: str = "",
 ) -> Comparison | None:
@@ -74,7 +53,7 @@ def compare(
         InputError: for whatever the user can mend.
         RunFailed: when runs failed, after the others finished.
     """
-    methods = _checked(methods, seeds, jobs)
+    methods = _checked(methods, seeds)
     deadline = runtime.deadline()
     if request.teacher is None and any(method != BASELINE for method in methods):
         with_teacher = request_with_teacher(request, default_teacher, runtime, display())
@@ -82,20 +61,23 @@ def compare(
             return None
         request = with_teacher
     requests, data_name = _requests(request, methods, out, overwrite)
-    tasks = [
-        Task(method, replace(requests[method], seed=seed), _folder(out, method, seed), runtime, deadline, overwrite)
-        for seed in range(seeds)
-        for method in methods
-    ]
-    results = _run_all(tasks, min(jobs or _default_jobs(runtime), len(tasks)))
-    if results is None:
+    tasks = _tasks(requests, seeds)
+    if overwrite:
+        for task in tasks:
+            RunFolder(task.folder(out)).begin_anew()
+    state = run_study(tasks, out, options, runtime.until(deadline), display())
+    state.raise_failure(out)
+    if state.missing:
         return None
     comparison = Comparison(
         title=f"{request.model} on {data_name}",
         teacher=_teacher_record(request),
         student=request.model,
         data=data_name,
-        rows=_rows(methods, tasks, results),
+        rows=_rows(
+            methods,
+            {method: [state.results[_name(method, seed)] for seed in range(seeds)] for method in methods},
+        ),
         command=command,
         software=software(),
     )
@@ -104,12 +86,10 @@ def compare(
     return comparison
 
 
-def _checked(methods: Sequence[str], seeds: int, jobs: int | None) -> list[str]:
+def _checked(methods: Sequence[str], seeds: int) -> list[str]:
     """Return the methods in their usual spelling; refuse what needs neither images nor networks to be refused."""
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {seeds}")
-    if jobs is not None and jobs < 1:
-        raise InputError(f"--jobs must be at least 1, not {jobs}")
     labels = [method_label(method) for method in methods]
     if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise InputError(f"--methods names {repeated[0]!r} twice")
@@ -136,19 +116,33 @@ def _requests(request: Request, methods: Sequence[str], out: Path, overwrite: bo
     return requests, first.data.name
 
 
-def _folder(out: Path, method: str, seed: int) -> str:
-    return str(out / slug(method) / f"seed-{seed}")
+def _tasks(requests: Mapping[str, Request], seeds: int) -> list[Task]:
+    """Return the runs, and for each seed a recording of what the teacher says where several students listen to it."""
+    taught = [method for method, request in requests.items() if request.teacher is not None]
+    tasks = []
+    for seed in range(seeds):
+        tape = f"recordings/seed-{seed}"
+        if len(taught) > 1:
+            recording = Recording(replace(requests[taught[0]], seed=seed), tuple(taught))
+            tasks.append(Task(tape, recording, labels={"seed": seed}))
+        for method, request in requests.items():
+            after = (tape,) if method in taught and len(taught) > 1 else ()
+            own = replace(request, seed=seed)
+            tasks.append(Task(_name(method, seed), own, after, labels={"method": method, "seed": seed}))
+    return tasks
+
+
+def _name(method: str, seed: int) -> str:
+    return f"{slug(method)}/seed-{seed}"
 
 
 def _with_method(request: Request, method: str) -> Request:
     return alone_request(request) if method == BASELINE else replace(request, method=method)
 
 
-def _rows(
-    methods: Sequence[str], tasks: Sequence[Task], results: Sequence[dict[str, Any]]
-) -> tuple[ComparisonRow, ...]:
+def _rows(methods: Sequence[str], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[ComparisonRow, ...]:
     def row(method: str, baseline: ComparisonRow | None) -> ComparisonRow:
-        own = [result for task, result in zip(tasks, results, strict=True) if task.method == method]
+        own = results[method]
         return comparison_row(
             method,
             seeds=[result["seed"] for result in own],
@@ -167,102 +161,3 @@ def _teacher_record(request: Request) -> dict[str, Any]:
     result = RunFolder(Path(request.teacher)).result() or {}
     kept = ("model", "test_error", "val_error", "parameters")
     return {"spec": request.teacher, **{key: result[key] for key in kept if key in result}}
-
-
-def _default_jobs(runtime: Runtime) -> int:
-    if make_fabric(runtime.accelerator, runtime.devices, "32-true").device.type != "cpu":
-        return 1
-    return usable_cpus()
-
-
-def _run_all(tasks: Sequence[Task], jobs: int) -> list[dict[str, Any]] | None:
-    """Run the tasks in ``jobs`` processes; return their results in order, or None when they were stopped.
-
-    No more tasks are handed out than run, and on SIGINT or SIGTERM the running ones are told to stop, which they do
-    with a checkpoint.
-    """
-    threads = max(1, torch.get_num_threads() // jobs)
-    outcomes: dict[int, dict[str, Any] | str | None] = {}
-    running: dict[Future[dict[str, Any] | str | None], int] = {}
-    waiting = list(range(len(tasks)))[::-1]
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, initializer=_prepare_worker, initargs=(threads,))
-    with _counter(len(tasks)) as count, stop_signals() as received:
-        while (waiting and not received) or running:
-            while waiting and len(running) < jobs and not received:
-                place = waiting.pop()
-                running[pool.submit(_run_task, tasks[place])] = place
-            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in done:
-                place = running.pop(future)
-                outcomes[place] = _outcome(future)
-                count(tasks[place], outcomes[place])
-            if received:
-                for child in multiprocessing.active_children():
-                    child.terminate()
-                break
-    pool.shutdown(wait=True, cancel_futures=True)
-    ended = sorted(outcomes.items())
-    if failed := [(tasks[place], outcome) for place, outcome in ended if isinstance(outcome, str)]:
-        task, reason = failed[0]
-        raise RunFailed(
-            f"{len(failed)} of {len(tasks)} runs failed, the others are kept. First, {task.folder}: {reason}"
-        )
-    results = [outcome for _, outcome in ended if isinstance(outcome, dict)]
-    return results if len(results) == len(tasks) else None
-
-
-def _outcome(future: Future[dict[str, Any] | str | None]) -> dict[str, Any] | str | None:
-    """Return what a task gave, or why its process died."""
-    try:
-        return future.result()
-    except Exception as error:
-        return one_line(error)
-
-
-def _prepare_worker(threads: int) -> None:
-    """Set a worker's threads, and let it end itself when its parent has died without a word."""
-    torch.set_num_threads(threads)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)  # a run under way saves a checkpoint
-        time.sleep(30)
-        os._exit(1)
-
-
-def _run_task(task: Task) -> dict[str, Any] | str | None:
-    """Run one task; return its result, the reason of its failure, or None when it was stopped."""
-    if task.deadline is not None and time.time() >= task.deadline:
-        return None
-    runtime = task.runtime.until(task.deadline)
-    try:
-        return run(task.request, task.folder, runtime, Silent(), resume=not task.overwrite, overwrite=task.overwrite)
-    except (InputError, RunFailed) as error:
-        return str(error)
-    except Exception as error:
-        return one_line(error)
-
-
-@contextmanager
-def _counter(total: int) -> Iterator[Any]:
-    """Give a function that shows a finished run."""
-    shown: Display = display()
-    done = 0
-    with shown:
-        shown.begin("runs", total, 0)
-
-        def count(task: Task, outcome: dict[str, Any] | str | None) -> None:
-            nonlocal done
-            done += 1
-            text = f"test error {outcome['test_error']:.2f} %" if isinstance(outcome, dict) else outcome or "stopped"
-            shown.say(f"[{done}/{total}] {task.method}, seed {task.request.seed}: {text}")
-            if sys.stderr.isatty():
-                shown.update(done, "")
-
-        yield count
-    sys.stderr.flush()

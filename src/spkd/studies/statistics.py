@@ -93,6 +93,23 @@ def compare_paired(values: Sequence[float], baseline: Sequence[float]) -> Paired
     return PairedComparison(mean, (mean - half_width, mean + half_width), p_value)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values corrected for their number (Holm 1979), in their order.
+
+    The i-th smallest of m is multiplied by m - i (from i = 0), and none is below one before it nor above 1. Then the
+    chance of calling any difference real that is none is at most the level, whatever the tests have in common.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
 def _checked(name: str, values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     array = np.asarray(values, dtype=np.float64).reshape(-1)
     if array.size == 0:

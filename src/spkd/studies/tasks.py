@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from spkd.errors import InputError, nearest
 from spkd.training.options import Request
 
 Label = str | int | float | None
@@ -39,6 +44,11 @@ class Measurement:
     function: Callable[..., Mapping[str, Any]]
     arguments: Mapping[str, Any]
 
+    @property
+    def function_name(self) -> str:
+        """The function as ``module:name``."""
+        return f"{self.function.__module__}:{self.function.__qualname__}"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -46,7 +56,8 @@ class Task:
 
     Args:
         name: its folder below the study's, which a finished task fills with ``result.json`` among others.
-        work: what is to be done. A student's request names its teacher's folder below the study's.
+        work: what is to be done. A student's request names its teacher's folder below the study's. A student that
+            waits for a recording plays its tape; it can wait for one recording only.
         after: names of the tasks that must have finished before.
         labels: the columns that tell this task from others in the study's records.
     """
@@ -56,6 +67,50 @@ class Task:
     after: tuple[str, ...] = ()
     labels: Mapping[str, Label] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """What the work is, in a word: training, recording or measurement."""
+        if isinstance(self.work, Measurement):
+            return "measurement"
+        return "recording" if isinstance(self.work, Recording) else "training"
+
     def folder(self, study: Path) -> Path:
         """Return the task's folder in the folder of its study."""
         return study / self.name
+
+    def digest(self) -> str:
+        """Return a hash of the work, which tells whether the task is still the same."""
+        if isinstance(self.work, Measurement):
+            described: Mapping[str, Any] = {"function": self.work.function_name, "arguments": self.work.arguments}
+        else:
+            described = dataclasses.asdict(self.work)
+        text = json.dumps({"kind": self.kind, **described}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def in_order(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks so that each comes after those that it waits for.
+
+    Raises:
+        InputError: for a name that comes twice or leads out of the study's folder, for a task that waits for one
+            that is not there or for several recordings, and for tasks that wait for each other.
+    """
+    names = [task.name for task in tasks]
+    recordings = {task.name for task in tasks if isinstance(task.work, Recording)}
+    for task in tasks:
+        path = PurePosixPath(task.name)
+        if path.is_absolute() or not path.parts or ".." in path.parts:
+            raise InputError(f"task {task.name!r}: a name must be a folder below the study's, such as students/seed-0")
+        if names.count(task.name) > 1:
+            raise InputError(f"task {task.name!r} comes twice; give each task a name of its own")
+        for other in task.after:
+            if other not in names:
+                raise InputError(f"task {task.name!r} waits for {other!r}, which is not there.{nearest(other, names)}")
+        if sum(name in recordings for name in task.after) > 1:
+            raise InputError(f"task {task.name!r} waits for several recordings and can play only one")
+    try:
+        ordered = list(TopologicalSorter({task.name: task.after for task in tasks}).static_order())
+    except CycleError as error:
+        raise InputError(f"tasks wait for each other: {' after '.join(error.args[1])}; break the circle") from error
+    by_name = {task.name: task for task in tasks}
+    return [by_name[name] for name in ordered]

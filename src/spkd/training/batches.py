@@ -17,8 +17,8 @@ PIXELS_PER_BATCH = 256 * 64 * 64
 """Evaluation batches hold about so many pixels, and 256 images at the most."""
 
 
-def make_stream(setup: Setup, device: torch.device) -> TrainStream:
-    """Return the training batches."""
+def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 1)) -> TrainStream:
+    """Return the training batches, or this process's ``part`` of them."""
     return TrainStream(
         setup.data.train,
         image_size=setup.image_size,
@@ -27,6 +27,7 @@ def make_stream(setup: Setup, device: torch.device) -> TrainStream:
         seed=setup.request.seed,
         device=device,
         workers=setup.request.data.workers,
+        part=part,
     )
 
 

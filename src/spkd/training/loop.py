@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,12 +15,13 @@ from torch import Tensor, nn
 from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller, Remembered
-from spkd.errors import InputError, RunFailed, one_line
+from spkd.errors import InputError, RunFailed
 from spkd.losses.objective import LossBreakdown
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
+from spkd.training.signals import stop_signals
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -33,41 +31,16 @@ PENDING_STEPS = 25
 """Steps on an accelerator whose losses are read together: each reading waits for the device."""
 
 
+AGREE_EVERY = 10
+"""Steps after which several processes ask each other whether to stop."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """When the loop saves and when it stops: seconds between checkpoints, and the time at which to stop."""
 
     checkpoint_seconds: float = 30.0
     deadline: float | None = None
-
-
-def make_fabric(accelerator: str, devices: int, precision: str) -> Fabric:
-    """Return Fabric for these settings.
-
-    Raises:
-        InputError: for a device that is not there, or a precision that it does not know.
-    """
-    from lightning_fabric import Fabric
-
-    known = ("auto", "cpu", "cuda", "gpu", "mps")
-    if accelerator not in known:
-        raise InputError(f"--accelerator must be one of {', '.join(known)}, not {accelerator!r}")
-    if devices != 1:
-        raise InputError(f"--devices {devices}: a run uses one device; start several runs to use several")
-    try:
-        fabric = Fabric(accelerator=accelerator, devices=1, precision="32-true")
-        if precision == "32-true":
-            return fabric
-        if precision == "16-mixed" and fabric.device.type == "cpu":
-            # Fabric would quietly take bfloat16 instead.
-            raise ValueError("float16 needs a GPU, bf16-mixed does not")
-        return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
-    except Exception as error:
-        reason = one_line(error).partition(": ")[2].rstrip(".")
-        raise InputError(
-            f"--accelerator {accelerator} cannot be used here with --precision {precision}: {reason}. "
-            "Try --accelerator cpu --precision 32-true"
-        ) from error
 
 
 class Training:
@@ -84,7 +57,7 @@ class Training:
         recipe: how to train.
         seed: of the random numbers in a step.
         identity: of all that decides the result; a checkpoint of another one is refused.
-        fabric: from :func:`make_fabric`.
+        fabric: from :func:`spkd.training.devices.make_fabric`.
         folder: where checkpoints and metrics are written.
         display: what the user sees.
         compiled: whether to compile the teacher, and the student together with the losses.
@@ -121,6 +94,7 @@ class Training:
         self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
+        self._alone = fabric.world_size == 1
 
     def restore(self) -> bool:
         """Go back to the folder's checkpoint; return whether there was one.
@@ -142,8 +116,10 @@ class Training:
         return True
 
     def save(self) -> None:
-        """Write a checkpoint of where the run stands."""
+        """Write a checkpoint of where the run stands; of several processes the first one does."""
         self._read_pending()
+        if not self._fabric.is_global_zero:
+            return
         tensors: dict[str, Any] = {
             "identity": self._identity,
             "distiller": self._distiller.state_dict(),
@@ -165,14 +141,14 @@ class Training:
         # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
         self._distiller.train()
         saved = time.monotonic()
-        with contextlib.closing(self._writer()) as writer, stop_signals() as received:
+        with self._writer() as writer, stop_signals() as received:
             while self.state.epoch < self._recipe.epochs:
                 begun = time.perf_counter()
                 for images, targets in self._stream.epoch(self.state.epoch, start=self.state.batch):
                     self._step(images, targets)
                     self.state.seconds += time.perf_counter() - begun
                     now = time.monotonic()
-                    stop = bool(received) or (limits.deadline is not None and now >= limits.deadline)
+                    stop = self._agreed(bool(received) or (limits.deadline is not None and now >= limits.deadline))
                     if stop or now - saved >= limits.checkpoint_seconds:
                         self.save()
                         saved = time.monotonic()
@@ -185,19 +161,30 @@ class Training:
             self.save()
         return True
 
+    def _agreed(self, stop: bool) -> bool:
+        """Return whether to stop after this step: with several processes all of them at the same one."""
+        if self._alone:
+            return stop
+        if self._steps_done() % AGREE_EVERY:
+            return False
+        wishes = self._fabric.all_reduce(torch.tensor(float(stop), device=self._fabric.device), reduce_op="sum")
+        return bool(cast(Tensor, wishes) > 0)
+
     def _steps_done(self) -> int:
         return self.state.epoch * self._stream.batches_per_epoch + self.state.batch
 
     def _step(self, images: Tensor, targets: Tensor) -> None:
         step = self._steps_done()
-        torch.manual_seed(mixed_seed(_STEPS, self._seed, step))
+        rank = self._fabric.global_rank
+        torch.manual_seed(mixed_seed(_STEPS, self._seed, step, *([rank] if rank else [])))
         rate = learning_rate(self._recipe, step, self._stream.batches_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         if self._compiled:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         breakdown: LossBreakdown = self._module(images, targets, Remembered(self._player(step, images)))
-        self._pending.append((step, len(images), self._kept(breakdown)))
+        size = self._stream.size(self.state.batch)
+        self._pending.append((step, size, self._kept(breakdown)))
         if len(self._pending) >= self._every:
             self._read_pending()
         self._fabric.backward(breakdown.total)
@@ -209,7 +196,7 @@ class Training:
         self._optimizer.zero_grad(set_to_none=True)
         state = self.state
         state.batch += 1
-        state.images_total += len(images)
+        state.images_total += size
         if not self._pending and state.batch < self._stream.batches_per_epoch:
             self._show()
 
@@ -254,7 +241,8 @@ class Training:
     def _end_epoch(self, writer: Any) -> None:
         self._read_pending()
         state = self.state
-        error = self._validate(self.student)
+        first = self._fabric.is_global_zero
+        error = self._fabric.broadcast(self._validate(self.student) if first else 0.0)
         state.epoch, state.batch = state.epoch + 1, 0
         row = {
             "epoch": float(state.epoch),
@@ -262,17 +250,19 @@ class Training:
             **{f"train_{name}": value / state.images for name, value in state.sums.items()},
             "val_error": error,
         }
-        for name, value in row.items():
-            if name != "epoch":
-                writer.add_scalar(name, value, state.epoch)
-        writer.flush()
+        if writer is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, state.epoch)
+            writer.flush()
         state.rows.append({**row, "epoch": state.epoch})
         if error <= state.best_error:
             state.best_error, state.best_epoch = error, state.epoch
             state.best_weights = {
                 name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()
             }
-        self._folder.write_metrics(state.rows)
+        if first:
+            self._folder.write_metrics(state.rows)
         self._show()
         state.sums, state.images = {}, 0
 
@@ -286,10 +276,16 @@ class Training:
         parts.append(f"{state.images_total / max(state.seconds, 1e-9):,.0f} images/s")
         self._display.update(self._steps_done(), ", ".join(parts))
 
-    def _writer(self) -> Any:
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[Any]:
+        """Give a writer of TensorBoard logs, to the first process alone."""
+        if not self._fabric.is_global_zero:
+            yield None
+            return
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._folder.tensorboard), purge_step=self.state.epoch + 1)
+        with contextlib.closing(SummaryWriter(str(self._folder.tensorboard), purge_step=self.state.epoch + 1)) as made:
+            yield made
 
 
 def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
@@ -306,28 +302,3 @@ def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
         weight_decay=recipe.weight_decay,
         fused=fused,
     )
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-
-    for number in earlier:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()

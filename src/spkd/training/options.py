@@ -39,7 +39,9 @@ class Runtime:
 
     Args:
         accelerator: cpu, cuda, mps, or auto for the best there is.
-        devices: how many devices.
+        devices: how many devices share each batch, on this machine (under torchrun: as it says).
+        sync_batchnorm: on several GPUs, let batch norms see the whole batch and not only their device's part.
+        timeout_seconds: how long the processes of one run wait for each other before they give up.
         compile: compile the networks and the loss with torch.compile.
         max_time: stop cleanly with a checkpoint after this time, as 90s, 30m, 1h30m or 01:30:00.
         checkpoint_seconds: time between checkpoints; each epoch's end is one too when this time has passed.
@@ -50,6 +52,8 @@ class Runtime:
 
     accelerator: str = "auto"
     devices: int = 1
+    sync_batchnorm: bool = False
+    timeout_seconds: float = 600.0
     compile: bool = False
     max_time: str | None = None
     checkpoint_seconds: float = 30.0
@@ -57,6 +61,10 @@ class Runtime:
     tape_dtype: Literal["float16", "float32"] | None = None
 
     def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise InputError(f"--devices must be at least 1, not {self.devices}")
+        if not self.timeout_seconds > 0:
+            raise InputError(f"--timeout_seconds must be above 0, not {self.timeout_seconds}")
         if not self.checkpoint_seconds >= 0:
             raise InputError(f"--checkpoint_seconds must be 0 or more, not {self.checkpoint_seconds}")
 

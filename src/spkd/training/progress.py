@@ -9,6 +9,10 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Task as RichTask
+from rich.text import Text
+
+from spkd.training.devices import is_follower
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines at the least."""
@@ -29,8 +33,12 @@ class Display(Protocol):
     def begin(self, title: str, steps: int, done: int) -> None:
         """Start a run of ``steps`` training steps, ``done`` of which are behind it."""
 
-    def update(self, done: int, text: str) -> None:
-        """Show that ``done`` steps are done, with the numbers of the moment in words."""
+    def update(self, done: int, text: str, left: float | None = None) -> None:
+        """Show that ``done`` steps are done, with the numbers of the moment in words.
+
+        ``left`` is the time that the rest will take in seconds, where the caller knows better than that one step
+        takes as long as another.
+        """
 
 
 class Silent:
@@ -50,7 +58,7 @@ class Silent:
     def begin(self, title: str, steps: int, done: int) -> None:
         """Show nothing."""
 
-    def update(self, done: int, text: str) -> None:
+    def update(self, done: int, text: str, left: float | None = None) -> None:
         """Show nothing."""
 
 
@@ -73,14 +81,25 @@ class Lines(Silent):
         self._title, self._steps, self._first = title, steps, done
         self._begun = self._shown = time.monotonic()
 
-    def update(self, done: int, text: str) -> None:
+    def update(self, done: int, text: str, left: float | None = None) -> None:
         """Print a line when it is time, or when the run is through."""
         now = time.monotonic()
         if now - self._shown < PLAIN_INTERVAL and done < self._steps:
             return
         self._shown = now
-        left = (now - self._begun) / max(1, done - self._first) * (self._steps - done)
-        self.say(f"{self._title}: {text}, {_duration(left)} left")
+        if left is None:
+            left = (now - self._begun) / max(1, done - self._first) * (self._steps - done)
+        self.say(f"{self._title}: {text}, {duration_text(left)} left")
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time until the end that the task names, or else as rich estimates it from the steps."""
+
+    def render(self, task: RichTask) -> Text:
+        end = task.fields["end"]
+        if end is None or task.finished:
+            return super().render(task)
+        return Text(duration_text(max(0.0, end - task.get_time())), style="progress.remaining")
 
 
 class Bar(Silent):
@@ -92,7 +111,7 @@ class Bar(Silent):
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(compact=True),
+            _TimeLeft(compact=True),
             console=console or Console(stderr=True),
         )
         self._task: TaskID | None = None
@@ -112,20 +131,28 @@ class Bar(Silent):
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """Add a bar."""
-        self._task = self._progress.add_task(title, total=steps, completed=done, text="")
+        self._task = self._progress.add_task(title, total=steps, completed=done, text="", end=None)
 
-    def update(self, done: int, text: str) -> None:
+    def update(self, done: int, text: str, left: float | None = None) -> None:
         """Move the bar."""
         if self._task is not None:
-            self._progress.update(self._task, completed=done, text=text)
+            end = None if left is None else self._progress.get_time() + left
+            self._progress.update(self._task, completed=done, text=text, end=end)
 
 
 def display() -> Display:
-    """Return a bar where stderr is a terminal, plain lines where it is not."""
+    """Return a bar where stderr is a terminal, plain lines where it is not, and nothing for a follower's run."""
+    if is_follower():
+        return Silent()
     return Bar() if sys.stderr.isatty() else Lines()
 
 
-def _duration(value: float) -> str:
+def duration_text(value: float) -> str:
+    """Return seconds as people read them.
+
+    >>> duration_text(59.6), duration_text(3661)
+    ('1:00', '1:01:01')
+    """
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

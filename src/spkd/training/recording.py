@@ -22,11 +22,12 @@ from spkd.models.classifier import same_classes
 from spkd.models.inference import InferenceForm, inference_form
 from spkd.pairing import block_ends
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
+from spkd.training.devices import make_fabric
 from spkd.training.evaluation import top1_error
-from spkd.training.loop import make_fabric, stop_signals
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.progress import Display
 from spkd.training.setup import Setup, set_up
+from spkd.training.signals import stop_signals
 from spkd.training.tape import Manifest, Tape, TapeDtype
 
 
@@ -40,10 +41,20 @@ class Player:
         objective: whose terms are to be given what they remember.
         distiller: with the teacher; None where all that is needed has been recorded.
         device: where the values are wanted.
+        part: which part of each batch's images this process has, and of how many.
     """
 
-    def __init__(self, tape: Tape, objective: Objective, distiller: Distiller | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        objective: Objective,
+        distiller: Distiller | None,
+        device: torch.device,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
         self._tape, self._distiller, self._device = tape, distiller, device
+        self._part, self._parts = part
+        self._divided = {term.name: term.loss.mean_over_images for term in objective.terms}
         self._names = objective.memories
         self._memories = {term.name: term.memory for term in objective.terms}
 
@@ -56,7 +67,14 @@ class Player:
         found = self._tape.read(step, self._names)
         if found is None:
             found = self._record(step, images)
-        return {name: self._to_device(found[memory]) for name, memory in self._memories.items()}
+        return {
+            name: self._to_device(self._own(found[memory]) if self._divided[name] else found[memory])
+            for name, memory in self._memories.items()
+        }
+
+    def _own(self, value: Tensor) -> Tensor:
+        """Return the rows of this process's images."""
+        return torch.tensor_split(value, self._parts)[self._part].contiguous()
 
     def _record(self, step: int, images: Tensor) -> dict[str, Tensor]:
         if self._distiller is None:
@@ -133,7 +151,7 @@ def record(
     setup = set_up(replace(request, method=joined_methods(methods)), runtime)
     for note in setup.notes:
         display.say(note)
-    device = make_fabric(runtime.accelerator, 1, "32-true").device
+    device = make_fabric(runtime).device
     stream = make_stream(setup, device)
     tape = setup.tape
     if setup.teacher is not None:

@@ -21,8 +21,9 @@ from spkd.errors import InputError, one_line
 from spkd.models.classifier import same_classes, save_classifier
 from spkd.models.cost import parameter_count
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
+from spkd.training.devices import given_up, make_fabric
 from spkd.training.evaluation import evaluate, top1_error
-from spkd.training.loop import Limits, Training, make_fabric
+from spkd.training.loop import Limits, Training
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.progress import Display
 from spkd.training.recording import Player, announcement, cheapest_teacher, prepared_tape
@@ -59,11 +60,12 @@ def run(
     limit = seconds(runtime.max_time)
     folder = RunFolder(Path(out))
     setup = set_up(request, runtime)
-    fabric = make_fabric(runtime.accelerator, runtime.devices, setup.recipe.precision)
+    fabric = make_fabric(runtime, setup.recipe.precision)
     folder.refuse_inputs(_inputs(request))
     folder.check(setup.config(), resume=resume, overwrite=overwrite)
     identity = setup.identity()
     finished = None if overwrite else folder.result()
+    fabric.barrier()  # all have looked before the first process writes
     if finished is not None:
         if finished.get("identity") != identity:
             raise InputError(
@@ -73,16 +75,37 @@ def run(
         return finished
     for note in setup.notes:
         display.say(note)
-    stream = make_stream(setup, fabric.device)
-    distiller, player = _distiller(setup, stream, runtime, fabric.device, display)
+    limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
+    try:
+        return _train(setup, identity, runtime, limits, fabric, folder, display, overwrite=overwrite)
+    except RuntimeError as error:
+        raise (given_up(error, runtime, folder.checkpoint) or error) from error
+
+
+def _train(
+    setup: Setup,
+    identity: str,
+    runtime: Runtime,
+    limits: Limits,
+    fabric: Fabric,
+    folder: RunFolder,
+    display: Display,
+    *,
+    overwrite: bool,
+) -> dict[str, Any] | None:
+    """Train from the beginning or from a checkpoint; return the result, or None when stopped."""
+    stream = make_stream(setup, fabric.device, (fabric.global_rank, fabric.world_size))
+    distiller, player = _distiller(setup, stream, runtime, fabric, display)
     with contextlib.closing(distiller):
         if overwrite or not folder.checkpoint.exists():
             _look_first(setup, distiller, player, stream, fabric.device, display)
-        folder.begin(setup.config(), overwrite=overwrite)
+        fabric.barrier()
+        if fabric.is_global_zero:
+            folder.begin(setup.config(), overwrite=overwrite)
+        fabric.barrier()
         training = _training(setup, identity, distiller, player, stream, runtime, fabric, folder, display)
         if training.restore():
             display.say(f"going on from {folder.checkpoint}")
-        limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
         with display:
             through = training.run(_title(setup), limits)
         if not through:
@@ -94,7 +117,10 @@ def run(
                 "warning: that is little better than chance; try --recipe scratch or finetune, a lower --lr, a lower "
                 "--gamma, or more --epochs"
             )
-        return _finish(setup, training, identity, fabric.device, folder)
+        if fabric.is_global_zero:
+            _finish(setup, training, identity, fabric.device, folder)
+        fabric.barrier()
+        return folder.result()
 
 
 def default_out(request: Request) -> str:
@@ -135,25 +161,47 @@ def _inputs(request: Request) -> dict[str, str | None]:
 
 
 def _distiller(
-    setup: Setup, stream: TrainStream, runtime: Runtime, device: torch.device, display: Display
+    setup: Setup, stream: TrainStream, runtime: Runtime, fabric: Fabric, display: Display
 ) -> tuple[Distiller, Player | None]:
     """Return student, teacher and objective on the device in their quickest forms, and what plays the tape, if any."""
-    if device.type == "cpu" or setup.recipe.precision != "32-true":
-        setup.student.to(memory_format=torch.channels_last)
+    device = fabric.device
+    _prepare_student(setup, runtime, fabric, display)
+    part = (fabric.global_rank, fabric.world_size)
     if setup.teacher is None:
         distiller = Distiller(setup.student, None, setup.objective).to(device)
         if setup.tape is None:
             return distiller, None
         display.say(announcement(setup.tape, setup))
-        return distiller, Player(setup.tape, setup.objective, None, device)
+        return distiller, Player(setup.tape, setup.objective, None, device, part)
     form = cheapest_teacher(setup, stream, device)
     display.say(f"teacher: {form.note}")
     distiller = Distiller(setup.student, form.network, setup.objective).to(device)
     if runtime.tape is None:
         return distiller, None
+    if fabric.world_size > 1:
+        raise InputError(
+            f"--tape {runtime.tape} does not hold all that this run needs, and several processes record nothing: "
+            "fill it with `spkd tape record` first"
+        )
     tape = prepared_tape(setup, runtime, distiller, form, stream)
     display.say(announcement(tape, setup))
     return distiller, Player(tape, setup.objective, distiller, device)
+
+
+def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Display) -> None:
+    """Lay the student's weights as its device likes them, and see to its batch norms where devices share a batch."""
+    student = setup.student
+    if fabric.device.type == "cpu" or setup.recipe.precision != "32-true":
+        student.to(memory_format=torch.channels_last)
+    if runtime.sync_batchnorm:
+        if fabric.device.type != "cuda":
+            raise InputError("--sync_batchnorm needs GPUs: PyTorch has no such batch norm for the CPU")
+        student.network = nn.SyncBatchNorm.convert_sync_batchnorm(student.network)  # type: ignore[no-untyped-call]
+    elif fabric.world_size > 1 and any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in student.modules()):
+        display.say(
+            f"{fabric.world_size} processes with a part of each batch; batch norms see their part only"
+            + (" (--sync_batchnorm: all of it)" if fabric.device.type == "cuda" else "")
+        )
 
 
 def _training(

@@ -31,6 +31,9 @@ OWN_FILES = (
 )
 """What a run writes; ``--overwrite`` removes these and folders that they leave empty, and nothing else."""
 
+TASK_LOG, FAILED, RUNNING = "task.log", "failed.json", "running.json"
+"""What a study writes into the folder of a run that is one of its tasks, before the run begins."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -104,6 +107,16 @@ class RunFolder:
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         write_text_atomically(self.path / "config.yaml", f"{MARK}\n{text}")
 
+    def begin_anew(self) -> None:
+        """Have the next run in this folder begin anew, whatever it goes on from: remove result and checkpoint.
+
+        Raises:
+            InputError: when a file cannot be removed.
+        """
+        if self.config() is not None:
+            for path in (self.path / "result.json", self.checkpoint):
+                _remove(path)
+
     def has_begun(self) -> bool:
         """Return whether there is a run to go on with, or its result: one that was refused at once leaves neither."""
         return self.config() is not None and (self.checkpoint.exists() or (self.path / "result.json").exists())
@@ -155,7 +168,8 @@ class RunFolder:
 
 
 def _holds_files(path: Path) -> bool:
-    return any(not entry.name.startswith(".") for entry in path.iterdir())
+    beside = (TASK_LOG, FAILED, RUNNING)
+    return any(not entry.name.startswith(".") and entry.name not in beside for entry in path.iterdir())
 
 
 def _remove(path: Path) -> None:

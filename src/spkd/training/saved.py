@@ -17,8 +17,9 @@ from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.models.classifier import Classifier, find_saved, load_classifier, same_classes
 from spkd.training.batches import evaluation_batch_size
+from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
-from spkd.training.loop import make_fabric
+from spkd.training.options import Runtime
 from spkd.training.run_folder import RunFolder
 
 
@@ -44,7 +45,7 @@ def evaluate_saved(
     data = load_data(options)
     images = _split(data, split)
     _check_classes(classifier, data)
-    device = make_fabric(accelerator, 1, "32-true").device
+    device = make_fabric(Runtime(accelerator=accelerator)).device
     size = options.image_size or classifier.info.image_size
     batches = evaluation_batches(
         images,

@@ -1,0 +1,38 @@
+"""What a process keeps between runs, so that many on the same images load them once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+_kept: dict[Any, Any] | None = None  # the last value, by what it was loaded for; None in a process that keeps nothing
+
+
+def keep_last(keep: bool) -> None:
+    """Have this process keep the last images that it loads, until it loads others; or let it not.
+
+    What changes on the disk meanwhile is not seen.
+    """
+    global _kept
+    if not keep:
+        _kept = None
+    elif _kept is None:
+        _kept = {}
+
+
+def kept(key: Key, load: Callable[[Key], Value]) -> Value:
+    """Return ``load(key)``, or what it gave the last time where that is kept.
+
+    >>> kept("digits", len)
+    6
+    """
+    if _kept is None:
+        return load(key)
+    if key not in _kept:
+        _kept.clear()  # before loading, so that two sets are never in memory together
+        _kept[key] = load(key)
+    value: Value = _kept[key]
+    return value

@@ -1,0 +1,157 @@
+"""The tasks that the paper's experiments are made of: a network alone, a student of a teacher, a teacher's tape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from spkd.data.options import DataOptions
+from spkd.studies.records import BASELINE
+from spkd.studies.scales import Protocol, Scale
+from spkd.studies.tasks import Label, Recording, Task
+from spkd.training.options import Request
+from spkd.training.run import slug
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of an experiment.
+
+    Attributes:
+        label: what tables and folders call it.
+        spec: what it is built from.
+        weights: pretrained ones, or None for a network that is trained from scratch.
+    """
+
+    label: str
+    spec: str
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a student is trained.
+
+    Attributes:
+        label: what tables and folders call it.
+        terms: the method of the request.
+        taps: which layers the terms compare.
+    """
+
+    label: str
+    terms: str
+    taps: tuple[str, ...] = ("last",)
+
+
+KD = Method("kd", "kd")
+AT = Method("at", "at", ("stages",))
+SP = Method("sp", "sp")
+"""As in the paper, attention transfer compares the ends of all stages and the similarities only those of the last."""
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Makes the tasks of one experiment.
+
+    Attributes:
+        study: the folder of the study.
+        scale: of all its networks.
+        protocol: how they are trained.
+        data: the images of a seed.
+        methods: all that the experiment trains students by; a tape holds what any of them needs.
+    """
+
+    study: Path
+    scale: Scale
+    protocol: Protocol
+    data: Callable[[int], DataOptions]
+    methods: Sequence[Method] = field(default=(KD, AT, SP))
+
+    def alone(self, network: Network, seed: int) -> Task:
+        """Return the training of a network without a teacher."""
+        return Task(
+            f"{BASELINE}/{slug(network.label)}/seed-{seed}",
+            self._request(network, seed),
+            labels=_labels(student=network.label, method=BASELINE, seed=seed),
+        )
+
+    def distilled(
+        self,
+        row: str,
+        student: Network,
+        teacher: Network,
+        method: Method,
+        seed: int,
+        *,
+        setting: Label = None,
+        overrides: Mapping[str, object] | None = None,
+    ) -> list[Task]:
+        """Return the training of a student, after those of its teacher and its tape where there are any."""
+        request = self._with_teacher(self._request(student, seed), teacher, method)
+        if overrides:
+            request = replace(request, overrides={**request.overrides, **overrides})
+        before = [] if teacher.weights is not None else [self.alone(teacher, 0)]
+        if self.scale.tapes:
+            before.append(self._recording(teacher, seed, before))
+        task = Task(
+            f"{method.label}/{slug(row)}/seed-{seed}",
+            request,
+            after=tuple(task.name for task in before),
+            labels=_labels(
+                row=row, student=student.label, teacher=teacher.label, method=method.label, setting=setting, seed=seed
+            ),
+        )
+        return [*before, task]
+
+    def _recording(self, teacher: Network, seed: int, after: Sequence[Task]) -> Task:
+        """Return the filling of a tape; in the student's place stands the teacher's own architecture."""
+        stages = any(method.taps != ("last",) for method in self.methods)
+        request = self._request(replace(teacher, weights=None), seed)
+        request = self._with_teacher(request, teacher, Method("", "sp", ("stages",) if stages else ("last",)))
+        return Task(
+            f"recordings/{slug(teacher.label)}/seed-{seed}",
+            Recording(request, tuple(method.terms for method in self.methods)),
+            after=tuple(task.name for task in after),
+            labels=_labels(teacher=teacher.label, seed=seed),
+        )
+
+    def _request(self, network: Network, seed: int) -> Request:
+        protocol = self.protocol
+        return Request(
+            model=network.spec,
+            weights=network.weights,
+            replace_head=network.weights is not None,
+            data=replace(self.data(seed), image_size=protocol.image_size, train_images=protocol.train_images),
+            recipe=protocol.recipe,
+            overrides=dict(protocol.overrides),
+            seed=seed,
+        )
+
+    def _with_teacher(self, request: Request, teacher: Network, method: Method) -> Request:
+        trained = None if teacher.weights is not None else str(self.alone(teacher, 0).folder(self.study))
+        return replace(
+            request,
+            teacher=trained or teacher.spec,
+            teacher_weights=teacher.weights,
+            method=method.terms,
+            taps=method.taps,
+        )
+
+
+def unique(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks, each once, in the order of their first places."""
+    return list({task.name: task for task in tasks}.values())
+
+
+def _labels(
+    *,
+    row: Label = None,
+    student: Label = None,
+    teacher: Label = None,
+    method: Label = None,
+    setting: Label = None,
+    seed: Label = None,
+) -> dict[str, Label]:
+    """Return the columns that tell the tasks of an experiment apart; a network alone belongs to no row."""
+    return {"row": row, "student": student, "teacher": teacher, "method": method, "setting": setting, "seed": seed}

@@ -1,0 +1,31 @@
+"""Where a study's tasks run, as a user says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spkd.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """Where a study's tasks run, and how many at a time.
+
+    Args:
+        jobs: tasks at a time (default: one per processor core, or --jobs_per_gpu for each GPU; on a Ray cluster
+            as many as fit).
+        jobs_per_gpu: tasks that share a GPU.
+        ray: run the tasks on a Ray cluster: its address, or auto for the one that this machine belongs to.
+        retry_failed: try again what failed in an earlier call.
+    """
+
+    jobs: int | None = None
+    jobs_per_gpu: int = 1
+    ray: str | None = None
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "jobs_per_gpu"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} must be at least 1, not {value}")

@@ -1,0 +1,270 @@
+"""One of the paper's experiments, run, and what is kept of it: records from which all tables and figures are drawn.
+
+A study's folder holds ``records.csv``, a line for each finished training, and ``reproduction.json``: what was asked for
+and where each task stands. Both say all that a report needs, together with the folders below ``measurements``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from spkd.errors import InputError, nearest
+from spkd.files import write_text_atomically
+from spkd.studies.building import unique
+from spkd.studies.experiments import EXPERIMENTS, Experiment, Setting
+from spkd.studies.options import RunnerOptions
+from spkd.studies.runner import run_study
+from spkd.studies.scales import SCALES, ReproduceOptions, ScaleName
+from spkd.studies.state import StudyState
+from spkd.studies.tasks import Label, Task
+from spkd.training.options import Runtime
+from spkd.training.progress import Display
+from spkd.training.run_folder import RunFolder
+
+PLAN, RECORDS = "reproduction.json", "records.csv"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished training, as a line of ``records.csv``; errors are in percent."""
+
+    experiment: str
+    scale: str
+    task: str
+    row: str
+    student: str
+    teacher: str
+    method: str
+    setting: str
+    seed: int
+    test_error: float
+    val_error: float
+    best_epoch: int
+    epochs: int
+    parameters: int
+    model: str
+    data: str
+    train_images: int
+    val_images: int
+    test_images: int
+    image_size: int
+    seconds: float
+    images_per_second: float
+    hardware: str
+    software: str
+    command: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A task of the plan and where it stands: done, failed or missing."""
+
+    name: str
+    kind: str
+    labels: Mapping[str, Label]
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """All that a report of an experiment is drawn from.
+
+    Attributes:
+        experiment: its name.
+        scale: its size.
+        command: the command line that made it.
+        tasks: the plan, in the order of the rows.
+        records: of the trainings that have finished.
+        folder: where the measurements lie.
+    """
+
+    experiment: str
+    scale: str
+    command: str
+    tasks: tuple[PlannedTask, ...]
+    records: tuple[Record, ...]
+    folder: Path
+
+    def measured(self) -> dict[str, tuple[dict[str, Any], Path]]:
+        """Return what each finished measurement found, and the folder of its arrays, by its name."""
+        done = [task.name for task in self.tasks if task.kind == "measurement" and task.state == "done"]
+        return {name: (_read_json(self.folder / name / "result.json"), self.folder / name) for name in done}
+
+
+def experiment_named(name: str) -> Experiment:
+    """Return an experiment.
+
+    Raises:
+        InputError: for an unknown name, with the nearest ones.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(
+            f"unknown experiment {name!r}: there are {', '.join(EXPERIMENTS)}.{nearest(name, EXPERIMENTS)}"
+        )
+    return EXPERIMENTS[name]
+
+
+def plan(name: str, options: ReproduceOptions, study: Path) -> list[Task]:
+    """Return the tasks of an experiment, each once, in the order in which they are best begun.
+
+    At the smoke scale the made-up images are written into ``study``.
+
+    Raises:
+        InputError: for an unknown experiment or row, for images or weights that are not there, and for options that
+            do not go together.
+    """
+    experiment, scale = experiment_named(name), SCALES[options.scale]
+    if scale.name == "smoke" and (options.data_root or options.weights_root):
+        raise InputError("--scale smoke makes its own images: leave out --data_root and --weights_root")
+    seeds = options.seeds if options.seeds is not None else _usual_seeds(name, options.scale)
+    if seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {seeds}")
+    rows = experiment.rows(Setting(study.resolve(), scale, seeds, options.data_root, options.weights_root))
+    if unknown := [row for row in options.only if row not in rows]:
+        raise InputError(
+            f"--only: {name} has no row {unknown[0]!r}; there are {', '.join(rows)}.{nearest(unknown[0], rows)}"
+        )
+    chosen = [task for row, tasks in rows.items() if row in (options.only or rows) for task in tasks]
+    # One seed of every row before the next, so that a study that is stopped early shows something of each.
+    return sorted(unique(chosen), key=lambda task: int(task.labels.get("seed") or 0))
+
+
+def reproduce(
+    name: str,
+    options: ReproduceOptions,
+    study: Path,
+    *,
+    runner: RunnerOptions,
+    runtime: Runtime,
+    display: Display,
+    command: str,
+) -> StudyState:
+    """Run what is not finished of an experiment in the folder ``study``, and write its records.
+
+    Raises:
+        InputError: as :func:`plan` and :func:`spkd.studies.runner.run_study`.
+    """
+    tasks = plan(name, options, study)
+    state = run_study(tasks, study, runner, runtime, display)
+    save_records(name, options, tasks, state, study, command)
+    return state
+
+
+def _usual_seeds(name: str, scale: ScaleName) -> int:
+    if name == "transfer" and scale == "paper":
+        return 10
+    return SCALES[scale].seeds
+
+
+def save_records(
+    name: str, options: ReproduceOptions, tasks: Sequence[Task], state: StudyState, study: Path, command: str
+) -> None:
+    """Write ``records.csv`` and ``reproduction.json`` into the folder of a study.
+
+    Raises:
+        InputError: when they cannot be written.
+    """
+    records = [
+        _record(name, options.scale, task, state.results[task.name], study, command)
+        for task in tasks
+        if task.kind == "training" and task.name in state.results
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([field.name for field in fields(Record)])
+    writer.writerows(dataclasses.astuple(record) for record in records)
+    write_text_atomically(study / RECORDS, text.getvalue())
+    content = {
+        "experiment": name,
+        "scale": options.scale,
+        "command": command,
+        "tasks": [dataclasses.asdict(_planned(task, state)) for task in tasks],
+    }
+    write_text_atomically(study / PLAN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_reproduction(study: Path) -> Reproduction:
+    """Read back what :func:`save_records` wrote.
+
+    Raises:
+        InputError: when it is not there, or cannot be read.
+    """
+    if not (study / PLAN).is_file():
+        raise InputError(
+            f"{study} holds no records to draw from: expected {PLAN} and {RECORDS}; run it first, or give --out"
+        )
+    content = _read_json(study / PLAN)
+    try:
+        with (study / RECORDS).open(encoding="utf-8", newline="") as file:
+            records = tuple(_parsed(line) for line in csv.DictReader(file))
+        return Reproduction(
+            experiment=content["experiment"],
+            scale=content["scale"],
+            command=content["command"],
+            tasks=tuple(PlannedTask(**task) for task in content["tasks"]),
+            records=records,
+            folder=study,
+        )
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the records in {study} cannot be read ({error!r}); run the experiment again") from error
+
+
+def _record(name: str, scale: str, task: Task, result: Mapping[str, Any], study: Path, command: str) -> Record:
+    labels = {key: "" if value is None else value for key, value in task.labels.items()}
+    config = RunFolder(task.folder(study)).config() or {}
+    return Record(
+        experiment=name,
+        scale=scale,
+        task=task.name,
+        row=str(labels["row"]),
+        student=str(labels["student"]),
+        teacher=str(labels["teacher"]),
+        method=str(labels["method"]),
+        setting=str(labels["setting"]),
+        seed=int(labels["seed"]),
+        test_error=result["test_error"],
+        val_error=result["val_error"],
+        best_epoch=result["best_epoch"],
+        epochs=result["epochs"],
+        parameters=result["parameters"],
+        model=result["model"],
+        data=result["data"],
+        train_images=result["images"]["train"],
+        val_images=result["images"]["val"],
+        test_images=result["images"]["test"],
+        image_size=int(config.get("image_size", 0)),
+        seconds=result["training_seconds"],
+        images_per_second=result["images_per_second"],
+        hardware=result["hardware"],
+        software=" ".join(f"{package}={version}" for package, version in result["software"].items()),
+        command=command,
+        identity=result["identity"],
+    )
+
+
+def _planned(task: Task, state: StudyState) -> PlannedTask:
+    where = "done" if task.name in state.results else "failed" if task.name in state.failed else "missing"
+    return PlannedTask(task.name, task.kind, dict(task.labels), where, state.failed.get(task.name, ""))
+
+
+def _parsed(line: Mapping[str, str]) -> Record:
+    """Return a line of the CSV with every column in its type."""
+    kinds = {"int": int, "float": float, "str": str}
+    values: dict[str, Any] = {field.name: kinds[str(field.type)](line[field.name]) for field in fields(Record)}
+    return Record(**values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: is it damaged? Run the experiment again") from error

@@ -1,0 +1,213 @@
+"""Run a study: a graph of tasks, several at a time, each of them once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from spkd.data.kept import keep_last
+from spkd.errors import InputError
+from spkd.studies.options import RunnerOptions
+from spkd.studies.schedule import Schedule
+from spkd.studies.state import StudyState, earlier_failure, mark_failed, read_running, save_plan
+from spkd.studies.tally import Tally
+from spkd.studies.tasks import Recording, Task, in_order
+from spkd.studies.work import Job, Outcome, earlier_result, tape_folder
+from spkd.training.options import Request, Runtime
+from spkd.training.progress import Display
+from spkd.training.signals import stop_signals
+
+__all__ = ["RunnerOptions", "StudyState", "run_study"]
+
+PATIENCE = 30.0
+"""Seconds in which the processes of an earlier call that was killed must have ended."""
+
+
+class Workers(Protocol):
+    """Where jobs are carried out: :class:`~spkd.studies.pool.Pool`, :class:`~spkd.studies.cluster.Cluster`."""
+
+    def has_room(self) -> bool:
+        """Return whether another job can be begun."""
+
+    def begin(self, job: Job) -> None:
+        """Begin a job; there must be room."""
+
+    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+        """Return the outcomes there are, by task name, after waiting so long for one at the most."""
+
+    def stop(self) -> list[tuple[str, Outcome]]:
+        """End all that is under way, with checkpoints, and return what came of it."""
+
+
+def run_study(
+    tasks: Sequence[Task], folder: Path, options: RunnerOptions, runtime: Runtime, display: Display
+) -> StudyState:
+    """Run what is not finished of ``tasks`` in the study's ``folder`` and return what came of every task.
+
+    A task that has finished is not run again (it is only held against what is asked for now), one that was
+    interrupted goes on, one that has failed is left alone unless ``options.retry_failed``. A task whose process dies
+    is begun again up to :data:`~spkd.studies.schedule.ATTEMPTS` times. ``runtime.max_time`` is the time for all
+    together; then, and on SIGINT or SIGTERM, nothing more is begun, and what is running is stopped with checkpoints.
+
+    Raises:
+        InputError: for tasks that cannot be ordered, a folder that cannot be written, a device or cluster that is not
+            there, and while another call runs the same study. Errors in tasks are no errors here but ``failed``.
+    """
+    in_order(tasks)
+    deadline = runtime.deadline()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder} is a file, not a folder")
+    _wait_for_others(tasks, folder, display)
+    workers = _workers(options, runtime, len(tasks))
+    save_plan(tasks, folder)
+    finished, failed = _earlier(tasks, folder, options, runtime)
+    schedule = Schedule(tasks, finished, failed)
+    with display:
+        _Study(tasks, folder, runtime, deadline, schedule, Tally(schedule, finished, display)).run(workers)
+    return schedule.state()
+
+
+class _Study:
+    """One call of :func:`run_study` at work."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        folder: Path,
+        runtime: Runtime,
+        deadline: float | None,
+        schedule: Schedule,
+        tally: Tally,
+    ) -> None:
+        self._tasks = {task.name: task for task in tasks}
+        self._folder, self._runtime, self._deadline = folder, runtime, deadline
+        self._schedule, self._tally = schedule, tally
+
+    def run(self, workers: Workers) -> None:
+        with stop_signals() as received:
+            try:
+                while not (received or self._too_late()):
+                    while workers.has_room() and (task := self._schedule.next()) is not None:
+                        self._tally.begin(task)
+                        workers.begin(self._job(task))
+                    if not self._schedule.running:
+                        break
+                    for name, outcome in workers.wait(0.2):
+                        self._take(name, outcome, stopped=False)
+            finally:
+                for name, outcome in workers.stop():
+                    self._take(name, outcome, stopped=True)
+
+    def _too_late(self) -> bool:
+        return self._deadline is not None and time.time() >= self._deadline
+
+    def _job(self, task: Task) -> Job:
+        return Job(task, str(self._folder), self._own_runtime(task), self._deadline)
+
+    def _own_runtime(self, task: Task) -> Runtime:
+        """Return the runtime of a task: a student that waits for a recording plays its tape."""
+        recordings = [name for name in task.after if isinstance(self._tasks[name].work, Recording)]
+        if not recordings or not isinstance(task.work, Request):
+            return self._runtime
+        return replace(self._runtime, tape=str(tape_folder(self._folder, recordings[0])))
+
+    def _take(self, name: str, outcome: Outcome, *, stopped: bool) -> None:
+        """Take an outcome; what was interrupted though nobody stopped the study is tried again."""
+        task = self._tasks[name]
+        if outcome.result is not None:
+            self._schedule.finish(name, outcome.result)
+            self._tally.finish(task, outcome.result)
+        elif outcome.failure is not None and not outcome.died:
+            self._schedule.fail(name, outcome.failure)
+            self._tally.fail(task, outcome.failure)
+        elif stopped or self._too_late():
+            self._schedule.drop(name)
+        elif self._schedule.try_again(name):
+            self._tally.again(task, outcome.failure or "it was interrupted")
+        else:
+            reason = f"{outcome.failure or 'it was interrupted'}, again and again"
+            mark_failed(task, self._folder, reason)
+            self._schedule.fail(name, reason)
+            self._tally.fail(task, reason)
+
+
+def _earlier(
+    tasks: Sequence[Task], folder: Path, options: RunnerOptions, runtime: Runtime
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """Return results and failures of earlier calls that still stand, by task name.
+
+    A finished task is held against what is asked for now where all that it waits for has finished, and by its worker
+    else. A recording is taken up again where an unfinished task waits for it: its tape may be gone.
+    """
+    finished: dict[str, Mapping[str, Any]] = {}
+    failed: dict[str, str] = {}
+    keep_last(True)
+    try:
+        for task in in_order(tasks):
+            if (reason := earlier_failure(task, folder, forget=options.retry_failed)) is not None:
+                failed[task.name] = reason
+            elif all(name in finished for name in task.after):
+                try:
+                    result = earlier_result(task, folder, runtime)
+                except InputError as error:
+                    failed[task.name] = str(error)
+                    continue
+                if result is not None:
+                    finished[task.name] = result
+    finally:
+        keep_last(False)
+    waited_for = {name for task in tasks if task.name not in finished for name in task.after}
+    for task in tasks:
+        if isinstance(task.work, Recording) and task.name in waited_for:
+            finished.pop(task.name, None)
+    return finished, failed
+
+
+def _wait_for_others(tasks: Sequence[Task], folder: Path, display: Display) -> None:
+    """Wait until the processes of an earlier call that was killed have ended.
+
+    Raises:
+        InputError: when they do not, since another call is running this study.
+    """
+    until, said = time.monotonic() + PATIENCE, False
+    while others := [(task, live) for task in tasks if (live := read_running(task.folder(folder))) is not None]:
+        task, live = others[0]
+        who = f"process {live['pid']} on {live['host']}"
+        if time.monotonic() > until:
+            raise InputError(f"{task.folder(folder)} is being worked on by {who}: wait for its end, or end it")
+        if not said:
+            display.say(f"waiting for {who}, which works on {task.name}")
+            said = True
+        time.sleep(0.2)
+
+
+def _workers(options: RunnerOptions, runtime: Runtime, tasks: int) -> Workers:
+    """Return where the tasks will run.
+
+    Raises:
+        InputError: for a device or cluster that is not there.
+    """
+    if options.ray is not None:
+        from spkd.studies.cluster import Cluster
+
+        return Cluster(options.ray, runtime.accelerator, options.jobs_per_gpu, options.jobs)
+    import torch
+
+    from spkd.data.decoding import usable_cpus
+    from spkd.studies.pool import Pool
+    from spkd.training.devices import make_fabric
+
+    device = make_fabric(runtime).device.type
+    gpus: list[str] = []
+    usual = usable_cpus()
+    if device != "cpu":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        all_there = [str(number) for number in range(torch.cuda.device_count())]
+        gpus = all_there if visible is None else visible.split(",")[: len(all_there)]
+        usual = max(1, len(gpus)) * options.jobs_per_gpu
+    slots = max(1, min(options.jobs or usual, tasks))
+    return Pool(slots, max(1, torch.get_num_threads() // slots), gpus)

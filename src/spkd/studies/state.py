@@ -1,0 +1,187 @@
+"""Where a study stands: what lies in its folder beside the results of its tasks, written and read."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spkd.errors import InputError, RunFailed
+from spkd.files import write_text_atomically
+from spkd.studies.tasks import Label, Task
+from spkd.training.run_folder import FAILED, RUNNING, RunFolder
+
+PLAN = "study.json"
+BEAT = 5.0
+"""Seconds between two signs of life of a task."""
+SILENCE = 60.0
+"""Seconds without a sign of life after which a task counts as dead."""
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """What came of every task.
+
+    Attributes:
+        results: what ``result.json`` holds, by task name, of those that have finished.
+        failed: the reason in one line, by task name; the whole story is in the task's ``task.log``.
+        missing: names of those that neither finished nor failed: the study was stopped in time, or what they
+            wait for failed.
+    """
+
+    results: Mapping[str, Mapping[str, Any]]
+    failed: Mapping[str, str]
+    missing: tuple[str, ...]
+
+    def raise_failure(self, folder: Path) -> None:
+        """Do nothing when no task has failed.
+
+        Raises:
+            RunFailed: else; one line with the first failure and where its log lies.
+        """
+        if self.failed:
+            name, reason = next(iter(self.failed.items()))
+            total = len(self.results) + len(self.failed) + len(self.missing)
+            raise RunFailed(
+                f"{len(self.failed)} of {total} runs failed, the others are kept. First, {folder / name}: {reason} "
+                "(its task.log says more; --retry_failed tries again)"
+            )
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """Where one task stands.
+
+    Attributes:
+        name: its folder below the study's.
+        kind: training, recording or measurement.
+        labels: as in the plan.
+        state: done, running, failed or missing.
+        result: of a task that is done, what its ``result.json`` holds.
+        reason: of a task that has failed, in one line.
+        host: of a task that is running, where.
+        since: of a task that is running or has failed, when that began, as of ``time.time()``.
+    """
+
+    name: str
+    kind: str
+    labels: Mapping[str, Label]
+    state: str
+    result: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    host: str = ""
+    since: float | None = None
+
+
+def save_plan(tasks: Sequence[Task], folder: Path) -> None:
+    """Write ``study.json``, from which :func:`study_state` knows what there is to do.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    plan = [
+        {"name": task.name, "kind": task.kind, "labels": dict(task.labels), "after": list(task.after)} for task in tasks
+    ]
+    write_text_atomically(folder / PLAN, json.dumps({"tasks": plan}, indent=2, ensure_ascii=False) + "\n")
+
+
+def study_state(folder: Path) -> tuple[TaskState, ...]:
+    """Return where each task of a study stands, in the order of the plan, from its folder alone.
+
+    Raises:
+        InputError: when the folder holds no study, or a file in it cannot be read.
+    """
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))["tasks"]
+        tasks = [(str(task["name"]), str(task["kind"]), dict(task["labels"])) for task in plan]
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} holds no study: there is no {PLAN} in it, as `spkd compare` and `spkd reproduce` write"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / PLAN} cannot be read: is it damaged? The command of the study mends it") from error
+    return tuple(_task_state(folder, *task) for task in tasks)
+
+
+def _task_state(study: Path, name: str, kind: str, labels: Mapping[str, Label]) -> TaskState:
+    folder = study / name
+    if (running := read_running(folder)) is not None:
+        return TaskState(name, kind, labels, "running", host=running["host"], since=running["since"])
+    if (failed := _read(folder / FAILED)) is not None:
+        return TaskState(name, kind, labels, "failed", reason=str(failed["reason"]), since=failed["since"])
+    if (result := RunFolder(folder).result()) is not None:
+        return TaskState(name, kind, labels, "done", result=result)
+    return TaskState(name, kind, labels, "missing")
+
+
+def mark_failed(task: Task, study: Path, reason: str) -> None:
+    """Note that a task has failed, so that the next call does not try it again.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    noted = {"reason": reason, "since": time.time(), "task": task.digest()}
+    write_text_atomically(task.folder(study) / FAILED, json.dumps(noted, indent=2, ensure_ascii=False) + "\n")
+
+
+def earlier_failure(task: Task, study: Path, *, forget: bool) -> str | None:
+    """Return why the task failed in an earlier call; None when it did not, was another then, or is to be forgotten."""
+    path = task.folder(study) / FAILED
+    failed = _read(path)
+    if failed is not None and not forget and failed.get("task") == task.digest():
+        return str(failed["reason"])
+    path.unlink(missing_ok=True)
+    return None
+
+
+@contextmanager
+def marked_running(folder: Path) -> Iterator[None]:
+    """Note in ``folder`` that its task is running in this process, with a sign of life every :data:`BEAT` seconds."""
+    path, ended = folder / RUNNING, threading.Event()
+    noted = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+    write_text_atomically(path, json.dumps(noted) + "\n")
+
+    def beat() -> None:
+        while not ended.wait(BEAT):
+            with suppress(OSError):
+                os.utime(path)
+
+    pulse = threading.Thread(target=beat, daemon=True)
+    pulse.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        pulse.join()
+        path.unlink(missing_ok=True)
+
+
+def read_running(folder: Path) -> dict[str, Any] | None:
+    """Return ``pid``, ``host`` and ``since`` of the process that carries out the folder's task; None without one."""
+    path = folder / RUNNING
+    noted = _read(path)
+    try:
+        if noted is None or time.time() - path.stat().st_mtime > SILENCE:
+            return None
+        if noted["host"] == socket.gethostname():
+            os.kill(noted["pid"], 0)  # only asks whether there is such a process
+    except PermissionError:  # there is, and it is somebody else's
+        return noted
+    except OSError:
+        return None
+    return noted
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what a JSON file holds; None where there is none, or another process is removing it."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None

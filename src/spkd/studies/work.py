@@ -1,0 +1,164 @@
+"""One task of a study, carried out in the process that calls."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spkd import __version__
+from spkd.errors import InputError, RunFailed, one_line
+from spkd.files import write_text_atomically
+from spkd.studies.state import mark_failed, marked_running
+from spkd.studies.tasks import Measurement, Recording, Task
+from spkd.training.options import Runtime
+from spkd.training.progress import Lines, Silent
+from spkd.training.run_folder import TASK_LOG, RunFolder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one attempt at a task: a result, a failure, or neither when it was stopped.
+
+    Attributes:
+        result: what ``result.json`` holds.
+        failure: why it failed, in one line.
+        died: whether it failed because its process died, so that it can be tried again.
+    """
+
+    result: Mapping[str, Any] | None = None
+    failure: str | None = None
+    died: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task with all that another process needs to carry it out.
+
+    Args:
+        task: the task.
+        study: the folder of its study.
+        runtime: how it is carried out.
+        deadline: when to stop, as of ``time.time()``.
+    """
+
+    task: Task
+    study: str
+    runtime: Runtime
+    deadline: float | None
+
+    @property
+    def saves(self) -> bool:
+        """Whether the work, told to stop, saves where it stands; a measurement begins anew."""
+        return not isinstance(self.task.work, Measurement)
+
+
+def carry_out(job: Job) -> Outcome:
+    """Do a job; what it prints, and the traceback of an error, go to ``task.log`` in the task's folder."""
+    if job.deadline is not None and time.time() >= job.deadline:
+        return Outcome()
+    study, task = Path(job.study), job.task
+    folder = task.folder(study)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _printing_to(folder / TASK_LOG), marked_running(folder):
+            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}, process {os.getpid()}", flush=True)
+            return _attempt(task, study, job.runtime.until(job.deadline))
+    except (OSError, InputError) as error:
+        return Outcome(failure=f"cannot write {folder}: {one_line(error)}")
+
+
+def tape_folder(study: Path, recording: str) -> Path:
+    """Return where the tape of the recording of this name lies."""
+    return study / recording / "tape"
+
+
+def earlier_result(task: Task, study: Path, runtime: Runtime) -> Mapping[str, Any] | None:
+    """Return the result of a task that has finished before; None when it has not, or must be measured again.
+
+    Raises:
+        InputError: when the folder holds the result of another configuration, or of other weights, code or images.
+    """
+    folder = task.folder(study)
+    result = RunFolder(folder).result()
+    if result is None or isinstance(task.work, Recording):
+        return result
+    if isinstance(task.work, Measurement):
+        return result if result.get("identity") == _identity(task.work, task, study) else None
+    from spkd.training.run import run
+
+    return run(task.work, folder, runtime, Silent(), resume=True)  # finished: it only compares
+
+
+def _attempt(task: Task, study: Path, runtime: Runtime) -> Outcome:
+    try:
+        finished = _do(task, study, runtime)
+        return Outcome(result=RunFolder(task.folder(study)).result() if finished else None)
+    except (Exception, SystemExit) as error:  # code of the user's own may raise anything
+        traceback.print_exc()
+        reason = str(error) if isinstance(error, InputError | RunFailed) else one_line(error)
+        mark_failed(task, study, reason)
+        return Outcome(failure=reason)
+
+
+def _do(task: Task, study: Path, runtime: Runtime) -> bool:
+    """Do the work and leave ``result.json``; return False when it was stopped before the end."""
+    work, folder = task.work, task.folder(study)
+    if isinstance(work, Measurement):
+        _measure(work, folder, _identity(work, task, study), runtime)
+        return True
+    if isinstance(work, Recording):
+        from spkd.training.recording import record
+
+        recorded = record(work.request, work.methods, tape_folder(study, task.name), runtime, Lines())
+        if recorded is not None and recorded != RunFolder(folder).result():
+            RunFolder(folder).write_result(recorded)
+        return recorded is not None
+    from spkd.training.run import run
+
+    return run(work, folder, runtime, Lines(), resume=True) is not None
+
+
+def _measure(work: Measurement, folder: Path, identity: str, runtime: Runtime) -> None:
+    earlier = RunFolder(folder).result()
+    if earlier is not None and earlier.get("identity") == identity:
+        print("measured already")
+        return
+    measured = {**work.function(folder, runtime, **work.arguments), "identity": identity}
+    write_text_atomically(folder / "result.json", json.dumps(measured, indent=2, allow_nan=False) + "\n")
+
+
+def _identity(work: Measurement, task: Task, study: Path) -> str:
+    """Return a hash of the function, its arguments, the package's version and the results that it builds on."""
+    decided = {
+        "function": work.function_name,
+        "arguments": work.arguments,
+        "version": __version__,
+        "after": {name: RunFolder(study / name).result() for name in task.after},
+    }
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """Append to a file all that this process and its children print, from native code too."""
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            kept = os.dup(number)
+            os.dup2(log.fileno(), number)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, number)
+        stack.enter_context(contextlib.redirect_stdout(log))
+        stack.enter_context(contextlib.redirect_stderr(log))
+        yield

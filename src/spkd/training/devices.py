@@ -1,0 +1,88 @@
+"""The device of a run, or the devices and processes that share its batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spkd.errors import InputError, RunFailed, one_line
+from spkd.training.options import Runtime
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+_KNOWN = ("auto", "cpu", "cuda", "gpu", "mps")
+
+
+def is_launched() -> bool:
+    """Return whether this process is one of several that torchrun, or ``--devices``, has started for one run."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_WORLD_SIZE" in os.environ
+
+
+def is_follower() -> bool:
+    """Return whether this is one of several processes of a run other than the first, which speaks for all."""
+    return is_launched() and os.environ.get("RANK", "0") != "0"
+
+
+def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
+    """Return Fabric for one device, or in a launched process for all of its run's, connected.
+
+    Raises:
+        InputError: for a device that is not there, or a precision that it does not know.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or it tells of every process
+    if runtime.accelerator not in _KNOWN:
+        raise InputError(f"--accelerator must be one of {', '.join(_KNOWN)}, not {runtime.accelerator!r}")
+    if runtime.devices > 1 and not is_launched():
+        raise InputError(
+            f"--devices {runtime.devices}: `spkd train` and `spkd distill` alone divide a batch among devices; in "
+            "Python, start the processes with torchrun"
+        )
+    devices = int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
+    nodes = int(os.environ["WORLD_SIZE"]) // devices if is_launched() else 1
+
+    def build(precision: str) -> Fabric:
+        several = devices * nodes > 1
+        strategy = DDPStrategy(timeout=timedelta(seconds=runtime.timeout_seconds)) if several else "auto"
+        return Fabric(
+            accelerator=runtime.accelerator,
+            strategy=strategy,
+            devices=devices,
+            num_nodes=nodes,
+            precision=precision,  # type: ignore[arg-type]
+        )
+
+    try:
+        fabric = build("32-true")
+        if precision == "16-mixed" and fabric.device.type == "cpu":
+            # Fabric would quietly take bfloat16 instead.
+            raise ValueError("float16 needs a GPU, bf16-mixed does not")
+        if precision != "32-true":
+            fabric = build(precision)
+        if fabric.world_size > 1:
+            fabric.launch()
+        return fabric
+    except Exception as error:
+        reason = one_line(error).partition(": ")[2].rstrip(".")
+        raise InputError(
+            f"--accelerator {runtime.accelerator} cannot be used here with --devices {devices} --precision "
+            f"{precision}: {reason}. Try --accelerator cpu --precision 32-true"
+        ) from error
+
+
+def given_up(error: RuntimeError, runtime: Runtime, checkpoint: Path) -> RunFailed | None:
+    """Return what to raise where an error says that another process of the run no longer answers, else None."""
+    text = str(error).lower()
+    signs = ("timed out", "timeout", "connection closed", "connection reset", "nccl", "gloo", "broken pipe")
+    if not is_launched() or not any(sign in text for sign in signs):
+        return None
+    return RunFailed(
+        f"another process of this run has died or has not answered for {runtime.timeout_seconds:g} s "
+        f"({one_line(error)[:120]}); --resume goes on from the last checkpoint in {checkpoint.parent}"
+    )

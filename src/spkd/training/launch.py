@@ -1,0 +1,121 @@
+"""Several processes for one run, each with a part of every batch: started, watched and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+from spkd.data.decoding import usable_cpus
+from spkd.training.signals import end_with_parent
+
+GRACE = 10.0
+"""Seconds that the others have to end by themselves once one process has ended with an error."""
+
+
+def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], processes: int) -> int:
+    """Call ``main(arguments)`` in so many processes, as ``torchrun`` would, and return the exit code.
+
+    Each has its rank in the environment. The first one speaks; what another one says is shown where it fails alone.
+    SIGINT and SIGTERM are handed on once, upon which the processes agree on a step to stop after; a second one ends
+    them. When one dies, the others, which wait for it, are ended too.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, _environment(processes):
+        said = [Path(folder) / str(rank) for rank in range(processes)]
+        workers: list[BaseProcess] = [
+            context.Process(target=_work, args=(main, list(arguments), rank, said[rank])) for rank in range(processes)
+        ]
+        with _signals_to(workers):
+            for worker in workers:
+                worker.start()
+            first = _watch(workers)
+        codes = [worker.exitcode or 0 for worker in workers]
+        if first is None:
+            return codes[0]
+        if codes[first] < 0:
+            name = signal.Signals(-codes[first]).name
+            line = f"process {first + 1} of {processes} died ({name}), so the run has ended; --resume goes on from its "
+            print(f"spkd: error: {line}last checkpoint", file=sys.stderr)
+            return 1
+        if codes[0] <= 0 and said[first].exists():
+            print(said[first].read_text().strip().splitlines()[-1], file=sys.stderr)
+        return codes[first]
+
+
+def _watch(workers: Sequence[BaseProcess]) -> int | None:
+    """Wait for all; return which failed first, after ending those that wait for it, or None."""
+    first, failed_at = None, 0.0
+    while any(worker.is_alive() for worker in workers):
+        time.sleep(0.1)
+        if first is None:
+            ended = [rank for rank, worker in enumerate(workers) if worker.exitcode]
+            first, failed_at = (ended[0] if ended else None), time.monotonic()
+        killed = first is not None and (workers[first].exitcode or 0) < 0
+        if first is not None and (killed or time.monotonic() - failed_at > GRACE):
+            for worker in workers:
+                worker.kill()
+    return first if first is not None else next((rank for rank, one in enumerate(workers) if one.exitcode), None)
+
+
+def _work(main: Callable[[Sequence[str]], int], arguments: list[str], rank: int, said: Path) -> None:
+    """Be one of the processes."""
+    os.setsid()  # signals of the terminal come through the parent, once
+    end_with_parent()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    if rank == 0:
+        sys.exit(main(arguments))
+    with said.open("w", buffering=1) as file, contextlib.redirect_stderr(file):
+        code = main(arguments)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _environment(processes: int) -> Iterator[None]:
+    """Set, for the processes that are started, what torchrun sets."""
+    before = dict(os.environ)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "spkd",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+    }
+    # More threads than cores wait for each other, spinning.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // processes)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _signals_to(workers: Sequence[BaseProcess]) -> Iterator[None]:
+    """Hand the first SIGINT or SIGTERM on; kill at a second one."""
+    received: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for worker in workers:
+            if worker.is_alive() and worker.pid is not None:
+                os.kill(worker.pid, signal.SIGKILL if received else signal.SIGTERM)
+        received.append(number)
+
+    earlier = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,61 @@
+"""When a process is to stop: signals, noted instead of died of, and the death of its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+LAST_WORDS = 30.0
+"""Seconds that a process has to save where it stands once its parent is dead."""
+
+_collecting: list[list[int]] = []  # what the blocks of stop_signals that are open have received, the innermost last
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can.
+
+    Inside another such block, what that one has collected counts here too, and the next signal is left to it.
+    """
+    received = list(_collecting[-1]) if _collecting else []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    for number in earlier:
+        signal.signal(number, note)
+    _collecting.append(received)
+    try:
+        yield received
+    finally:
+        _collecting.pop()
+        restore()
+
+
+def end_with_parent() -> None:
+    """End this process when its parent has died without a word; a run under way saves a checkpoint first."""
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(LAST_WORDS)
+        os._exit(1)

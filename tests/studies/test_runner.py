@@ -1,0 +1,275 @@
+"""Small studies on the digits, run for real: in order, through failures, kills and stops, each task once."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from spkd.errors import InputError, RunFailed
+from spkd.studies.runner import RunnerOptions, StudyState, run_study
+from spkd.studies.state import read_running, study_state
+from spkd.studies.tasks import Measurement, Recording, Task
+from spkd.training.options import Request, Runtime
+from spkd.training.progress import Silent
+from spkd.training.run import run
+
+CPU = Runtime(accelerator="cpu", checkpoint_seconds=0.05)
+
+FUNCTIONS = '''
+import os
+import time
+from pathlib import Path
+
+
+def note(folder, runtime, *, path, text, seconds=0.0):
+    """Write a line to a file shared by all, wait, and give the line back."""
+    with open(path, "a") as file:
+        file.write(f"{text} begins\\n")
+    time.sleep(seconds)
+    with open(path, "a") as file:
+        file.write(f"{text} ends\\n")
+    left = None if runtime.max_time is None else float(runtime.max_time)
+    return {"text": text, "threads": os.environ["OMP_NUM_THREADS"], "seconds_left": left}
+
+
+def fail(folder, runtime, *, switch):
+    """Fail as long as there is no file at ``switch``."""
+    if not Path(switch).exists():
+        raise ZeroDivisionError("no switch")
+    return {"mended": True}
+
+
+def die(folder, runtime, *, path, times):
+    """Kill the process the first ``times`` times."""
+    with open(path, "a") as file:
+        file.write("x")
+    if len(Path(path).read_text()) <= times:
+        os.kill(os.getpid(), 9)
+    return {"survived": True}
+'''
+
+
+@pytest.fixture
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module of measurements that other processes can import too."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "measurements_of_a_test.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    yield importlib.import_module("measurements_of_a_test")
+    del sys.modules["measurements_of_a_test"]
+
+
+def study(tasks: list[Task], folder: Path, *, runtime: Runtime = CPU, jobs: int = 2, retry: bool = False) -> StudyState:
+    return run_study(tasks, folder, RunnerOptions(jobs=jobs, retry_failed=retry), runtime, Silent())
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {task.name: task.state for task in study_state(folder)}
+
+
+def once(ready: Callable[[], bool], do: Callable[[], object]) -> threading.Thread:
+    """Do something as soon as something else is so, beside the running study."""
+
+    def watch() -> None:
+        while not ready():
+            time.sleep(0.01)
+        do()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def student(tiny: str, teacher: Path | str, method: str = "sp", *, epochs: int = 2, seed: int = 0) -> Request:
+    overrides = {"epochs": epochs, "gamma": 30.0}
+    return Request(model=tiny, teacher=str(teacher), method=method, seed=seed, overrides=overrides)
+
+
+def test_a_study_runs_in_order_and_only_once(tiny: str, functions: ModuleType, tmp_path: Path) -> None:
+    folder, path = tmp_path / "study", str(tmp_path / "noted")
+    (tmp_path / "noted").touch()
+    request = student(tiny, folder / "teacher")
+    tasks = [
+        Task("measured", Measurement(functions.note, {"path": path, "text": "last"}), ("sp/seed-0", "kd/seed-0")),
+        Task("sp/seed-0", request, ("tape",), {"method": "sp", "seed": 0}),
+        Task("kd/seed-0", student(tiny, folder / "teacher", "kd"), ("tape",), {"method": "kd", "seed": 0}),
+        Task("tape", Recording(request, ("sp", "kd")), ("teacher",)),
+        Task("teacher", Request(model=f"{tiny}?width=8", overrides={"epochs": 1})),
+    ]
+    state = study(tasks, folder)
+    assert not state.failed
+    assert list(state.results) == [task.name for task in tasks]
+    assert state.results["measured"]["threads"] == "1"
+    made = {name: (folder / name / "result.json").stat().st_mtime_ns for name in state.results}
+    order = sorted(made, key=lambda name: made[name])
+    assert order[:2] == ["teacher", "tape"]
+    assert order[-1] == "measured"
+    for method in ("sp", "kd"):
+        log = (folder / method / "seed-0" / "task.log").read_text()
+        assert re.search(r"tape .*: (\d+) of \1 steps recorded", log), "it did not play the tape"
+    assert set(states(folder).values()) == {"done"}
+    assert study_state(folder)[1].labels == {"method": "sp", "seed": 0}
+
+    again = study(tasks, folder)
+    assert again == state
+    assert {name: (folder / name / "result.json").stat().st_mtime_ns for name in made} == made
+    assert Path(path).read_text() == "last begins\nlast ends\n"
+
+
+def test_what_is_measured_is_measured_again_when_the_networks_are_others(
+    tiny: str, functions: ModuleType, tmp_path: Path
+) -> None:
+    folder, path = tmp_path / "study", tmp_path / "noted"
+    network = Task("network", Request(model=tiny, overrides={"epochs": 1}))
+
+    def measured(text: str) -> Task:
+        return Task("measured", Measurement(functions.note, {"path": str(path), "text": text}), ("network",))
+
+    assert study([network, measured("a")], folder).results["measured"]["text"] == "a"
+    assert study([network, measured("b")], folder).results["measured"]["text"] == "b"
+    result = json.loads((folder / "network" / "result.json").read_text())
+    (folder / "network" / "result.json").write_text(json.dumps({**result, "training_seconds": 1.0}))
+    study([network, measured("b")], folder)
+    assert [line for line in path.read_text().splitlines() if "begins" in line] == ["a begins", "b begins", "b begins"]
+
+
+def test_a_failure_stops_what_waits_for_it_alone_and_is_retried_when_asked(
+    functions: ModuleType, tmp_path: Path
+) -> None:
+    folder, path, switch = tmp_path / "study", tmp_path / "noted", tmp_path / "switch"
+
+    def note(name: str, *after: str) -> Task:
+        return Task(name, Measurement(functions.note, {"path": str(path), "text": name}), after)
+
+    tasks = [
+        Task("bad", Measurement(functions.fail, {"switch": str(switch)})),
+        note("after bad", "bad"),
+        note("after that", "after bad"),
+        note("good"),
+        note("after good", "good"),
+    ]
+    for _ in range(2):
+        state = study(tasks, folder)
+        assert list(state.results) == ["good", "after good"]
+        assert state.failed == {"bad": "ZeroDivisionError: no switch"}
+        assert state.missing == ("after bad", "after that")
+        assert states(folder)["bad"] == "failed"
+        with pytest.raises(RunFailed, match=r"1 of 5 runs failed.*study/bad: ZeroDivisionError: no switch"):
+            state.raise_failure(folder)
+    log = (folder / "bad" / "task.log").read_text()
+    assert log.count("Traceback (most recent call last)") == 1, "it was tried again, or there is no traceback"
+    assert 'raise ZeroDivisionError("no switch")' in log
+    switch.touch()
+    state = study(tasks, folder, retry=True)
+    assert not state.failed
+    assert not state.missing
+    assert set(states(folder).values()) == {"done"}
+
+
+def test_a_failed_task_that_has_become_another_is_tried(functions: ModuleType, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    assert study([Task("x", Measurement(functions.fail, {"switch": str(tmp_path / "none")}))], folder).failed
+    assert study([Task("x", Measurement(functions.fail, {"switch": str(tmp_path)}))], folder).results
+
+
+def test_a_killed_process_costs_its_own_task_nothing_but_time(
+    tiny: str, teacher: Path, tmp_path: Path, functions: ModuleType
+) -> None:
+    """The process of one training is killed in the middle; it goes on elsewhere, and its neighbour does not notice."""
+    folder, request = tmp_path / "study", student(tiny, teacher, epochs=15)
+    tasks = [
+        Task("victim", request),
+        Task("neighbour", Measurement(functions.note, {"path": str(tmp_path / "x"), "text": "", "seconds": 2.0})),
+    ]
+
+    def kill() -> None:
+        running = read_running(folder / "victim")
+        assert running is not None
+        assert states(folder)["victim"] == "running"
+        os.kill(running["pid"], signal.SIGKILL)
+
+    killer = once((folder / "victim" / "checkpoints" / "last.ckpt").exists, kill)
+    state = study(tasks, folder)
+    killer.join()
+    assert set(state.results) == {"victim", "neighbour"}
+    log = (folder / "victim" / "task.log").read_text()
+    assert "going on from" in log
+    assert log.count(", process ") == 2
+    assert (tmp_path / "x").read_text().count("begins") == 1
+    assert run(request, tmp_path / "alone", CPU, Silent()) is not None
+    one, other = (load_file(path / "student" / "model.safetensors") for path in (folder / "victim", tmp_path / "alone"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_task_that_kills_its_process_is_tried_three_times(functions: ModuleType, tmp_path: Path) -> None:
+    def dying(name: str, times: int) -> Task:
+        return Task(name, Measurement(functions.die, {"path": str(tmp_path / name), "times": times}))
+
+    state = study([dying("twice", 2), dying("always", 9)], tmp_path / "study")
+    assert state.results["twice"]["survived"]
+    assert "killed by SIGKILL" in state.failed["always"]
+    assert (tmp_path / "always").read_text() == "xxx"
+    assert states(tmp_path / "study") == {"twice": "done", "always": "failed"}
+    assert study([dying("always", 9)], tmp_path / "study").failed == {"always": state.failed["always"]}
+
+
+def test_the_time_for_all_stops_what_is_running_and_begins_nothing_more(functions: ModuleType, tmp_path: Path) -> None:
+    folder, path = tmp_path / "study", tmp_path / "noted"
+    seconds = {"first": 0.0, "slow": 600.0, "next": 0.0}
+    tasks = [
+        Task(name, Measurement(functions.note, {"path": str(path), "text": name, "seconds": long}))
+        for name, long in seconds.items()
+    ]
+    begun = time.monotonic()
+    state = study(tasks, folder, runtime=Runtime(accelerator="cpu", max_time="4"), jobs=1)
+    assert 4 <= time.monotonic() - begun < 30
+    assert (list(state.results), state.failed, state.missing) == (["first"], {}, ("slow", "next"))
+    assert 0 < state.results["first"]["seconds_left"] < 4
+    assert path.read_text() == "first begins\nfirst ends\nslow begins\n"
+    assert states(folder) == {"first": "done", "slow": "missing", "next": "missing"}
+
+
+def test_a_signal_stops_with_checkpoints_and_the_next_call_goes_on(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    tasks = [Task(f"seed-{seed}", student(tiny, teacher, epochs=15, seed=seed)) for seed in range(3)]
+    checkpoints = [folder / f"seed-{seed}" / "checkpoints" / "last.ckpt" for seed in range(2)]
+    stopper = once(lambda: any(path.exists() for path in checkpoints), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    state = study(tasks, folder)
+    stopper.join()
+    assert not state.failed
+    assert state.missing
+    assert not (folder / "seed-2").exists()
+    again = study(tasks, folder)
+    assert not again.missing
+    assert "going on from" in "".join((folder / f"seed-{seed}" / "task.log").read_text() for seed in range(2))
+
+
+def test_two_calls_do_not_run_one_study(functions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spkd.studies.runner.PATIENCE", 0.5)
+    folder = tmp_path / "study"
+    task = Task("x", Measurement(functions.note, {"path": str(tmp_path / "noted"), "text": "x"}))
+    (folder / "x").mkdir(parents=True)
+    (folder / "x" / "running.json").write_text(
+        json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "since": 0})
+    )
+    with pytest.raises(InputError, match=rf"process {os.getpid()} on .* wait for its end"):
+        study([task], folder)
+    os.utime(folder / "x" / "running.json", (0, 0))
+    assert study([task], folder).results
+
+
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_options_are_checked(number: str) -> None:
+    with pytest.raises(InputError, match=f"--jobs must be at least 1, not {number}"):
+        RunnerOptions(jobs=int(number))

@@ -1,0 +1,89 @@
+"""A plan is put in order, or refused with a line that says why."""
+
+import itertools
+
+import pytest
+
+from spkd.errors import InputError
+from spkd.studies.schedule import Schedule
+from spkd.studies.tasks import Measurement, Recording, Task, in_order
+from spkd.training.options import Request
+
+
+def task(name: str, *after: str) -> Task:
+    return Task(name, Request(model="wrn-10-1"), after)
+
+
+@pytest.mark.parametrize("shuffled", list(itertools.permutations(range(4))))
+def test_each_comes_after_those_that_it_waits_for(shuffled: tuple[int, ...]) -> None:
+    tasks = [task("a"), task("b", "a"), task("c", "a"), task("d", "b", "c")]
+    ordered = [one.name for one in in_order([tasks[place] for place in shuffled])]
+    assert sorted(ordered) == ["a", "b", "c", "d"]
+    for one in tasks:
+        assert all(ordered.index(other) < ordered.index(one.name) for other in one.after)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ([task("a"), task("a")], "'a' comes twice"),
+        ([task("student"), task("b", "studnet")], "waits for 'studnet', which is not there. Did you mean 'student'"),
+        ([task("a", "b"), task("b", "a")], "wait for each other"),
+        ([task("../a")], "below the study's"),
+        ([task("/a")], "below the study's"),
+        ([task("")], "below the study's"),
+        (
+            [
+                Task("a", Recording(Request(model="x"), ())),
+                Task("b", Recording(Request(model="x"), ())),
+                task("c", "a", "b"),
+            ],
+            "several recordings",
+        ),
+    ],
+)
+def test_what_cannot_be_carried_out_is_refused(tasks: list[Task], expected: str) -> None:
+    with pytest.raises(InputError, match=expected.replace("..", r"\.\.")):
+        in_order(tasks)
+
+
+def measure() -> dict[str, int]:
+    return {}
+
+
+def test_the_digest_tells_what_is_done_and_not_what_it_is_called() -> None:
+    works = [
+        Request(model="wrn-10-1"),
+        Request(model="wrn-10-1", seed=1),
+        Recording(Request(model="wrn-10-1"), ("sp",)),
+        Recording(Request(model="wrn-10-1"), ("sp", "kd")),
+        Measurement(measure, {"images": 3}),
+        Measurement(measure, {"images": 4}),
+    ]
+    digests = [Task("a", work).digest() for work in works]
+    assert len(set(digests)) == len(works)
+    assert digests == [Task("b", work, ("c",), {"seed": 3}).digest() for work in works]
+
+
+def test_a_schedule_hands_out_what_is_ready_in_the_order_of_the_plan() -> None:
+    schedule = Schedule([task("d", "b", "c"), task("c"), task("b", "a"), task("a")], {}, {})
+    assert [schedule.next().name for _ in range(2)] == ["c", "a"]  # type: ignore[union-attr]
+    assert schedule.next() is None
+    schedule.finish("a", {"n": 1})
+    assert schedule.next().name == "b"  # type: ignore[union-attr]
+    schedule.fail("c", "broken")
+    schedule.finish("b", {})
+    assert schedule.next() is None
+    assert schedule.open() == []
+    state = schedule.state()
+    assert (dict(state.results), state.failed, state.missing) == ({"b": {}, "a": {"n": 1}}, {"c": "broken"}, ("d",))
+
+
+def test_what_is_finished_or_failed_already_is_not_handed_out() -> None:
+    plan = [task("a"), task("b", "a"), task("c"), task("d", "c"), task("e", "d")]
+    schedule = Schedule(plan, {"a": {"n": 1}}, {"c": "broken"})
+    assert [one.name for one in schedule.open()] == ["b"]
+    assert schedule.next().name == "b"  # type: ignore[union-attr]
+    assert schedule.next() is None
+    schedule.drop("b")
+    assert schedule.state().missing == ("b", "d", "e")

@@ -1,0 +1,138 @@
+"""Several real processes with one batch: the same weights as one process, and an end when one of them ends."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+PLAIN = '''
+"""A network without batch norm, whose gradients do not depend on how a batch is divided."""
+from torch import nn
+
+
+class Plain(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(
+            nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Flatten(),
+            nn.Linear(128, num_classes),
+        )
+'''
+LONG = ["--epochs", "5000", "--checkpoint_seconds", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> list[str]:
+    source = tmp_path_factory.mktemp("plain") / "plain.py"
+    source.write_text(PLAIN)
+    common = ["--student", f"{source}:Plain", "--teacher", str(teacher), "--method", "sp+kd+at", "--gamma", "30"]
+    return [*common, "--lr", "0.05", "--batch_size", "63", "--accelerator", "cpu"]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "spkd", "distill", *arguments]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Return the processes of the ranks, in their order."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def test_two_processes_end_with_the_weights_of_one_with_a_tape_too(options: list[str], tmp_path: Path) -> None:
+    tape = ["--tape", str(tmp_path / "tape"), "--tape_dtype", "float32"]
+    runs = {
+        "one": [*tape, "--devices", "1"],
+        "two": ["--devices", "2"],
+        "played": [*tape, "--devices", "2"],
+    }
+    for name, arguments in runs.items():
+        arguments = [*options, "--epochs", "2", "--teacher_precision", "32-true", *arguments]
+        done = subprocess.run(command(*arguments, "--out", str(tmp_path / name)), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    weights = {name: load_file(tmp_path / name / "student" / "model.safetensors") for name in runs}
+    columns = {name: (tmp_path / name / "metrics.csv").read_text().splitlines()[-1].split(",") for name in runs}
+    for name in ("two", "played"):
+        for key, value in weights["one"].items():
+            torch.testing.assert_close(weights[name][key], value, rtol=2e-4, atol=2e-5)
+        assert [float(value) for value in columns[name]] == pytest.approx(
+            [float(value) for value in columns["one"]], rel=1e-3
+        )
+
+
+def test_torchrun_starts_the_same_run(options: list[str], tmp_path: Path) -> None:
+    arguments = [*options, "--epochs", "1", "--out", str(tmp_path / "run")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*torchrun, "-m", "spkd", "distill", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("kept: epoch 1 of 1") == 1
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_bad_input_is_told_once(options: list[str], tmp_path: Path) -> None:
+    arguments = [*options, "--taps", "nowhere", "--devices", "2", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("error") == 1
+    assert "has no layer 'nowhere'" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_leaves_a_checkpoint_that_goes_on(options: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(*options, *LONG, "--devices", "2", "--out", str(folder))
+    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3, errors
+    assert "--resume goes on from the checkpoint" in errors
+    again = subprocess.run(
+        command(*options, *LONG, "--devices", "2", "--out", str(folder), "--resume", "--max_time", "5"),
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 3, again.stderr
+    assert "going on from" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (signal.SIGKILL, r"process 2 of 2 died \(SIGKILL\), so the run has ended; --resume goes on"),
+        (signal.SIGSTOP, "another process of this run has died or has not answered for 3 s .*--resume goes on"),
+    ],
+)
+def test_when_one_dies_or_hangs_the_run_ends_with_a_line(
+    options: list[str], tmp_path: Path, number: signal.Signals, line: str
+) -> None:
+    folder = tmp_path / "run"
+    process = start(*options, *LONG, "--devices", "2", "--timeout_seconds", "3", "--out", str(folder))
+    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    ranks = children(process)
+    os.kill(ranks[1], number)
+    begun = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert re.search(line, errors.splitlines()[-1]), errors
+    assert time.monotonic() - begun < 40
+    for rank in ranks:
+        with pytest.raises(ProcessLookupError):
+            os.kill(rank, 0)
