@@ -178,10 +178,11 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     command = [sys.executable, "-W", "error", __file__]
     workers = [subprocess.Popen([*command, str(rank), str(processes), str(folder)]) for rank in range(processes)]
     try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0] * processes
+        assert [worker.wait(timeout=300) for worker in workers] == [0] * processes
     finally:
         for worker in workers:
             worker.kill()
+            worker.wait()
     return [torch.load(folder / str(rank)) for rank in range(processes)]
 
 
