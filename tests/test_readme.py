@@ -28,11 +28,13 @@ def test_there_are_python_blocks_with_a_distiller() -> None:
 
 
 def test_every_command_and_option_in_it_exists() -> None:
+    from spkd.cli import options
     from spkd.cli.main import COMMANDS
 
     lines = re.findall(r"^spkd (.+)$", README, re.MULTILINE)
     assert {line.split()[0] for line in lines} == set(COMMANDS)
     for line in lines:
         command, *rest = line.split()
-        known = {option for action in COMMANDS[command].parser()._actions for option in action.option_strings}
+        parser = options.tape_actions()[rest[0]] if command == "tape" else COMMANDS[command].parser()
+        known = {option for action in parser._actions for option in action.option_strings}
         assert {word for word in rest if word.startswith("--")} <= known, line

@@ -130,6 +130,22 @@ def test_compare_does_not_repeat_finished_runs(
         assert text in printed
 
 
+def test_a_comparison_s_students_play_one_tape_and_its_status_is_shown(
+    capsys: pytest.CaptureFixture[str], comparison: tuple[Path, list[str]]
+) -> None:
+    folder, _ = comparison
+    printed = succeed(capsys, "status", str(folder))
+    assert "12 tasks: 12 done, 0 running, 0 failed, 0 missing" in printed
+    error = json.loads((folder / "sp" / "seed-1" / "result.json").read_text())["test_error"]
+    row = next(line for line in printed.splitlines() if "sp/seed-1" in line)
+    assert row.split()[1:] == ["training", "done", "test", "error", f"{error:.2f}", "%"]
+    for seed in range(3):
+        tape = folder / "recordings" / f"seed-{seed}" / "tape"
+        for method in ("sp", "kd"):
+            assert f"tape {tape}: " in (folder / method / f"seed-{seed}" / "task.log").read_text()
+        assert "tape" not in (folder / "none" / f"seed-{seed}" / "task.log").read_text()
+
+
 def test_what_is_compared_shares_image_size_and_recipe(
     capsys: pytest.CaptureFixture[str], tiny: str, pictures: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +188,11 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(
     assert "1 of 2 runs failed" in error
     assert "not finite" in error
     assert (out / "none" / "seed-0" / "result.json").exists()
+    log = out / "sp-weight=1e38" / "seed-0" / "task.log"
+    for retried, times in (([], 1), (["--retry_failed"], 2)):
+        assert main(["compare", *options, "--epochs", "1", *CPU, "--jobs", "1", "--out", str(out), *retried]) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == error
+        assert log.read_text().count("Traceback") == times
 
 
 def test_a_teacher_from_a_weights_file_is_seen_as_it_was_trained_and_stands_in_the_table(

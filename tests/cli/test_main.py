@@ -116,7 +116,7 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
     assert caught.value.code == 0
     text = capsys.readouterr().out
     shared = ["--config", "--print_config", "--debug"]
-    if command != "status":
+    if command not in ("status", "tape", "reproduce"):
         shared += ["--data", "--data_root", "--image_size"]
     of_training = [
         "--epochs",
@@ -156,6 +156,8 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
             *("--jobs", "--jobs_per_gpu", "--ray", "--retry_failed"),
         ],
         "status": [],
+        "tape": [],
+        "reproduce": ["--scale", "--data_root", "--only", "--redraw", "--ray", "--max_time"],
         "evaluate": ["--teacher", "--per_class", "--accelerator"],
         "taps": ["--teacher", "--student", "--taps"],
         "export": ["--format", "--out"],

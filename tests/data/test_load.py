@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
@@ -51,3 +52,22 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"")
     with pytest.raises(InputError, match=r"^data: expected a folder, got the file [^\n]+unpack it"):
         load_data(DataOptions(data=str(tmp_path / "images.zip")))
+
+
+def test_fewer_training_images_are_stratified_and_always_the_same():
+    whole, some, more = (load_data(DataOptions(train_images=count)) for count in (None, 50, 100))
+    assert torch.bincount(some.train.targets).tolist() == [5] * 10
+    pixels = [{tuple(data.train.image(i).flatten().tolist()) for i in range(len(data.train))} for data in (some, more)]
+    assert pixels[0] < pixels[1]
+    assert len(more.train) == 100
+    assert some.fingerprint() == load_data(DataOptions(train_images=50)).fingerprint() != whole.fingerprint()
+    assert torch.equal(some.test.targets, whole.test.targets)
+    assert torch.equal(some.val.targets, whole.val.targets)
+    assert "training set: 50 of the 500 images" in some.notes[-1]
+    assert len(load_data(DataOptions(train_images=500)).train) == 500
+
+
+@pytest.mark.parametrize("count", [5, 495, 501])
+def test_as_many_training_images_as_there_can_be(count):
+    with pytest.raises(InputError, match=f"train_images: expected from 10 to 490 of the 500 [^\n]+ got {count}"):
+        load_data(DataOptions(train_images=count))

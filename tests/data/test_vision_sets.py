@@ -24,21 +24,8 @@ def write_cifar10(root, per_batch=20):
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
 
 
-@pytest.fixture
-def no_checksums(monkeypatch):
-    """Let torchvision take CIFAR files whose checksums are not the real ones."""
-    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(datasets.CIFAR10, "_load_meta", load_meta)
-
-
-def load_meta(self):
-    path = f"{self.root}/{self.base_folder}/batches.meta"
-    with open(path, "rb") as file:  # noqa: PTH123
-        self.classes = pickle.load(file)["label_names"]
-
-
 def write_dtd(root, images=6):
-    """Write DTD's layout with two classes: partition 1, each split with its own images."""
+    """Write DTD's layout with two classes: partitions 1 and 2, each split with its own images, the second turned."""
     for label, level in (("banded", 10), ("dotted", 240)):
         (root / "dtd/dtd/images" / label).mkdir(parents=True)
         for number in range(3 * images):
@@ -50,11 +37,13 @@ def write_dtd(root, images=6):
         numbers = range(place * images, (place + 1) * images)
         lines = [f"{label}/{label}_{number:04d}.jpg" for label in ("banded", "dotted") for number in numbers]
         (labels / f"{split}1.txt").write_text("\n".join(lines) + "\n")
+        (labels / f"{('test', 'train', 'val')[place]}2.txt").write_text("\n".join(lines) + "\n")
 
 
-def test_cifar10(tmp_path, no_checksums):
+def test_cifar10(tmp_path):
     write_cifar10(tmp_path)
-    data = load_vision_set("cifar10", tmp_path)
+    data = load_vision_set("cifar10", tmp_path, arguments={"verify": False})
+    assert data.name == "cifar10?verify=false"
     assert (len(data.train), len(data.val), len(data.test)) == (90, 10, 20)
     assert torch.bincount(data.val.targets).tolist() == [1] * 10
     assert (data.native_size, data.channels, data.flip) == (32, 3, True)
@@ -73,6 +62,32 @@ def test_dtd(tmp_path):
     assert data.notes == ()
     assert isinstance(data.train, FileImages)
     assert [int(data.test.image(i).float().mean() > 128) for i in range(12)] == data.test.targets.tolist()
+
+
+def test_a_partition_of_dtd(tmp_path):
+    write_dtd(tmp_path)
+    first, second = (load_vision_set("dtd", tmp_path, arguments={"partition": number}) for number in (1, 2))
+    assert (first.name, second.name) == ("dtd?partition=1", "dtd?partition=2")
+    assert second.train.paths == first.val.paths
+    assert second.test.paths == first.train.paths
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("dtd", {"partition": 11}, "partition of dtd must be from 1 to 10, got 11"),
+        ("dtd", {"partition": True}, "from 1 to 10, got True"),
+        ("dtd", {"partitoin": 1}, "no argument 'partitoin'; it takes partition. Did you mean 'partition'"),
+        ("dtd", {"verify": False}, "dtd has no argument 'verify'"),
+        ("cifar100", {"verify": 1}, "verify of cifar100 must be true or false, got 1"),
+        ("mnist", {"partition": 1}, "it takes no argument"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path, name, arguments, message):
+    with pytest.raises(InputError) as raised:
+        load_vision_set(name, tmp_path, arguments=arguments)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_bad_images_of_a_set_can_be_left_out(tmp_path):
@@ -139,11 +154,11 @@ def test_torchvision_has_every_set(name):
     assert hasattr(datasets, VISION_SETS[name].class_name)
 
 
-def test_a_damaged_set_is_one_line(tmp_path, no_checksums):
+def test_a_damaged_set_is_one_line(tmp_path):
     write_cifar10(tmp_path)
     (tmp_path / "cifar-10-batches-py/data_batch_3").write_bytes(b"\x80\x04")
     with pytest.raises(InputError, match=r"^data: cifar10 could not be loaded, [^\n]+--download$"):
-        load_vision_set("cifar10", tmp_path)
+        load_vision_set("cifar10", tmp_path, arguments={"verify": False})
 
 
 def test_wrong_checksums_are_told(tmp_path):

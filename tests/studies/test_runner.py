@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from spkd.errors import InputError, RunFailed
+from spkd.studies.pool import Pool, visible_gpus
 from spkd.studies.runner import RunnerOptions, StudyState, run_study
 from spkd.studies.state import read_running, study_state
 from spkd.studies.tasks import Measurement, Recording, Task
+from spkd.studies.work import Job
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import run
@@ -40,7 +42,8 @@ def note(folder, runtime, *, path, text, seconds=0.0):
     with open(path, "a") as file:
         file.write(f"{text} ends\\n")
     left = None if runtime.max_time is None else float(runtime.max_time)
-    return {"text": text, "threads": os.environ["OMP_NUM_THREADS"], "seconds_left": left}
+    variables = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
+    return {"text": text, "seconds_left": left, **variables}
 
 
 def fail(folder, runtime, *, switch):
@@ -110,7 +113,7 @@ def test_a_study_runs_in_order_and_only_once(tiny: str, functions: ModuleType, t
     state = study(tasks, folder)
     assert not state.failed
     assert list(state.results) == [task.name for task in tasks]
-    assert state.results["measured"]["threads"] == "1"
+    assert state.results["measured"]["OMP_NUM_THREADS"] == "1"
     made = {name: (folder / name / "result.json").stat().st_mtime_ns for name in state.results}
     order = sorted(made, key=lambda name: made[name])
     assert order[:2] == ["teacher", "tape"]
@@ -267,6 +270,31 @@ def test_two_calls_do_not_run_one_study(functions: ModuleType, tmp_path: Path, m
         study([task], folder)
     os.utime(folder / "x" / "running.json", (0, 0))
     assert study([task], folder).results
+
+
+def test_processes_are_dealt_out_to_the_gpus(functions: ModuleType, tmp_path: Path) -> None:
+    names = [str(number) for number in range(5)]
+    pool, outcomes = Pool(slots=5, threads=3, gpus=["2", "GPU-a"]), {}
+    for name in names:
+        arguments = {"path": str(tmp_path / "noted"), "text": name, "seconds": 0.5}
+        pool.begin(Job(Task(name, Measurement(functions.note, arguments)), str(tmp_path), CPU, None))
+    assert not pool.has_room()
+    while len(outcomes) < len(names):
+        outcomes.update(pool.wait(10))
+    assert pool.stop() == []
+    results = [outcomes[name].result for name in names]
+    assert [result["CUDA_VISIBLE_DEVICES"] for result in results] == ["2", "GPU-a", "2", "GPU-a", "2"]
+    assert {result["OMP_NUM_THREADS"] for result in results} == {"3"}
+
+
+def test_only_gpus_that_this_process_may_use_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,3")
+    assert visible_gpus() == ["GPU-a", "3"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert visible_gpus() == []
 
 
 @pytest.mark.parametrize("number", ["0", "-1"])

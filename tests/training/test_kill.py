@@ -84,9 +84,9 @@ def test_kills_at_any_moment_change_nothing(tiny: str, teacher: Path, tmp_path: 
     assert (undisturbed / "metrics.csv").read_text() == (folder / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("to_the_group", [True, False], ids=["ctrl-c", "terminate"])
+@pytest.mark.parametrize("how", ["ctrl-c", "terminate", "kill"])
 def test_a_comparison_that_is_interrupted_stops_and_leaves_no_process(
-    tiny: str, teacher: Path, tmp_path: Path, to_the_group: bool
+    tiny: str, teacher: Path, tmp_path: Path, how: str
 ) -> None:
     out = tmp_path / "compare"
     options = ["--student", tiny, "--teacher", str(teacher), "--methods", "none", "sp", "--epochs", "5000"]
@@ -97,13 +97,18 @@ def test_a_comparison_that_is_interrupted_stops_and_leaves_no_process(
     checkpoints = [out / method / "seed-0" / "checkpoints" / "last.ckpt" for method in ("none", "sp")]
     for checkpoint in checkpoints:
         wait_for(process, checkpoint)
-    if to_the_group:
+    if how == "ctrl-c":
         os.killpg(process.pid, signal.SIGINT)
-    else:
+    elif how == "terminate":
         process.terminate()
+    else:
+        process.kill()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 3, errors
-    assert errors.splitlines()[-1] == "stopped before the end; the same command goes on"
+    if how == "kill":
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 3, errors
+        assert errors.splitlines()[-1] == "stopped before the end; the same command goes on"
     assert all(checkpoint.exists() for checkpoint in checkpoints)
     assert not (out / "none" / "seed-1").exists(), "a new run was begun"
     for _ in range(100):

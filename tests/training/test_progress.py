@@ -61,3 +61,20 @@ def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(display(), Lines)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert isinstance(display(), Bar)
+
+
+def test_a_time_left_that_is_known_better_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with Lines() as lines:
+        lines.begin("tasks", steps=10, done=0)
+        now[0] = 20.0
+        lines.update(5, "running: a", left=3600.0)
+    assert capsys.readouterr().err == "tasks: running: a, 1:00:00 left\n"
+    written = io.StringIO()
+    with Bar(Console(file=written, force_terminal=True, width=120)) as bar:
+        bar.begin("tasks", steps=10, done=0)
+        bar.update(5, "running: a", left=5000.0)
+    assert "1:23:" in written.getvalue()

@@ -195,7 +195,7 @@ def reproduce(options: Namespace) -> int:
         _print(grid_table(experiments_grid()))
         return 0
     experiment_named(options.name)
-    out = Path(options.out or f"runs/reproduce-{options.name}-{options.scale}")
+    out = Path(options.out or f"runs/reproduce-{options.scale}")
     state = None
     if not options.redraw:
         state = reproduce(
@@ -207,11 +207,11 @@ def reproduce(options: Namespace) -> int:
             display=display(),
             command=shlex.join(["spkd", *sys.argv[1:]]),
         )
-    report = write_report(out)
+    report = write_report(options.name, out)
     _print(grid_table(report.main))
     for text in report.findings:
         print(text)
-    print(f"written: {out / 'report.md'}, records.csv, tables/, figures/")
+    print(f"written: {report.paths[0]}, records.csv, tables/, figures/")
     if state is not None:
         state.raise_failure(out)
     return _stopped("the same command goes on") if state is not None and state.missing else 0

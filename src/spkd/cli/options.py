@@ -88,9 +88,15 @@ def tape_parser() -> ArgumentParser:
 
 def add_tape_actions(parser: ArgumentParser) -> None:
     """Add ``record`` and ``info`` to the options of ``spkd tape``."""
-    actions = parser.add_subcommands(required=True, dest="action", metavar="ACTION", title="actions")
-    actions.add_subcommand("record", _record_parser(), help="fill a tape ahead of training")
-    actions.add_subcommand("info", _info_parser(), help="what a tape holds, and how much of it is there")
+    added = parser.add_subcommands(required=True, dest="action", metavar="ACTION", title="actions")
+    texts = {"record": "fill a tape ahead of training", "info": "what a tape holds, and how much of it is there"}
+    for name, action in tape_actions().items():
+        added.add_subcommand(name, action, help=texts[name])
+
+
+def tape_actions() -> dict[str, ArgumentParser]:
+    """Return the options of each action of ``spkd tape``."""
+    return {"record": _record_parser(), "info": _info_parser()}
 
 
 def _record_parser() -> ArgumentParser:
@@ -167,8 +173,9 @@ def reproduce_parser() -> ArgumentParser:
     _add_fields(parser, ReproduceOptions, "what")
     parser.add_argument("--redraw", action="store_true", help="only draw tables and figures anew, from the records")
     _add_fields(parser, RunnerOptions, "where")
-    _add_fields(parser, Runtime, "running")
-    _add_text(parser.add_argument_group("where to"), "out", "folder (default: runs/reproduce-NAME-SCALE)")
+    _add_fields(parser, Runtime, "running", but=("tape",))
+    out = "folder, which experiments may share: common networks are trained once (default: runs/reproduce-SCALE)"
+    _add_text(parser.add_argument_group("where to"), "out", out)
     return parser
 
 

@@ -86,7 +86,8 @@ def grid_markdown(grid: Grid) -> str:
     note
     """
     rule = "|" + "".join(":---|" if number < grid.texts else "---:|" for number in range(len(grid.headings)))
-    lines = [f"**{grid.title}**", "", _line(grid.headings), rule, *(_line(row) for row in grid.rows)]
+    lines = [f"**{grid.title}**", ""] if grid.title else []
+    lines += [_line(grid.headings), rule, *(_line(row) for row in grid.rows)]
     for note in grid.notes:
         lines += ["", note]
     return "\n".join(lines) + "\n"

@@ -36,8 +36,8 @@ class Report:
     paths: tuple[Path, ...]
 
 
-def write_report(study: Path) -> Report:
-    """Draw the tables and figures of the experiment in ``study`` from its records, without any model.
+def write_report(name: str, study: Path) -> Report:
+    """Draw the tables and figures of an experiment into its folder in ``study``, from its records, without any model.
 
     ``report.md`` shows all of them; ``tables/`` holds each table as Markdown, CSV and LaTeX, ``figures/`` each
     figure as PNG and SVG. What is unfinished is shown as such.
@@ -45,16 +45,17 @@ def write_report(study: Path) -> Report:
     Raises:
         InputError: when there are no records, or the files cannot be written.
     """
-    reproduction = load_reproduction(study)
+    reproduction = load_reproduction(name, study)
+    folder = reproduction.folder
     pairs = pairs_of_records(reproduction)
     grids = _grids(reproduction, pairs)
     found = _findings(reproduction, pairs)
-    paths = [path for name, grid in grids.items() for path in write_grid(grid, study / "tables" / name)]
+    paths = [path for title, grid in grids.items() for path in write_grid(grid, folder / "tables" / title)]
     figure = _figure(reproduction, pairs)
     if figure is not None:
-        paths += write_figure(figure, study / "figures" / reproduction.experiment)
-    write_text_atomically(study / "report.md", _markdown(reproduction, grids, found, figure is not None))
-    return Report(next(iter(grids.values())), tuple(found), (study / "report.md", *paths))
+        paths += write_figure(figure, folder / "figures" / name)
+    write_text_atomically(folder / "report.md", _markdown(reproduction, grids, found, figure is not None))
+    return Report(next(iter(grids.values())), tuple(found), (folder / "report.md", *paths))
 
 
 def experiments_grid() -> Grid:

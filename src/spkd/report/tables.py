@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
+from spkd.report.grid import Grid, grid_markdown, grid_table
 from spkd.studies.records import Comparison, ComparisonRow
 
 NOT_KNOWN = "–"
@@ -27,24 +26,18 @@ def p_value_text(p_value: float | None) -> str:
 
 def comparison_table(comparison: Comparison) -> Table:
     """Return a rich table: one line for each method, test errors in percent."""
-    table = Table(title=Text(comparison.title), caption=Text(_caption(comparison)), box=box.SIMPLE_HEAD)
-    for number, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
-    for row in comparison.rows:
-        # Text, not str: the method may hold square brackets, which rich would take for markup.
-        table.add_row(*(Text(cell) for cell in _cells(row)))
-    return table
+    return grid_table(_grid(comparison))
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the same table in Markdown, with the command that repeats it below."""
-    lines = [f"**{comparison.title}**", ""] if comparison.title else []
-    lines += [_line(_HEADINGS), "|:---|" + "---:|" * (len(_HEADINGS) - 1)]
-    lines += [_line([cell.replace("|", "\\|") for cell in _cells(row)]) for row in comparison.rows]
-    lines += ["", _caption(comparison)]
-    if comparison.command:
-        lines += ["", f"```\n{comparison.command}\n```"]
-    return "\n".join(lines) + "\n"
+    text = grid_markdown(_grid(comparison))
+    return f"{text}\n```\n{comparison.command}\n```\n" if comparison.command else text
+
+
+def _grid(comparison: Comparison) -> Grid:
+    rows = tuple(_cells(row) for row in comparison.rows)
+    return Grid(comparison.title, _HEADINGS, rows, (_caption(comparison),))
 
 
 def _cells(row: ComparisonRow) -> tuple[str, ...]:
@@ -76,7 +69,3 @@ def _caption(comparison: Comparison) -> str:
         if isinstance(error, int | float):
             caption += f" ({error:.2f} %)"
     return f"{caption}. p: two-sided t-test against none, paired by seed."
-
-
-def _line(cells: tuple[str, ...] | list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

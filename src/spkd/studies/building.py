@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spkd.data.options import DataOptions
@@ -59,19 +59,23 @@ class Builder:
         scale: of all its networks.
         protocol: how they are trained.
         data: the images of a seed.
-        methods: all that the experiment trains students by; a tape holds what any of them needs.
+        methods: what students are trained by.
+        remembered: what of a teacher is recorded on a tape: the same in all experiments, which may share it.
+        above: begins the names of all tasks, so that networks of other experiments with the same labels lie apart.
     """
 
     study: Path
     scale: Scale
     protocol: Protocol
     data: Callable[[int], DataOptions]
-    methods: Sequence[Method] = field(default=(KD, AT, SP))
+    methods: Sequence[Method] = (KD, AT, SP)
+    remembered: Sequence[Method] = (KD, AT, SP)
+    above: str = ""
 
     def alone(self, network: Network, seed: int) -> Task:
         """Return the training of a network without a teacher."""
         return Task(
-            f"{BASELINE}/{slug(network.label)}/seed-{seed}",
+            f"{self.above}{BASELINE}/{slug(network.label)}/seed-{seed}",
             self._request(network, seed),
             labels=_labels(student=network.label, method=BASELINE, seed=seed),
         )
@@ -95,7 +99,7 @@ class Builder:
         if self.scale.tapes:
             before.append(self._recording(teacher, seed, before))
         task = Task(
-            f"{method.label}/{slug(row)}/seed-{seed}",
+            f"{self.above}{method.label}/{slug(row)}/seed-{seed}",
             request,
             after=tuple(task.name for task in before),
             labels=_labels(
@@ -106,12 +110,11 @@ class Builder:
 
     def _recording(self, teacher: Network, seed: int, after: Sequence[Task]) -> Task:
         """Return the filling of a tape; in the student's place stands the teacher's own architecture."""
-        stages = any(method.taps != ("last",) for method in self.methods)
         request = self._request(replace(teacher, weights=None), seed)
-        request = self._with_teacher(request, teacher, Method("", "sp", ("stages",) if stages else ("last",)))
+        request = self._with_teacher(request, teacher, Method("", "sp", ("stages",)))
         return Task(
-            f"recordings/{slug(teacher.label)}/seed-{seed}",
-            Recording(request, tuple(method.terms for method in self.methods)),
+            f"{self.above}recordings/{slug(teacher.label)}/seed-{seed}",
+            Recording(request, tuple(method.terms for method in self.remembered)),
             after=tuple(task.name for task in after),
             labels=_labels(teacher=teacher.label, seed=seed),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ class Cluster:
         address: of the cluster, or auto for the one that this machine belongs to.
         accelerator: as in :class:`~spkd.training.options.Runtime`; auto is a GPU where the cluster has any.
         jobs_per_gpu: jobs that share a GPU.
-        jobs: jobs at a time; None for as many as fit.
+        jobs: jobs at a time; None for as many as the cluster has room for at the moment.
 
     Raises:
         InputError: when Ray is not installed, there is no such cluster, or it has no such device.
@@ -41,13 +43,13 @@ class Cluster:
         if accelerator not in ("auto", "cpu", "cuda", "gpu") or (accelerator in ("cuda", "gpu") and not has_gpus):
             raise InputError(f"--accelerator {accelerator}: the cluster at {address} has none; try auto or cpu")
         share = 1 / jobs_per_gpu if has_gpus and accelerator != "cpu" else 0
-        self._remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_carry_out)
-        self._jobs = jobs
+        self._remote = self._ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_carry_out)
+        self._share, self._jobs = share, jobs
         self._running: dict[Any, Job] = {}
 
     def has_room(self) -> bool:
-        """Return whether another job can be handed over; the cluster lets it wait for its turn."""
-        return self._jobs is None or len(self._running) < self._jobs
+        """Return whether another job can be handed over; the cluster lets it wait where others need the room."""
+        return len(self._running) < (self._jobs or self._size())
 
     def begin(self, job: Job) -> None:
         """Hand a job to the cluster."""
@@ -72,6 +74,11 @@ class Cluster:
             self._ray.shutdown()
         return ended
 
+    def _size(self) -> int:
+        there = self._ray.cluster_resources()
+        processors = int(there.get("CPU", 0))
+        return max(1, min(processors, round(there["GPU"] / self._share)) if self._share else processors)
+
     def _outcome(self, reference: Any) -> Outcome:
         exceptions = self._ray.exceptions
         try:
@@ -87,6 +94,9 @@ class Cluster:
 
 def _connect(ray: Any, address: str) -> None:
     try:
+        if (place := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)) is not None:
+            # Ray itself would try for minutes.
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except Exception as error:
         raise InputError(

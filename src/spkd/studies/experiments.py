@@ -186,7 +186,8 @@ def transfer(setting: Setting) -> Rows:
     def data(seed: int) -> DataOptions:
         return options[seed]
 
-    builder = Builder(setting.study, scale, scale.dtd, data, methods=(AT, SP))
+    # The teachers keep their classes, which are not the students': there are no soft targets.
+    builder = Builder(setting.study, scale, scale.dtd, data, methods=(AT, SP), remembered=(AT, SP), above="transfer/")
     return pairs_of(setting, builder, [(networks[student], networks[teacher]) for student, teacher in _TRANSFER_PAIRS])
 
 

@@ -161,6 +161,8 @@ def paper_of(experiment: str, pair: Pair) -> PublishedPair | None:
 
 def findings(experiment: str, pairs: Sequence[Pair]) -> list[str]:
     """Return in words what came out, with the paper's own outcome beside it where it is known."""
+    if experiment == "gamma":
+        return [_about_gamma(pair) for pair in pairs]
     lines = [_about(pair, paper_of(experiment, pair)) for pair in pairs]
     if len(pairs) > 1 and all(pair.line("sp") for pair in pairs):
         lines.insert(0, _how_often(pairs, "SP has a lower median than the student alone", _better_than_alone))
@@ -182,6 +184,21 @@ def _about(pair: Pair, paper: PublishedPair | None) -> str:
         marks = sorted({figure.certainty.mark for figure in paper.methods.values()} - {""})
         text += f"; the paper has {held} {' '.join(marks)}".rstrip()
     return text
+
+
+def _about_gamma(pair: Pair) -> str:
+    """Say how far the error moves with γ, and where it is below that of the student alone."""
+    name = f"{pair.student} from {pair.teacher}"
+    if pair.order() is None:
+        return f"{name}: unfinished"
+    alone, *swept = pair.lines
+    medians = [_median(line) for line in swept]
+    lower = [line.label for line in swept if _median(line) < _median(alone)]
+    return (
+        f"{name}: over γ from {swept[0].label} to {swept[-1].label} the median lies between {min(medians):.2f} and "
+        f"{max(medians):.2f} %, that of the student alone at {_median(alone):.2f} %; it is lower at γ = "
+        f"{', '.join(lower) or 'none of them'}"
+    )
 
 
 def _in_words(pair: Pair, order: Sequence[str]) -> str:

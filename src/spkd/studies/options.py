@@ -13,7 +13,7 @@ class RunnerOptions:
 
     Args:
         jobs: tasks at a time (default: one per processor core, or --jobs_per_gpu for each GPU; on a Ray cluster
-            as many as fit).
+            as many as it has room for).
         jobs_per_gpu: tasks that share a GPU.
         ray: run the tasks on a Ray cluster: its address, or auto for the one that this machine belongs to.
         retry_failed: try again what failed in an earlier call.

@@ -66,23 +66,18 @@ class Worker:
         return outcome
 
     def stop(self) -> None:
-        """Tell the process to end: an idle one at once, a busy one after it has saved, if it can."""
-        if self.job is None:
-            self._connection.close()
-        elif self.job.saves:
+        """Tell the process to end: a busy one after it has saved, if it can, an idle one at once."""
+        if self.job is not None and self.job.saves:
             self._process.terminate()
         else:
             self._process.kill()
 
-    def end(self, seconds: float) -> None:
-        """Wait so long for the end of the process, then kill it."""
+    def kill(self) -> None:
+        """End the process now."""
         self._connection.close()
-        try:
-            self._process.join(seconds)
-        finally:
-            self._process.kill()
-            self._process.join()
-            self._process.close()
+        self._process.kill()
+        self._process.join()
+        self._process.close()
 
     def _death(self) -> Outcome:
         self._process.join(GRACE)
@@ -116,7 +111,7 @@ class Pool:
         slot = min(free, key=lambda slot: self._workers[slot] is None)
         worker = self._workers[slot]
         if worker is not None and not worker.is_alive():
-            worker.end(0)
+            worker.kill()
             worker = None
         if worker is None:
             worker = self._workers[slot] = Worker(self._variables(slot))
@@ -146,7 +141,7 @@ class Pool:
         finally:
             self._workers = [None] * len(self._workers)
             for worker in workers:
-                worker.end(0 if worker.job else 5)
+                worker.kill()
         return ended
 
     def _variables(self, slot: int) -> dict[str, str]:
@@ -154,6 +149,15 @@ class Pool:
         if self._gpus:
             variables["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         return variables
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, named as in ``CUDA_VISIBLE_DEVICES``; none where there is no CUDA."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """One of the paper's experiments, run, and what is kept of it: records from which all tables and figures are drawn.
 
-A study's folder holds ``records.csv``, a line for each finished training, and ``reproduction.json``: what was asked for
-and where each task stands. Both say all that a report needs, together with the folders below ``measurements``.
+Several experiments may share a study's folder, and with it the networks that they have in common. What belongs to
+one experiment lies in the folder of its name in there: ``records.csv``, a line for each finished training, and
+``reproduction.json``, what was asked for and where each task stands. With the study's ``measurements`` they are all
+that a report needs.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ class Reproduction:
         command: the command line that made it.
         tasks: the plan, in the order of the rows.
         records: of the trainings that have finished.
-        folder: where the measurements lie.
+        study: the folder in which the measurements lie.
     """
 
     experiment: str
@@ -92,12 +94,17 @@ class Reproduction:
     command: str
     tasks: tuple[PlannedTask, ...]
     records: tuple[Record, ...]
-    folder: Path
+    study: Path
+
+    @property
+    def folder(self) -> Path:
+        """What belongs to the experiment alone."""
+        return self.study / self.experiment
 
     def measured(self) -> dict[str, tuple[dict[str, Any], Path]]:
         """Return what each finished measurement found, and the folder of its arrays, by its name."""
         done = [task.name for task in self.tasks if task.kind == "measurement" and task.state == "done"]
-        return {name: (_read_json(self.folder / name / "result.json"), self.folder / name) for name in done}
+        return {name: (_read_json(self.study / name / "result.json"), self.study / name) for name in done}
 
 
 def experiment_named(name: str) -> Experiment:
@@ -168,7 +175,7 @@ def _usual_seeds(name: str, scale: ScaleName) -> int:
 def save_records(
     name: str, options: ReproduceOptions, tasks: Sequence[Task], state: StudyState, study: Path, command: str
 ) -> None:
-    """Write ``records.csv`` and ``reproduction.json`` into the folder of a study.
+    """Write ``records.csv`` and ``reproduction.json`` into the experiment's folder in that of a study.
 
     Raises:
         InputError: when they cannot be written.
@@ -182,29 +189,30 @@ def save_records(
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([field.name for field in fields(Record)])
     writer.writerows(dataclasses.astuple(record) for record in records)
-    write_text_atomically(study / RECORDS, text.getvalue())
+    write_text_atomically(study / name / RECORDS, text.getvalue())
     content = {
         "experiment": name,
         "scale": options.scale,
         "command": command,
         "tasks": [dataclasses.asdict(_planned(task, state)) for task in tasks],
     }
-    write_text_atomically(study / PLAN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(study / name / PLAN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_reproduction(study: Path) -> Reproduction:
-    """Read back what :func:`save_records` wrote.
+def load_reproduction(name: str, study: Path) -> Reproduction:
+    """Read back what :func:`save_records` wrote of the experiment ``name``.
 
     Raises:
         InputError: when it is not there, or cannot be read.
     """
-    if not (study / PLAN).is_file():
+    folder = study / name
+    if not (folder / PLAN).is_file():
         raise InputError(
-            f"{study} holds no records to draw from: expected {PLAN} and {RECORDS}; run it first, or give --out"
+            f"{folder} holds no records to draw from: expected {PLAN} and {RECORDS}; run it first, or give --out"
         )
-    content = _read_json(study / PLAN)
+    content = _read_json(folder / PLAN)
     try:
-        with (study / RECORDS).open(encoding="utf-8", newline="") as file:
+        with (folder / RECORDS).open(encoding="utf-8", newline="") as file:
             records = tuple(_parsed(line) for line in csv.DictReader(file))
         return Reproduction(
             experiment=content["experiment"],
@@ -212,10 +220,10 @@ def load_reproduction(study: Path) -> Reproduction:
             command=content["command"],
             tasks=tuple(PlannedTask(**task) for task in content["tasks"]),
             records=records,
-            folder=study,
+            study=study,
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the records in {study} cannot be read ({error!r}); run the experiment again") from error
+        raise InputError(f"the records in {folder} cannot be read ({error!r}); run the experiment again") from error
 
 
 def _record(name: str, scale: str, task: Task, result: Mapping[str, Any], study: Path, command: str) -> Record:

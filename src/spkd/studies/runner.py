@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,10 +53,13 @@ def run_study(
     together; then, and on SIGINT or SIGTERM, nothing more is begun, and what is running is stopped with checkpoints.
 
     Raises:
-        InputError: for tasks that cannot be ordered, a folder that cannot be written, a device or cluster that is not
-            there, and while another call runs the same study. Errors in tasks are no errors here but ``failed``.
+        InputError: for tasks that cannot be ordered, a tape of the user's own, a folder that cannot be written, a
+            device or cluster that is not there, and while another call runs the same study. Errors in tasks are no
+            errors here but ``failed``.
     """
     in_order(tasks)
+    if runtime.tape is not None:
+        raise InputError("--tape is for one run: a study makes the tapes that its plan names, so leave it out")
     deadline = runtime.deadline()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, not a folder")
@@ -198,16 +200,11 @@ def _workers(options: RunnerOptions, runtime: Runtime, tasks: int) -> Workers:
     import torch
 
     from spkd.data.decoding import usable_cpus
-    from spkd.studies.pool import Pool
+    from spkd.studies.pool import Pool, visible_gpus
     from spkd.training.devices import make_fabric
 
-    device = make_fabric(runtime).device.type
-    gpus: list[str] = []
-    usual = usable_cpus()
-    if device != "cpu":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        all_there = [str(number) for number in range(torch.cuda.device_count())]
-        gpus = all_there if visible is None else visible.split(",")[: len(all_there)]
-        usual = max(1, len(gpus)) * options.jobs_per_gpu
+    on_cpu = make_fabric(runtime).device.type == "cpu"
+    gpus = [] if on_cpu else visible_gpus()
+    usual = usable_cpus() if on_cpu else max(1, len(gpus)) * options.jobs_per_gpu
     slots = max(1, min(options.jobs or usual, tasks))
     return Pool(slots, max(1, torch.get_num_threads() // slots), gpus)

@@ -1,0 +1,26 @@
+"""A process loads the same images once where it was told to keep them."""
+
+from spkd.data.kept import keep_last, kept
+
+
+def test_the_last_is_kept_as_long_as_it_is_wanted() -> None:
+    loaded: list[str] = []
+
+    def load(key: str) -> str:
+        loaded.append(key)
+        return key.upper()
+
+    for _ in range(2):
+        assert kept("a", load) == "A"
+    assert loaded == ["a", "a"]
+    keep_last(True)
+    try:
+        assert [kept(key, load) for key in "abbab"] == ["A", "B", "B", "A", "B"]
+        keep_last(True)
+        assert kept("b", load) == "B"
+        assert loaded == [*"aa", "a", "b", "a", "b"]
+    finally:
+        keep_last(False)
+    assert kept("b", load) == "B"
+    assert loaded[-1] == "b"
+    assert len(loaded) == 7

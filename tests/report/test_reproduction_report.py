@@ -1,0 +1,153 @@
+"""Tables and figures of a reproduction show what the records hold, and how sure the paper's figures are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from spkd.report import reproduction_figures as figures
+from spkd.report.reproduction_tables import heading, networks, overview, statistics
+from spkd.studies.findings import Line, Pair
+from spkd.studies.records import ComparisonRow, comparison_row
+from spkd.studies.reproduction import PlannedTask, Reproduction
+
+SEEDS = [0, 1, 2]
+ALONE = comparison_row("none", SEEDS, [9.0, 8.6, 8.8], [2.0] * 3)
+SP = comparison_row("sp", SEEDS, [8.0, 7.5, 7.9], [1.0] * 3, ALONE)
+
+
+def pair(*lines: tuple[str, ComparisonRow | None]) -> Pair:
+    made = tuple(Line(label, label, 3, row, None if row is None else row.p_value) for label, row in lines)
+    return Pair("wrn-16-1", "wrn-16-2", 175066, 691674, made, 6.5)
+
+
+def reproduction(experiment: str = "cifar10", tasks: tuple[PlannedTask, ...] = ()) -> Reproduction:
+    return Reproduction(experiment, "small", "spkd reproduce", tasks, (), Path())
+
+
+def test_the_papers_figures_stand_beside_ours_with_their_marks() -> None:
+    grid = overview(reproduction(), [pair(("none", ALONE), ("sp", SP))])
+    assert grid.headings == ("student", "teacher", "alone", "SP", "teacher alone")
+    row = ("wrn-16-1 (0.18 M)", "wrn-16-2 (0.69 M)", "8.80 (8.74 ‡)", "7.90 (7.52 †)", "6.50 (6.07 †)")
+    assert grid.rows == (row,)
+    assert any("unverified" in note for note in grid.notes if note.startswith("†"))
+    assert any("quoted by others" in note for note in grid.notes if note.startswith("‡"))
+
+
+@pytest.mark.parametrize("experiment", ["combinations", "transfer", "architectures"])
+def test_no_figure_of_the_paper_is_shown_where_none_is_known(experiment: str) -> None:
+    for grid in (overview, statistics):
+        shown = grid(reproduction(experiment), [pair(("none", ALONE), ("sp", SP))])
+        text = str(shown)
+        assert "†" not in text
+        assert "‡" not in text
+        assert "(8.74" not in text
+
+
+def test_a_footnote_is_there_only_for_a_mark_that_is_shown() -> None:
+    other = dataclasses.replace(pair(("none", ALONE)), student="wrn-40-2", teacher="wrn-16-8")
+    text = "\n".join(overview(reproduction(), [other]).notes)
+    assert "‡" in text
+    assert "†" not in text
+
+
+def test_unfinished_lines_are_seen() -> None:
+    some = comparison_row("sp", [0], [8.0], [1.0], ALONE)
+    shown = [pair(("none", ALONE), ("at", None), ("sp", some))]
+    assert overview(reproduction(), shown).rows[0][3:5] == ("unfinished 0 of 3 (8.28 †)", "unfinished 1 of 3 (7.52 †)")
+    lines = statistics(reproduction(), shown).rows
+    assert lines[1][2:5] == ("AT", "0 of 3", "unfinished")
+    assert lines[2][2:5] == ("SP", "1 of 3", "8.00")
+
+
+def test_statistics_are_those_of_the_comparison() -> None:
+    line = statistics(reproduction("gamma"), [pair(("none", ALONE), ("sp", SP))]).rows[1]
+    p_value = stats.ttest_rel(SP.test_errors, ALONE.test_errors).pvalue
+    mean = np.mean(SP.test_errors)
+    assert line[3:7] == ("3", "7.90", f"{mean:.2f} ± {stats.sem(SP.test_errors):.2f}", f"−{8.8 - mean:.2f}")
+    assert line[8] == f"{p_value:.3f}"
+
+
+def test_networks_that_have_not_been_trained_say_so() -> None:
+    labels = {"row": None, "student": "wrn-16-1", "teacher": None, "method": "none", "setting": None, "seed": 0}
+    tasks = (PlannedTask("none/wrn-16-1/seed-0", "training", labels, "failed", "no disk"),)
+    assert networks(reproduction("similarity", tasks)).rows == (("wrn-16-1", "–", "none", "0", "–", "failed"),)
+
+
+def test_headings() -> None:
+    assert [heading(label) for label in ("none", "sp", "kd+at", "stages")] == ["alone", "SP", "KD+AT", "stages"]
+
+
+def test_gamma_is_drawn_on_a_log_axis_with_every_seed() -> None:
+    rows = [
+        comparison_row(label, SEEDS, [8.0 + place, 7.5, 7.9], [1.0] * 3, ALONE)
+        for place, label in enumerate(("10", "64000"))
+    ]
+    axes = figures.gamma_figure(pair(("none", ALONE), *((row.method, row) for row in rows))).axes[0]
+    assert axes.get_xscale() == "log"
+    dots = [np.asarray(found.get_offsets()) for found in axes.collections]
+    drawn = {float(x): sorted(y for one in dots for at, y in one if at == x) for x in (10.0, 64000.0)}
+    assert drawn == {10.0: sorted(rows[0].test_errors), 64000.0: sorted(rows[1].test_errors)}
+    medians = next(line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "D")
+    assert list(medians.get_ydata()) == [row.median for row in rows]
+
+
+@pytest.fixture
+def activations(tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    targets = np.repeat(np.arange(3), [2, 3, 4])
+    channels = np.zeros((5, 9), dtype=np.float32)
+    channels[0, targets == 2] = 4.0
+    channels[3, targets == 0] = 3.0
+    np.savez(tmp_path / "activations.npz", channels=channels, targets=targets)
+    return {"classes": ["cat", "dog", "owl"], "layer": "group3"}, tmp_path
+
+
+def test_activations_are_drawn_by_class_with_the_names_in_their_middle(
+    activations: tuple[dict[str, Any], Path],
+) -> None:
+    axes = figures.activations_figure(*activations).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "owl"]
+    assert list(axes.get_xticks()) == [0.5, 3.0, 6.5]
+    drawn = np.asarray(axes.images[0].get_array())
+    # The channel that fires for cats comes before the one that fires for owls.
+    assert drawn[:, 0].argmax() < drawn[:, 8].argmax()
+
+
+def test_similarities_are_drawn_in_rows_of_networks(tmp_path: Path) -> None:
+    matrices = np.random.default_rng(0).random((2, 3, 6, 6), dtype=np.float32)
+    np.savez(tmp_path / "similarity.npz", matrices=matrices, targets=np.tile([0, 0, 1, 1, 1, 1], (3, 1)))
+    result = {
+        "classes": ["cat", "dog"],
+        "sp_loss": {"teacher": 0.0, "student": 0.0125},
+        "test_errors": {"teacher": 5.0, "student": 7.5},
+    }
+    figure = figures.similarity_figure(result, tmp_path)
+    panels = [axes for axes in figure.axes if axes.images]
+    for axes, matrix in zip(panels, matrices.reshape(6, 6, 6), strict=False):
+        assert np.array_equal(np.asarray(axes.images[0].get_array()), matrix)
+    titles = [axes.get_title() for axes in panels]
+    assert titles[1] == "teacher\ntest error 5.00 %"
+    assert titles[4] == "student\ntest error 7.50 %, SP loss 0.013"
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["cat", "dog"]
+
+
+def points(losses: list[float], errors: list[float]) -> list[tuple[str, dict[str, Any]]]:
+    found = zip(losses, errors, strict=True)
+    return [("a-from-b", {"method": "sp", "seed": 0, "sp_loss": loss, "test_error": error}) for loss, error in found]
+
+
+def test_the_rank_correlation_is_that_of_the_ranks() -> None:
+    losses, errors = [0.01, 0.04, 0.02, 0.3], [5.0, 7.0, 8.0, 9.0]
+    # Ranks 1 3 2 4 and 1 2 3 4: 1 - 6 (0 + 1 + 1 + 0) / (4 · 15) = 0.8.
+    assert figures.rank_correlation(points(losses, errors)) == "Spearman's rank correlation 0.80 over 4 networks"
+    assert "no rank correlation" in figures.rank_correlation(points([0.1, 0.1], [5.0, 6.0]))
+    axes = figures.losses_figure(points(losses, errors)).axes[0]
+    offsets = np.concatenate(
+        [np.asarray(found.get_offsets()) for found in axes.collections if len(found.get_offsets())]
+    )
+    assert offsets.tolist() == [[loss, error] for loss, error in zip(losses, errors, strict=True)]

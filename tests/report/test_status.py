@@ -1,0 +1,39 @@
+"""The table of a study's tasks tells what a person would ask."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from spkd.report.status import status_table, status_text
+from spkd.studies.state import TaskState
+
+STATES = (
+    TaskState("none/seed-0", "training", {}, "done", result={"test_error": 2.5}),
+    TaskState("tape", "recording", {}, "done", result={"steps": 3}),
+    TaskState("sp/seed-0", "training", {}, "running", host="node7", since=1000.0),
+    TaskState("kd/seed-0", "training", {}, "failed", reason="the loss [/] is not finite", since=4700.0 - 65),
+    TaskState("figure", "measurement", {}, "missing"),
+)
+
+
+def test_every_task_has_a_line_with_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spkd.report.status.time.time", lambda: 4700.0)
+    written = io.StringIO()
+    console = Console(width=140, file=written)
+    console.print(status_table(STATES))
+    lines = written.getvalue().splitlines()
+    expected = {
+        "none/seed-0": "test error 2.50 %",
+        "tape": "done",
+        "sp/seed-0": "for 1:01:40 on node7",
+        "kd/seed-0": "the loss [/] is not finite (1:05 ago)",
+        "figure": "missing",
+    }
+    for name, text in expected.items():
+        row = next(line for line in lines if line.strip().startswith(name))
+        assert text in row
+
+
+def test_the_counts_stand_on_one_line() -> None:
+    assert status_text(STATES) == "5 tasks: 2 done, 1 running, 1 failed, 1 missing"

@@ -1,0 +1,175 @@
+"""Plans of experiments: what is trained, on what, and what waits for what."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from spkd.errors import InputError
+from spkd.models.spec import parse_spec
+from spkd.studies.experiments import EXPERIMENTS
+from spkd.studies.reproduction import plan
+from spkd.studies.scales import SCALES, ReproduceOptions
+from spkd.studies.tasks import Measurement, Recording, Task, in_order
+from spkd.training.options import Request
+from spkd.training.recipe import preset
+
+PAPER_PAIRS = [("wrn-16-1", "wrn-40-1"), ("wrn-16-1", "wrn-16-2"), ("wrn-16-2", "wrn-40-2")]
+PAPER_PAIRS += [("wrn-16-2", "wrn-16-8"), ("wrn-40-2", "wrn-16-8")]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders in which plans find all images and weights, as long as nobody looks into them."""
+    folder = tmp_path_factory.mktemp("root")
+    (folder / "cifar-10-batches-py").mkdir()
+    for split in ("train", "valid", "test"):
+        (folder / "cinic-10" / split).mkdir(parents=True)
+    (folder / "dtd/dtd/images").mkdir(parents=True)
+    (folder / "dtd/dtd/labels").mkdir()
+    for partition in range(1, 11):
+        (folder / f"dtd/dtd/labels/train{partition}.txt").touch()
+    for name in ("mobilenet_v1-0.25", "mobilenet_v1-0.5", "mobilenet_v2-0.35"):
+        (folder / f"{name}.safetensors").touch()
+    return folder
+
+
+def planned(name: str, scale: str, root: Path, tmp_path: Path, seeds: int | None = None) -> list[Task]:
+    where = {} if scale == "smoke" else {"data_root": str(root), "weights_root": str(root)}
+    return plan(name, ReproduceOptions(scale=scale, seeds=seeds, **where), tmp_path / "study")
+
+
+def trainings(tasks: list[Task]) -> list[tuple[Task, Request]]:
+    return [(task, task.work) for task in tasks if isinstance(task.work, Request)]
+
+
+@pytest.mark.parametrize(("name", "scale"), sorted({*itertools.product(EXPERIMENTS, SCALES)} - {("transfer", "small")}))
+def test_a_plan_can_be_carried_out(name: str, scale: str, root: Path, tmp_path: Path) -> None:
+    tasks = planned(name, scale, root, tmp_path)
+    assert len(in_order(tasks)) == len(tasks)
+    for task, request in trainings(tasks):
+        recipe = preset(str(request.recipe)).override(request.overrides)
+        assert recipe.epochs >= 1
+        assert parse_spec(request.model)
+        if request.teacher_weights is None and request.teacher is not None:
+            assert str(Path(request.teacher).relative_to((tmp_path / "study").resolve())) in task.after
+
+
+def test_cifar10_is_the_papers_table(root: Path, tmp_path: Path) -> None:
+    tasks = trainings(planned("cifar10", "paper", root, tmp_path))
+    distilled = [(task, request) for task, request in tasks if request.teacher is not None]
+    pairs = dict.fromkeys((str(task.labels["student"]), str(task.labels["teacher"])) for task, _ in distilled)
+    assert list(pairs) == PAPER_PAIRS
+    assert len(distilled) == 5 * 3 * 5
+    # Three networks are students and trained alone with every seed, two are teachers only.
+    assert len(tasks) - len(distilled) == 3 * 5 + 2
+    for _, request in tasks:
+        recipe = preset(str(request.recipe)).override(request.overrides)
+        assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.lr_decay) == (200, 128, 0.1, 0.2)
+        assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 5e-4)
+        assert [round(fraction * 200) for fraction in recipe.milestones] == [60, 120, 160]
+        assert (recipe.losses.gamma, recipe.losses.alpha, recipe.losses.temperature) == (3000, 0.9, 4)
+        assert (request.data.train_images, request.data.image_size) == (None, None)
+    taps = {str(task.labels["method"]): request.taps for task, request in distilled}
+    assert taps["sp"] == ("last",)
+    assert taps["at"] == ("stages",)
+
+
+def test_a_network_that_is_a_student_too_teaches_with_its_first_seed(root: Path, tmp_path: Path) -> None:
+    tasks = trainings(planned("cifar10", "small", root, tmp_path))
+    teachers = {str(t.labels["teacher"]): request.teacher for t, request in tasks if request.teacher is not None}
+    assert str(teachers["wrn-16-2"]).endswith("none/wrn-16-2/seed-0")
+    alone = [task.labels["seed"] for task, request in tasks if task.name.startswith("none/wrn-16-2/")]
+    assert alone == [0, 1, 2]
+
+
+def test_students_of_a_teacher_and_a_seed_share_a_tape(root: Path, tmp_path: Path) -> None:
+    tasks = {task.name: task for task in planned("gamma", "small", root, tmp_path)}
+    tapes = {name: task.work for name, task in tasks.items() if isinstance(task.work, Recording)}
+    assert list(tapes) == [f"recordings/wrn-16-2/seed-{seed}" for seed in range(3)]
+    for task, request in trainings(list(tasks.values())):
+        if request.teacher is not None:
+            recording = tapes[next(name for name in task.after if name.startswith("recordings/"))]
+            same = ("teacher", "seed", "data", "recipe")
+            assert [getattr(recording.request, key) for key in same] == [getattr(request, key) for key in same]
+            assert request.overrides["gamma"] == task.labels["setting"]
+
+
+def test_no_tapes_at_the_papers_length(root: Path, tmp_path: Path) -> None:
+    assert not any(isinstance(task.work, Recording) for task in planned("cifar10", "paper", root, tmp_path))
+
+
+def test_cinic10_follows_its_public_reproduction(root: Path, tmp_path: Path) -> None:
+    for _, request in trainings(planned("combinations", "paper", root, tmp_path)):
+        recipe = preset(str(request.recipe)).override(request.overrides)
+        assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.lr_decay) == (140, 96, 0.01, 0.1)
+        assert [round(fraction * 140) for fraction in recipe.milestones] == [100, 120]
+        assert request.data.data.endswith("cinic-10")
+
+
+def test_combinations_have_sp_with_and_without_each_other_loss(root: Path, tmp_path: Path) -> None:
+    methods = {task.labels["method"] for task in planned("combinations", "paper", root, tmp_path)}
+    assert {"none", "kd", "at", "kd+at", "sp", "kd+sp", "at+sp", "kd+at+sp"} <= methods
+
+
+def test_architectures_are_crossed(root: Path, tmp_path: Path) -> None:
+    for task, request in trainings(planned("architectures", "paper", root, tmp_path)):
+        if request.teacher is not None:
+            assert str(task.labels["student"]).split("_")[0] != str(task.labels["teacher"]).split("_")[0]
+
+
+def test_transfer_takes_a_partition_for_each_seed_and_the_teachers_own_head(root: Path, tmp_path: Path) -> None:
+    tasks = trainings(planned("transfer", "paper", root, tmp_path))
+    assert {request.data.data for _, request in tasks} == {f"dtd?partition={number}" for number in range(1, 11)}
+    for task, request in tasks:
+        assert request.data.data == f"dtd?partition={request.seed + 1}"
+        assert request.replace_head
+        assert request.weights is not None
+        assert (request.teacher is None) == (request.teacher_weights is None)
+        assert "kd" not in str(task.labels["method"])
+        if request.teacher is not None:
+            assert float(str(task.labels["teacher"]).split("-")[1]) > float(str(task.labels["student"]).split("-")[1])
+
+
+def test_a_measurement_waits_for_all_that_it_names(root: Path, tmp_path: Path) -> None:
+    for name in ("activations", "similarity", "loss-vs-error"):
+        tasks = planned(name, "paper", root, tmp_path)
+        trained = {task.name for task, _ in trainings(tasks)}
+        measurements = [task for task in tasks if isinstance(task.work, Measurement)]
+        assert measurements
+        for task in measurements:
+            assert set(task.after) <= trained
+            named = str(task.work.arguments)
+            assert all(f"'{other}'" in named for other in task.after)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_what_experiments_have_in_common_is_the_same(scale: str, root: Path, tmp_path: Path) -> None:
+    seen: dict[str, object] = {}
+    for name in EXPERIMENTS:
+        if (name, scale) != ("transfer", "small"):
+            for task in planned(name, scale, root, tmp_path, seeds=2):
+                assert seen.setdefault(task.name, task.work) == task.work, task.name
+
+
+def test_only_some_rows(root: Path, tmp_path: Path) -> None:
+    options = ReproduceOptions(scale="small", data_root=str(root), only=("wrn-16-1-from-wrn-40-1",), seeds=1)
+    names = {task.name for task in plan("cifar10", options, tmp_path)}
+    row = "wrn-16-1-from-wrn-40-1/seed-0"
+    students = {f"{method}/{row}" for method in ("kd", "at", "sp")}
+    assert names == {"none/wrn-16-1/seed-0", "none/wrn-40-1/seed-0", "recordings/wrn-40-1/seed-0", *students}
+
+
+def test_missing_weights_are_named(root: Path, tmp_path: Path) -> None:
+    options = ReproduceOptions(scale="paper", data_root=str(root))
+    names = "mobilenet_v1-0.25, mobilenet_v1-0.5, mobilenet_v2-0.35"
+    with pytest.raises(InputError, match=f"lacks ImageNet weights of {names}"):
+        plan("transfer", options, tmp_path)
+
+
+def test_the_stand_ins_of_the_smoke_scale_keep_the_pairs_apart() -> None:
+    stand_ins = SCALES["smoke"].stand_ins
+    for student, teacher in PAPER_PAIRS:
+        assert stand_ins[student] != stand_ins[teacher]

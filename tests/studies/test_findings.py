@@ -1,0 +1,148 @@
+"""What the records say, held against scipy and against what can be counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import scipy.stats
+
+from spkd.studies.findings import added, findings, pairs_of_records
+from spkd.studies.reproduction import PlannedTask, Record, Reproduction
+from spkd.studies.statistics import holm
+
+ALONE = [9.0, 8.6, 8.8]
+ERRORS = {"kd": [8.5, 8.4, 8.0], "at": [8.9, 8.1, 8.5], "sp": [8.0, 7.5, 7.9]}
+STUDENT, TEACHER = "wrn-16-2", "wrn-40-2"
+
+
+def record(task: PlannedTask, error: float) -> Record:
+    label = {key: "" if value is None else str(value) for key, value in task.labels.items()}
+    return Record(
+        experiment="cifar10",
+        scale="small",
+        task=task.name,
+        row=label["row"],
+        student=label["student"],
+        teacher=label["teacher"],
+        method=label["method"],
+        setting=label["setting"],
+        seed=int(label["seed"]),
+        test_error=error,
+        val_error=error,
+        best_epoch=1,
+        epochs=2,
+        parameters=691674,
+        model=label["student"],
+        data="cifar10",
+        train_images=100,
+        val_images=10,
+        test_images=10,
+        image_size=32,
+        seconds=1.0,
+        images_per_second=1.0,
+        hardware="two cores",
+        software="torch=2.14",
+        command="spkd",
+        identity="abc",
+    )
+
+
+def training(method: str, seed: int, student: str = STUDENT, teacher: str | None = TEACHER) -> PlannedTask:
+    row = f"{student}-from-{teacher}" if teacher else None
+    labels = {"row": row, "student": student, "teacher": teacher, "method": method, "setting": None, "seed": seed}
+    return PlannedTask(f"{method}/{row or student}/seed-{seed}", "training", labels, "done")
+
+
+def reproduction(errors: dict[str, list[float]], finished: int = 99) -> Reproduction:
+    done: list[tuple[PlannedTask, float]] = [(training("none", 0, TEACHER, None), 5.0)]
+    done += [(training("none", seed, STUDENT, None), error) for seed, error in enumerate(ALONE)]
+    done += [(training(method, seed), error) for method, some in errors.items() for seed, error in enumerate(some)]
+    records = tuple(record(task, error) for task, error in done[:finished])
+    return Reproduction("cifar10", "small", "spkd", tuple(task for task, _ in done), records, Path())
+
+
+def test_methods_are_compared_with_the_student_alone_by_seed() -> None:
+    (pair,) = pairs_of_records(reproduction(ERRORS))
+    assert (pair.student, pair.teacher, pair.teacher_error) == (STUDENT, TEACHER, 5.0)
+    assert [line.label for line in pair.lines] == ["none", "kd", "at", "sp"]
+    p_values = {method: scipy.stats.ttest_rel(errors, ALONE).pvalue for method, errors in ERRORS.items()}
+    for line in pair.lines[1:]:
+        assert line.result is not None
+        assert line.result.p_value == pytest.approx(p_values[line.label])
+    smallest, middle, largest = sorted(p_values.values())
+    expected = [min(1, 3 * smallest), min(1, max(3 * smallest, 2 * middle))]
+    expected.append(min(1, max(expected[1], largest)))
+    assert sorted(line.p_holm or 0 for line in pair.lines[1:]) == pytest.approx(expected)
+    assert pair.order() == ("sp", "kd", "at", "none")
+
+
+def test_what_came_out_in_words() -> None:
+    lines = findings("cifar10", pairs_of_records(reproduction(ERRORS)))
+    assert lines == [
+        "wrn-16-2 from wrn-40-2: from the lowest median to the highest: sp, kd, at, none; "
+        "the paper has another order (sp, at, kd, none) †"
+    ]
+
+
+def test_ties_are_no_order() -> None:
+    lines = findings("cifar10", pairs_of_records(reproduction({**ERRORS, "kd": ERRORS["at"]})))
+    assert "sp, kd = at, none" in lines[0]
+
+
+def test_a_network_that_teaches_too_is_held_against_itself() -> None:
+    errors = {"sp": [4.0, 3.5, 3.75]}
+    base = reproduction(errors)
+    tasks = [training("none", 0, "wrn-16-8", None), *(training("sp", seed, TEACHER, "wrn-16-8") for seed in range(1))]
+    both = Reproduction(
+        *("cifar10", "small", "spkd"),
+        tasks=(*base.tasks, *tasks),
+        records=(*base.records, record(tasks[0], 3.0), record(tasks[1], 4.5)),
+        study=Path(),
+    )
+    lines = findings("cifar10", pairs_of_records(both))
+    assert lines[0] == "SP has a lower median than the student alone in 2 of 2 finished pairs (of 2)"
+    assert lines[1] == "SP has the lowest median of all methods in 2 of 2 finished pairs (of 2)"
+    assert lines[-1] == "wrn-40-2, itself a teacher: distilled from wrn-16-8 (4.50 %) better than alone (5.00 %)"
+
+
+@pytest.mark.parametrize("finished", [0, 1, 3, 5, 12])
+def test_what_is_unfinished_is_not_judged(finished: int) -> None:
+    (pair,) = pairs_of_records(reproduction(ERRORS, finished))
+    assert pair.order() is None
+    assert findings("cifar10", [pair]) == ["wrn-16-2 from wrn-40-2: unfinished"]
+    assert [line.planned for line in pair.lines] == [3] * 4
+
+
+def test_what_sp_adds_is_compared_with_the_method_without_it() -> None:
+    errors = {**ERRORS, "kd+sp": [7.9, 7.6, 7.7], "kd+at": [8.0, 8.1, 8.2], "kd+at+sp": [7.0, 7.2, 7.1]}
+    (pair,) = pairs_of_records(reproduction(errors))
+    found = {joined: (without, row) for joined, without, row in added(pair)}
+    assert {joined: without for joined, (without, _) in found.items()} == {"kd+sp": "kd", "kd+at+sp": "kd+at"}
+    expected = scipy.stats.ttest_rel(errors["kd+sp"], errors["kd"])
+    assert found["kd+sp"][1].p_value == pytest.approx(expected.pvalue)
+    assert found["kd+sp"][1].difference_to_none == pytest.approx((7.9 - 8.5 + 7.6 - 8.4 + 7.7 - 8.0) / 3)
+
+
+def test_gamma_is_told_as_a_range() -> None:
+    tasks = [training("none", seed, STUDENT, None) for seed in range(3)]
+    records = [record(task, error) for task, error in zip(tasks, ALONE, strict=True)]
+    for gamma, errors in ((10.0, [9.0, 9.1, 9.2]), (300.0, [7.0, 7.5, 8.0]), (64000.0, [8.0, 8.5, 8.6])):
+        for seed, error in enumerate(errors):
+            task = training("sp", seed)
+            name = f"sp/gamma-{gamma:g}/seed-{seed}"
+            tasks.append(replace(task, name=name, labels={**task.labels, "setting": gamma}))
+            records.append(record(tasks[-1], error))
+    (pair,) = pairs_of_records(Reproduction("gamma", "small", "spkd", tuple(tasks), tuple(records), Path()))
+    assert findings("gamma", [pair]) == [
+        "wrn-16-2 from wrn-40-2: over γ from 10 to 64000 the median lies between 7.50 and 9.10 %, that of the student "
+        "alone at 8.80 %; it is lower at γ = 300, 64000"
+    ]
+
+
+def test_holm_is_the_textbooks_example() -> None:
+    # Four hypotheses with p-values 0.01, 0.04, 0.03, 0.005, tested one after the other at 0.05/4, 0.05/3, ...
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.7, 0.9]) == [1.0, 1.0]

@@ -1,0 +1,110 @@
+"""Records survive the way to disk and back, and what is unfinished stays so."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from spkd.errors import InputError
+from spkd.studies.measure import activations
+from spkd.studies.reproduction import load_reproduction, save_records
+from spkd.studies.scales import ReproduceOptions
+from spkd.studies.state import StudyState
+from spkd.studies.tasks import Measurement, Recording, Task
+from spkd.training.options import Request
+
+REQUEST = Request(model="wrn-16-1")
+RESULT = {
+    "test_error": 8.25,
+    "val_error": 8.0,
+    "best_epoch": 3,
+    "epochs": 4,
+    "parameters": 175066,
+    "model": "wrn-16-1",
+    "data": "cifar10",
+    "images": {"train": 45000, "val": 5000, "test": 10000},
+    "training_seconds": 12.5,
+    "images_per_second": 1000.5,
+    "hardware": "two cores",
+    "software": {"spkd": "0.1.0", "torch": "2.14"},
+    "identity": "abc",
+}
+
+
+def labels(**given: object) -> dict[str, object]:
+    return {**dict.fromkeys(("row", "student", "teacher", "method", "setting", "seed")), **given}
+
+
+TASKS = [
+    Task("none/wrn-16-1/seed-0", REQUEST, labels=labels(student="wrn-16-1", method="none", seed=0)),
+    Task("recordings/t/seed-0", Recording(REQUEST, ("sp",)), labels=labels(teacher="t", seed=0)),
+    Task("sp/a, b/seed-0", REQUEST, labels=labels(row="a, b", student="wrn-16-1", method="sp", setting=10.0, seed=0)),
+    Task("sp/c/seed-0", REQUEST, labels=labels(row="c", student="wrn-16-1", method="sp", setting=20.0, seed=0)),
+    Task("measurements/m", Measurement(activations, {}), labels={"student": "wrn-16-1"}),
+]
+STATE = StudyState(
+    results={"none/wrn-16-1/seed-0": RESULT, "sp/a, b/seed-0": RESULT, "recordings/t/seed-0": {}},
+    failed={"sp/c/seed-0": "the disk is full"},
+    missing=("measurements/m",),
+)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    save_records("gamma", ReproduceOptions(scale="small"), TASKS, STATE, tmp_path, "spkd reproduce gamma")
+    return tmp_path
+
+
+def test_there_and_back(study: Path) -> None:
+    loaded = load_reproduction("gamma", study)
+    assert (loaded.experiment, loaded.scale, loaded.command) == ("gamma", "small", "spkd reproduce gamma")
+    assert [record.task for record in loaded.records] == ["none/wrn-16-1/seed-0", "sp/a, b/seed-0"]
+    record = loaded.records[1]
+    assert (record.row, record.setting, record.seed, record.teacher) == ("a, b", "10.0", 0, "")
+    assert (record.test_error, record.seconds, record.train_images) == (8.25, 12.5, 45000)
+    assert record.software == "spkd=0.1.0 torch=2.14"
+    assert [task.state for task in loaded.tasks] == ["done", "done", "done", "failed", "missing"]
+    assert [task.kind for task in loaded.tasks] == ["training", "recording", "training", "training", "measurement"]
+    assert loaded.tasks[3].reason == "the disk is full"
+    assert loaded.tasks[2].labels["setting"] == 10.0
+    assert loaded.measured() == {}
+
+
+def test_the_csv_is_tidy(study: Path) -> None:
+    with (study / "gamma" / "records.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2
+    assert {line["experiment"] for line in lines} == {"gamma"}
+    assert None not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("reproduction.json", "{}", "cannot be read"),
+        ("reproduction.json", "{", "is it damaged"),
+        ("records.csv", "experiment\ngamma\n", "cannot be read"),
+        ("records.csv", None, "cannot be read"),
+        ("reproduction.json", None, "no records to draw from"),
+    ],
+)
+def test_damaged_records_are_one_line(study: Path, file: str, text: str | None, message: str) -> None:
+    if text is None:
+        (study / "gamma" / file).unlink()
+    else:
+        (study / "gamma" / file).write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_reproduction("gamma", study)
+    assert "\n" not in str(caught.value)
+    assert str(study) in str(caught.value)
+
+
+def test_a_record_of_a_later_version_is_refused_not_misread(study: Path) -> None:
+    content = json.loads((study / "gamma" / "reproduction.json").read_text())
+    content["tasks"][0]["colour"] = "red"
+    (study / "gamma" / "reproduction.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="run the experiment again"):
+        load_reproduction("gamma", study)
