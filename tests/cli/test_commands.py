@@ -171,6 +171,18 @@ def test_compare_refuses_a_folder_of_another_configuration(
     assert "lr was 0.1, is 0.05" in captured.err.splitlines()[-1]
 
 
+def test_compare_runs_again_what_it_is_told_to_overwrite(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "compare"
+    options = ["--teacher", str(teacher), "--student", tiny, "--methods", "sp", "--seeds", "1", "--gamma", "1"]
+    command = ["compare", *options, *CPU, "--jobs", "1", "--out", str(out)]
+    succeed(capsys, *command, "--epochs", "1")
+    assert main([*command, "--epochs", "2"]) == 2
+    succeed(capsys, *command, "--epochs", "2", "--overwrite")
+    assert json.loads((out / "sp" / "seed-0" / "result.json").read_text())["epochs"] == 2
+
+
 def test_compare_stops_in_time(capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path) -> None:
     options = ["--teacher", str(teacher), "--student", tiny, "--methods", "none", "--seeds", "1", "--epochs", "1"]
     assert main(["compare", *options, *CPU, "--max_time", "0", "--out", str(tmp_path / "compare")]) == 3

@@ -40,19 +40,23 @@ def test_the_time_left_follows_from_tasks_of_the_same_kind(monkeypatch: pytest.M
         task = schedule.next()
         assert task is not None
         counted.begin(task)
+    counted.show()
     assert shown.last == (1, "running: a, b", None)
     now[0] = 10.0
     schedule.finish("a", {"test_error": 2.5})
     counted.finish(tasks[0], {"test_error": 2.5})
+    counted.show()
     assert shown.lines[-1] == "[2/6] a: test error 2.50 %"
     # Nothing is known of measurements yet: b has none of its 10 s left, c, m and n take 10 s each, one at a time.
     assert shown.last == (2, "running: b", 30.0)
     schedule.next()
     counted.begin(tasks[2])
+    counted.show()
     assert shown.last == (2, "running: b, c", 15.0)
     now[0] = 12.0
     schedule.fail("b", "broken")
     counted.fail(tasks[1], "broken")
+    counted.show()
     assert shown.lines[-1] == "[3/6] b: failed: broken"
     assert shown.last == (3, "running: c", 8.0 + 10.0 + 10.0)
     schedule.next()
@@ -60,5 +64,6 @@ def test_the_time_left_follows_from_tasks_of_the_same_kind(monkeypatch: pytest.M
     now[0] = 13.0
     schedule.finish("m", {})
     counted.finish(tasks[4], {})
+    counted.show()
     assert shown.lines[-1] == "[4/6] m: done"
     assert shown.last == (4, "running: c", 7.0 + 1.0)

@@ -74,6 +74,29 @@ def test_a_folder_with_other_files_is_refused_whatever_is_asked(tmp_path: Path, 
         RunFolder(tmp_path).check(CONFIG, resume=False, overwrite=overwrite)
 
 
+def test_what_a_study_writes_beside_a_run_is_no_other_file(tmp_path: Path) -> None:
+    for name in ("task.log", "failed.json", "running.json"):
+        (tmp_path / name).write_text("{}")
+    RunFolder(tmp_path).check(CONFIG, resume=True, overwrite=False)
+
+
+def test_a_run_begins_anew_whatever_it_would_go_on_from(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_result({"epochs": 3})
+    folder.begin_anew()
+    assert folder.result() == {"epochs": 3}, "it is not known to be a run of ours"
+    (tmp_path / "result.json").unlink()
+    folder.begin(CONFIG, overwrite=False)
+    folder.write_result({"epochs": 3})
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.pt").write_text("mine")
+    folder.checkpoint.write_text("x")
+    folder.begin_anew()
+    assert not folder.has_begun()
+    assert (tmp_path / "checkpoints" / "mine.pt").exists()
+    folder.check({**CONFIG, "seed": 1}, resume=True, overwrite=False)
+
+
 def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")

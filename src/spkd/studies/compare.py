@@ -63,6 +63,7 @@ def compare(
     requests, data_name = _requests(request, methods, out, overwrite)
     tasks = _tasks(requests, seeds)
     if overwrite:
+        options = replace(options, retry_failed=True)
         for task in tasks:
             RunFolder(task.folder(out)).begin_anew()
     state = run_study(tasks, out, options, runtime.until(deadline), display())

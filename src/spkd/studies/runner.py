@@ -96,6 +96,7 @@ class _Study:
                     while workers.has_room() and (task := self._schedule.next()) is not None:
                         self._tally.begin(task)
                         workers.begin(self._job(task))
+                    self._tally.show()
                     if not self._schedule.running:
                         break
                     for name, outcome in workers.wait(0.2):

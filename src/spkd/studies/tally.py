@@ -31,6 +31,7 @@ class Tally:
         self._schedule, self._finished, self._display = schedule, finished, display
         self._begun: dict[str, float] = {}
         self._seconds: dict[str, list[float]] = {}
+        self._shown = (0, "")
         if finished:
             display.say(f"{len(finished)} of {schedule.total} tasks had finished before")
         display.begin("tasks", schedule.total, self._done())
@@ -38,7 +39,6 @@ class Tally:
     def begin(self, task: Task) -> None:
         """Count a task as running."""
         self._begun[task.name] = time.monotonic()
-        self._show()
 
     def finish(self, task: Task, result: Mapping[str, Any]) -> None:
         """Count a task as done, and say what came out."""
@@ -47,19 +47,25 @@ class Tally:
             self._seconds.setdefault(task.kind, []).append(seconds)
             error = result.get("test_error")
             self._say(task, "done" if error is None else f"test error {error:.2f} %")
-        self._show()
 
     def fail(self, task: Task, reason: str) -> None:
         """Count a task as failed, and say why."""
         self._end(task)
         self._say(task, f"failed: {reason}")
-        self._show()
 
     def again(self, task: Task, reason: str) -> None:
         """Say that a task will be begun again."""
         self._begun.pop(task.name)
         self._say(task, f"{reason}; it goes on in another process")
-        self._show()
+
+    def show(self) -> None:
+        """Show what is running, where that has changed."""
+        names = list(self._begun)
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        shown = (self._done(), f"running: {', '.join(names[:SHOWN])}{more}")
+        if names and shown != self._shown:
+            self._shown = shown
+            self._display.update(*shown, self.left())
 
     def left(self) -> float | None:
         """Return how many seconds the rest is expected to take; None before a task has finished."""
@@ -81,9 +87,3 @@ class Tally:
 
     def _say(self, task: Task, text: str) -> None:
         self._display.say(f"[{self._done()}/{self._schedule.total}] {task.name}: {text}")
-
-    def _show(self) -> None:
-        names = list(self._begun)
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        running = f"running: {', '.join(names[:SHOWN])}{more}" if names else ""
-        self._display.update(self._done(), running, self.left())
