@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def network(channels: int, seed: int) -> nn.Sequential:
 def objective(method: str) -> Objective:
     if method == "alone":
         return Objective()
+    if method == "sp":
+        return Objective([Term("sp", 3000.0, SimilarityPreservingLoss(PAIR))])
     if method == "whole":
         return Objective([Term("own", 3.0, Spread())], 0.5)
     terms = [
@@ -89,15 +92,18 @@ def batch(count: int, step: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(10, (count,), generator=generator)
 
 
-def train(method: str, processes: int, rank: int | None, wrap: str = "", remembers: bool = False) -> dict[str, Any]:
+def train(
+    method: str, processes: int, rank: int | None, wrap: str = "", remembers: bool = False, compiled: bool = False
+) -> dict[str, Any]:
     """Take the steps, as one process or as the one of that rank, and return all that is to be equal."""
     student = network(4, 0)
     taught = DistributedDataParallel(student.double(), static_graph=remembers) if wrap == "student" else student
     module = Distiller(taught, network(6, 1), objective(method)).double().eval()
-    called = DistributedDataParallel(module) if wrap == "distiller" else module
+    called: nn.Module = torch.compile(module, backend="aot_eager") if compiled else module
+    called = DistributedDataParallel(called) if wrap == "distiller" else called
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
     found: dict[str, Any] = {"values": [], "gradients": []}
-    for step, sizes in enumerate(STEPS[processes]):
+    for step, sizes in enumerate(STEPS[processes][: 1 if method == "sp" else None]):
         images, targets = batch(sum(sizes), step)
         if rank is not None:
             images, targets = images.split(sizes)[rank], targets.split(sizes)[rank]
@@ -154,6 +160,10 @@ def work(rank: int, processes: int, folder: Path) -> None:
     found: dict[str, Any] = {"errors": errors(processes, rank), "gathered": gathered(processes, rank)}
     for method in METHODS:
         found[method] = [train(method, processes, rank, *way) for way in WAYS]
+    if processes == 2:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, where it leaves the communication out
+            found["compiled"] = train("sp", processes, rank, "distiller", compiled=True)
     if rank == 0:  # must not wait for the others
         with torch.no_grad():
             Distiller(network(4, 0), network(6, 1), objective("all")).double()(*batch(3, 0))
@@ -168,10 +178,11 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     command = [sys.executable, "-W", "error", __file__]
     workers = [subprocess.Popen([*command, str(rank), str(processes), str(folder)]) for rank in range(processes)]
     try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0] * processes
+        assert [worker.wait(timeout=300) for worker in workers] == [0] * processes
     finally:
         for worker in workers:
             worker.kill()
+            worker.wait()
     return [torch.load(folder / str(rank)) for rank in range(processes)]
 
 
@@ -182,6 +193,12 @@ def test_values_gradients_and_weights_are_those_of_one_process(results: list[dic
             assert len(found[method]) == len(WAYS)
             for given in found[method]:
                 torch.testing.assert_close(given, expected)
+
+
+def test_compilation_changes_nothing(results: list[dict[str, Any]]) -> None:
+    expected = train("sp", len(results), None)
+    for found in results:
+        torch.testing.assert_close(found.get("compiled", expected), expected)
 
 
 def test_all_processes_are_told_of_a_mistake_in_one(results: list[dict[str, Any]]) -> None:

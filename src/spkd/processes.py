@@ -15,7 +15,8 @@ from spkd.errors import InputError
 class Division:
     """Which images of the batch are this process's: process 0 has the first ones, process 1 the next.
 
-    Every method that communicates must be called by all processes, in the same order.
+    Every method that communicates must be called by all processes, in the same order. Compilers leave these methods
+    out, since they could change that order.
 
     Attributes:
         sizes: how many images each process has, at least one.
@@ -35,6 +36,7 @@ class Division:
         """How many processes there are."""
         return len(self.sizes)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def gather(self, own: Tensor) -> Tensor:
         """Return the tensors of all processes one after another, ``(b, ...)`` from this process's ``(r, ...)``.
 
@@ -45,6 +47,7 @@ class Division:
         whole: Tensor = _Gather.apply(own, self)
         return whole
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of the processes' tensors of one shape, without gradient."""
         total = values.detach().clone(memory_format=torch.contiguous_format)
@@ -53,7 +56,8 @@ class Division:
 
     def any(self, flags: Tensor) -> Tensor:
         """Return which of the flags, booleans, any process has."""
-        return self.sum(flags.int()) > 0
+        counts: Tensor = self.sum(flags.int())
+        return counts > 0
 
 
 def divide(images: int, device: torch.device) -> Division | None:
@@ -67,6 +71,12 @@ def divide(images: int, device: torch.device) -> Division | None:
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return None
+    division: Division = _exchanged(images, device)
+    return division
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _exchanged(images: int, device: torch.device) -> Division:
     in_main_memory = "cpu:" in distributed.get_backend_config()
     own = torch.tensor([images], device="cpu" if in_main_memory else device)
     sizes = [torch.empty_like(own) for _ in range(distributed.get_world_size())]

@@ -82,6 +82,24 @@ def test_what_is_remembered_is_the_least_that_the_loss_needs() -> None:
     assert torch.equal(SoftTargetLoss().remember(teacher), teacher.logits)
 
 
+def test_a_part_of_the_batch_is_compared_with_all_of_it() -> None:
+    student, teacher = student_activations(), teacher_activations()
+    whole = {3: student.taps["features.3"], 8: teacher.taps["layer4"]}
+
+    def part(activations: Activations, images: slice) -> Activations:
+        taps = {name: tap[images] for name, tap in activations.taps.items()}
+        return Activations(activations.logits[images], taps, gather=lambda tap: whole[tap.shape[1]])
+
+    for loss in LOSSES:
+        assert loss.mean_over_images
+        values = []
+        for images in (slice(1), slice(1, 4)):
+            remembered = loss.remember(part(teacher, images))
+            torch.testing.assert_close(remembered, loss.remember(teacher)[images])
+            values.append(len(remembered) / 4 * loss(part(student, images), remembered))
+        torch.testing.assert_close(values[0] + values[1], expected_value(loss, student, teacher))
+
+
 def test_pairs_say_what_is_read() -> None:
     assert SimilarityPreservingLoss(PAIR).pairs == AttentionTransferLoss(PAIR).pairs == (PAIR,)
     assert SoftTargetLoss().pairs == ()

@@ -25,6 +25,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders in which plans find all images and weights, as long as nobody looks into them."""
     folder = tmp_path_factory.mktemp("root")
     (folder / "cifar-10-batches-py").mkdir()
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / "cifar-10-batches-py" / name).touch()
     for split in ("train", "valid", "test"):
         (folder / "cinic-10" / split).mkdir(parents=True)
     (folder / "dtd/dtd/images").mkdir(parents=True)

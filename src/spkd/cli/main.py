@@ -18,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from spkd import __version__
 from spkd.cli import commands, options
 from spkd.errors import InputError, RunFailed, nearest
-from spkd.training.devices import is_follower, is_launched
+from spkd.training.devices import is_follower, is_launched, leave
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,9 @@ def _call(given: Sequence[str]) -> int:
     with contextlib.ExitStack() as stack:
         if is_follower():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
-        return COMMANDS[parsed.command].call(options)
+        code = COMMANDS[parsed.command].call(options)
+        leave()
+        return code
 
 
 def _fail(line: str, code: int) -> int:

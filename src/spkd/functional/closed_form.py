@@ -47,34 +47,25 @@ def distance(own: Tensor, batch: Tensor | None, teacher: Tensor, *, teacher_is_m
         teacher_is_matrix: which of the two.
     """
     if _is_differentiated(own, batch):
-        loss: Tensor = _Distance.apply(own, batch, teacher, teacher_is_matrix)[0]
+        loss: Tensor = _Distance.apply(own, batch, teacher, teacher_is_matrix)
         return loss
     with torch.autocast(own.device.type, enabled=False):
         return plain_distance(own, batch, _teacher_rows(teacher, teacher_is_matrix))
 
 
 class _Distance(torch.autograd.Function):
-    """The distance; its gradients are further outputs, so that they can be kept for the backward pass."""
+    """The distance; its gradients are kept for the backward pass."""
 
     @staticmethod
-    def forward(
-        own: Tensor, batch: Tensor | None, teacher: Tensor, teacher_is_matrix: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(ctx: Any, own: Tensor, batch: Tensor | None, teacher: Tensor, teacher_is_matrix: bool) -> Tensor:
         with torch.autocast(own.device.type, enabled=False):
-            return distance_and_gradients(own, batch, _teacher_rows(teacher, teacher_is_matrix))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        own, batch, teacher, ctx.teacher_is_matrix = inputs
-        gradients = output[1:]
-        ctx.mark_non_differentiable(*(gradient for gradient in gradients if gradient is not None))
-        ctx.set_materialize_grads(False)
+            value, *gradients = distance_and_gradients(own, batch, _teacher_rows(teacher, teacher_is_matrix))
+        ctx.teacher_is_matrix = teacher_is_matrix
         ctx.save_for_backward(own, batch, teacher, *gradients)
+        return value
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
-        if upstream is None:
-            return None, None, None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         own, batch, teacher, own_gradient, batch_gradient = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gradients = _differentiable_gradients(own, batch, teacher, ctx.teacher_is_matrix, upstream)
@@ -111,10 +102,8 @@ def _differentiable_gradients(
     with torch.autocast(own.device.type, enabled=False):
         teacher_matrix = upcast(teacher.detach()) if teacher_is_matrix else plain_matrix(teacher.detach(), None)
 
-        def value(*sides: Tensor) -> Tensor:
-            return (
-                (_differentiable_matrix(sides[0], None if batch is None else sides[1]) - teacher_matrix).square().mean()
-            )
+        def value(own: Tensor, batch: Tensor | None = None) -> Tensor:
+            return (_differentiable_matrix(own, batch) - teacher_matrix).square().mean()
 
         sides = (own,) if batch is None else (own, batch)
         gradients: tuple[Tensor, ...] = torch.func.vjp(value, *sides)[1](upstream)

@@ -148,7 +148,7 @@ def similarity_preserving_loss(student: Tensor | Sequence[Tensor], teacher: Tens
     Value and gradient are computed together, with a closed form for the gradient. Above 2^24 elements, a batch
     of 4,096, no matrix is kept whole: memory beyond the features and the student's gradient stays at a
     few blocks of rows. A second derivative (``create_graph=True``) is right, by ordinary operations, and costs
-    what those do.
+    what those do. Transforms of ``torch.func`` need those from the start: ``similarity_distance`` of two matrices.
 
     Args:
         student: features of one student layer ``(b, ...)``, or a sequence of them.

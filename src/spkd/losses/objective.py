@@ -143,7 +143,8 @@ class Objective(nn.Module):
         factors = {"ce": self.cross_entropy * own}
         for term in self.terms:
             factors[term.name] = term.weight * (own if term.loss.mean_over_images else 1.0)
-        total = torch.stack([factors[name] * value for name, value in values.items() if factors[name]]).sum()
+        first, *others = [factors[name] * value for name, value in values.items() if factors[name]]
+        total = sum(others, start=first)
         terms = {name: value.detach() for name, value in values.items()}
         return LossBreakdown(total, terms) if division is None else _of_the_whole_batch(total, terms, division)
 

@@ -8,6 +8,7 @@ from spkd.data.options import DataOptions
 from spkd.data.vision_sets import DEFAULT_ROOT
 from spkd.errors import InputError
 
+_CIFAR_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
 _WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt")
 
 
@@ -18,13 +19,16 @@ def cifar10(root: str | None) -> DataOptions:
         InputError: when neither is there; the line says what was looked for and where to get it.
     """
     place = _root(root)
-    if (place / "cifar-10-batches-py").is_dir():
+    batches = place / "cifar-10-batches-py"
+    if batches.is_dir():
+        if missing := [name for name in _CIFAR_FILES if not (batches / name).is_file()]:
+            raise InputError(f"--data_root {place}: {batches} lacks {', '.join(missing)}; unpack the archive again")
         return DataOptions("cifar10", data_root=str(place))
     for folder in (place, place / "cifar10"):
         if (folder / "train").is_dir() and (folder / "test").is_dir():
             return DataOptions(str(folder))
     raise InputError(
-        f"--data_root {place} holds no CIFAR-10: expected {place / 'cifar-10-batches-py'} (the Python version from "
+        f"--data_root {place} holds no CIFAR-10: expected {batches} (the Python version from "
         "https://www.cs.toronto.edu/~kriz/cifar.html, unpacked), or train/ and test/ with a folder of images for each "
         f"class; found {_found(place)}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,17 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
             f"--accelerator {runtime.accelerator} cannot be used here with --devices {devices} --precision "
             f"{precision}: {reason}. Try --accelerator cpu --precision 32-true"
         ) from error
+
+
+def leave() -> None:
+    """Wait for the other processes of the run, if there are any, and end the connection with them.
+
+    A process that ends without this may tear down a connection that another one still uses.
+    """
+    torch = sys.modules.get("torch")
+    if is_launched() and torch is not None and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def given_up(error: RuntimeError, runtime: Runtime, checkpoint: Path) -> RunFailed | None:

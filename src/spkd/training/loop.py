@@ -176,7 +176,7 @@ class Training:
     def _step(self, images: Tensor, targets: Tensor) -> None:
         step = self._steps_done()
         rank = self._fabric.global_rank
-        torch.manual_seed(mixed_seed(_STEPS, self._seed, step, *([rank] if rank else [])))
+        _seed(self._fabric.device, mixed_seed(_STEPS, self._seed, step, *([rank] if rank else [])))
         rate = learning_rate(self._recipe, step, self._stream.batches_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -213,10 +213,8 @@ class Training:
         if not pending:
             return
         names = ["total", *pending[0][2].terms]
-        table = torch.stack(
-            [torch.stack([b.total.float(), *(t.float() for t in b.terms.values())]) for _, _, b in pending]
-        )
-        for (step, size, _), values in zip(pending, table.tolist(), strict=True):
+        table = torch.stack([value.float() for _, _, told in pending for value in (told.total, *told.terms.values())])
+        for (step, size, _), values in zip(pending, table.view(len(pending), -1).tolist(), strict=True):
             if not all(math.isfinite(value) for value in values):
                 raise RunFailed(self._not_finite(step, dict(zip(names, values, strict=True))))
             for name, value in zip(names, values, strict=True):
@@ -286,6 +284,20 @@ class Training:
 
         with contextlib.closing(SummaryWriter(str(self._folder.tensorboard), purge_step=self.state.epoch + 1)) as made:
             yield made
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generators that a step draws from.
+
+    ``torch.manual_seed`` would do it for every kind of device there could be, at half a millisecond a call, and keep a
+    note of each call for those that are not there.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
