@@ -247,7 +247,7 @@ def test_the_time_for_all_stops_what_is_running_and_begins_nothing_more(function
 
 def test_a_signal_stops_with_checkpoints_and_the_next_call_goes_on(tiny: str, teacher: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    tasks = [Task(f"seed-{seed}", student(tiny, teacher, epochs=8, seed=seed)) for seed in range(3)]
+    tasks = [Task(f"seed-{seed}", student(tiny, teacher, epochs=30, seed=seed)) for seed in range(3)]
     checkpoints = [folder / f"seed-{seed}" / "checkpoints" / "last.ckpt" for seed in range(2)]
     stopper = once(lambda: any(path.exists() for path in checkpoints), lambda: os.kill(os.getpid(), signal.SIGTERM))
     state = study(tasks, folder)
