@@ -355,3 +355,20 @@ def test_a_torchvision_student_learns_from_a_timm_teacher_on_a_folder_of_jpegs(
 def test_the_module_can_be_run(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "spkd", "--version"], capture_output=True, text=True, check=True)
     assert spkd.__version__ in done.stdout
+
+
+def test_a_tape_is_recorded_and_played_beside_the_student_alone(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    tape = str(tmp_path / "tape")
+    common = ["--teacher", str(teacher), "--student", tiny, "--epochs", "1", *CPU]
+    printed = succeed(capsys, "tape", "record", tape, *common, "--methods", "sp", "kd")
+    assert "similarity of body" in printed
+    assert "64 × 64" in printed
+    succeed(capsys, "distill", *common, "--method", "sp+kd", "--alone", "--tape", tape, "--out", str(tmp_path / "run"))
+    assert succeed(capsys, "tape", "info", tape) == printed
+    code = main(["distill", *common, "--seed", "1", "--tape", tape, "--out", str(tmp_path / "other")])
+    assert code == 2
+    assert "recorded with seed 0, this run has 1" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["tape", "info", str(tmp_path / "none")]) == 2
+    assert "there is no tape in" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -142,6 +143,10 @@ class ImageData:
 
     def fingerprint(self) -> str:
         """Return a hash of which images are in which split and class: of pixels, or of files' names and sizes."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.classes).encode())
         splits = {"train": self.train, "val": self.val, "test": self.test}
         files = [path for images in splits.values() if isinstance(images, FileImages) for path in images.paths]

@@ -67,7 +67,8 @@ def distill(
     rows = [network_row(f"student, {request.method}", Path(out), student)]
     if alone:
         single, folder = alone_request(request), Path(f"{out}-alone")
-        result = run(single, folder, runtime.until(deadline), display, resume=not overwrite, overwrite=overwrite)
+        own = runtime.until(deadline).without_tape()
+        result = run(single, folder, own, display, resume=not overwrite, overwrite=overwrite)
         if result is None:
             return None
         # One architecture, measured once: its latency twice would differ by the machine's noise.
@@ -108,7 +109,7 @@ def request_with_teacher(request: Request, spec: str, runtime: Runtime, display:
         )
     own = Request(model=spec, data=request.data, overrides={"epochs": TEACHER_EPOCHS})
     folder = default_out(own)
-    if run(own, folder, runtime, display, resume=True) is None:
+    if run(own, folder, runtime.without_tape(), display, resume=True) is None:
         return None
     return replace(request, teacher=folder)
 

@@ -73,6 +73,10 @@ class Runtime:
         limit = seconds(self.max_time)
         return None if limit is None else time.time() + limit
 
+    def without_tape(self) -> Runtime:
+        """Return the same for a network that has no teacher."""
+        return replace(self, tape=None, tape_dtype=None)
+
     def until(self, deadline: float | None) -> Runtime:
         """Return the same with the time that is left until ``deadline``."""
         return self if deadline is None else replace(self, max_time=f"{max(0.0, deadline - time.time()):.3f}")
