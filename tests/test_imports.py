@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spkd.errors import InputError
-from spkd.imports import failure, import_object, parse_arguments, split_arguments
+from spkd.imports import code_digest, failure, import_object, parse_arguments, split_arguments
 
 
 @pytest.fixture(autouse=True)
@@ -167,3 +167,19 @@ def test_a_near_file_name_is_suggested(tmp_path: Path) -> None:
     write(tmp_path / "losses.py", "")
     with pytest.raises(InputError, match=r"Did you mean 'losses\.py'"):
         import_object(f"{tmp_path / 'loses.py'}:Net")
+
+
+def test_the_code_of_a_class_is_that_of_what_it_derives_from_too(tmp_path: Path) -> None:
+    base, derived = tmp_path / "base.py", tmp_path / "derived.py"
+    base.write_text("class Base:\n    factor = 1\n")
+    derived.write_text(
+        f"from spkd.imports import import_object\n\nclass Own(import_object('{base}:Base')):\n    pass\n"
+    )
+    own = import_object(f"{derived}:Own")
+    before = code_digest(own)
+    assert code_digest(own) == before
+    base.write_text("class Base:\n    factor = 2\n")
+    assert code_digest(own) != before
+    base.write_text("class Base:\n    factor = 1\n")
+    assert code_digest(own) == before
+    assert code_digest(import_object(f"{derived}:import_object")) == code_digest(object)

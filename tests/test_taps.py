@@ -381,3 +381,18 @@ def test_pairs_read_as_they_are_written(student: str, teacher: str) -> None:
 def test_pairs_that_cannot_be_read_are_errors(text: str) -> None:
     with pytest.raises(InputError, match="taps: expected 'student_path=teacher_path'"):
         TapPair.parse(text)
+
+
+def test_a_pass_that_stops_ends_after_the_last_of_its_layers_and_no_sooner() -> None:
+    ran: list[str] = []
+    network = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(4)])
+    for name, layer in network.named_children():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    images = torch.rand(2, 3, 4, 4)
+    with Taps(network, ["2", "0"], stop=True) as taps:
+        found = taps(images)
+    assert ran == ["0", "1", "2"]
+    with Taps(network, ["2", "0"]) as whole:
+        expected = whole(images)
+    assert found.logits.shape == (2, 0)
+    assert all(torch.equal(found.taps[name], expected.taps[name]) for name in ("0", "2"))

@@ -10,13 +10,16 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 from spkd.errors import InputError, nearest, one_line
 
+_LIBRARIES = frozenset({"torch", "torchvision", "timm", "spkd", *sys.stdlib_module_names})
 _WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
 
 
@@ -78,6 +81,24 @@ def import_object(reference: str) -> object:
         raise InputError(f"{where} has no {name!r}; name something that it defines.{nearest(name, public)}")
     found: object = getattr(module, name)
     return found
+
+
+def code_digest(found: object) -> str:
+    """Return a hash of the files in which an object is written; of a class also those of what it derives from.
+
+    What belongs to Python, PyTorch, torchvision, timm or this package is left out.
+    """
+    classes = found.__mro__ if isinstance(found, type) else (found,)
+    digest = hashlib.sha256()
+    for one in classes:
+        module = getattr(one, "__module__", None) or ""
+        if module.partition(".")[0] in _LIBRARIES:
+            continue
+        try:
+            digest.update(Path(inspect.getfile(cast(type, one))).read_bytes())
+        except (TypeError, OSError):  # made by a call, or written in no file
+            digest.update(f"{module}.{getattr(one, '__qualname__', one)}".encode())
+    return digest.hexdigest()
 
 
 def failure(error: BaseException, file: str | None = None) -> str:

@@ -125,15 +125,16 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
         "--precision",
         "--recipe",
         "--accelerator",
-        "--devices",
         "--compile",
     ]
     of_training += ["--max_time", "--weights"]
     expected = {
-        "train": [*of_training, "--model", "--seed", "--out", "--resume", "--overwrite"],
+        "train": [*of_training, "--devices", "--model", "--seed", "--out", "--resume", "--overwrite"],
         "distill": [
             *(
                 *of_training,
+                "--devices",
+                "--tape",
                 "--teacher",
                 "--student",
                 "--teacher_weights",
@@ -187,3 +188,24 @@ def test_a_printed_config_is_read_back(capsys: pytest.CaptureFixture[str], tmp_p
         main(["distill", "--config", str(path), "--print_config"])
     assert capsys.readouterr().out == printed
     assert "gamma: 5.0" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["tape"], "there are record, info"),
+        (["tape", "frob"], "unknown command 'frob': there are record, info"),
+        (["tape", "info"], "give the folder"),
+        (["status"], "give the folder"),
+        (["train", "--devices", "0"], "--devices must be at least 1, not 0"),
+        (["train", "--devices", "999"], "--devices 999: this machine has"),
+        (["distill", "--timeout_seconds", "-1", "--teacher", "x"], "--timeout_seconds must be above 0"),
+        (["distill", "--teacher_precision", "fp8"], "--teacher_precision must be one of auto, 32-true, bf16-true"),
+    ],
+)
+def test_mistakes_with_new_options_are_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], line: str
+) -> None:
+    code, out, err = answer(capsys, *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert line in err

@@ -191,7 +191,7 @@ def test_layers_are_needed_and_may_not_be_doubled(own: str) -> None:
     with pytest.raises(InputError, match="group3=layer4 is given 2 times"):
         build_objective("sp", LAST * 2, LossWeights())
     twin = f"{Path(own).parent}/../{Path(own).parent.name}/{Path(own).name}"
-    with pytest.raises(InputError, match="'Logits' 2 times"):
+    with pytest.raises(InputError, match=r"'own_losses\.Logits' 2 times"):
         build_objective(f"{own}:Logits+{twin}:Logits", [], LossWeights())
 
 
@@ -228,3 +228,10 @@ def test_a_term_may_compare_the_last_pair_only() -> None:
         build_objective("sp?layers=first", pairs, LossWeights())
     with pytest.raises(InputError, match=r"kd has no argument 'layers'; it takes alpha and temperature\."):
         build_objective("kd?layers=last", pairs, LossWeights())
+
+
+def test_classes_of_one_name_in_two_files_are_told_apart_by_their_files(own: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.py"
+    other.write_text(Path(own).read_text())
+    terms = build_objective(f"{own}:Logits+{other}:Logits", [], LossWeights()).terms
+    assert [term.name for term in terms] == ["own_losses.Logits", "other.Logits"]

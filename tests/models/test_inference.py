@@ -7,6 +7,9 @@ import torch
 import torchvision
 from torch import nn
 
+from spkd.errors import InputError
+from spkd.functional import similarity_matrix
+from spkd.models import inference
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.inference import folded, inference_form
 from spkd.models.wrn import WideResNet
@@ -111,3 +114,37 @@ def test_a_form_that_answers_otherwise_is_not_used(monkeypatch: pytest.MonkeyPat
     twin, note = form.network, form.note
     assert twin is original
     assert "differs" in note
+
+
+def test_bfloat16_is_taken_where_it_moves_little_and_never_where_it_moves_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = classifier(lived_in(WideResNet(10, 1, 2)), 32)
+    images = torch.rand(8, 3, 32, 32)
+    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: True)
+    taken = inference_form(original, ("group3",), images, logits=False, precision="auto")
+    assert taken.precision == "bf16-true"
+    with torch.no_grad(), Taps(original, ("group3",)) as ours, Taps(taken.network, ("group3",)) as theirs:
+        expected, got = ours(images).taps["group3"], theirs(images).taps["group3"]
+    assert got.dtype == torch.bfloat16
+    moved = float((similarity_matrix(got) - similarity_matrix(expected)).norm() / similarity_matrix(expected).norm())
+    assert 0 < moved <= inference.ROUNDING == 0.02
+    assert f"G of group3 by {moved:.1g}" in taken.note
+    monkeypatch.setattr(inference, "ROUNDING", moved / 2)
+    refused = inference_form(original, ("group3",), images, logits=False, precision="auto")
+    assert refused.precision == "32-true"
+    assert "float32, since bfloat16 moves G of group3" in refused.note
+    assert inference_form(original, ("group3",), images, precision="bf16-true").precision == "bf16-true"
+    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: False)
+    assert inference_form(original, ("group3",), images, precision="auto").precision == "32-true"
+
+
+def test_a_layer_that_cannot_be_read_is_told_and_not_hidden_by_a_pass_that_ends_early() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(self.layer(self.layer(images)).mean((2, 3)))
+
+    with pytest.raises(InputError, match="ran 2 times"):
+        inference_form(classifier(Twice(), 8), ("layer",), torch.rand(2, 3, 8, 8), logits=False)

@@ -144,7 +144,9 @@ def points(losses: list[float], errors: list[float]) -> list[tuple[str, dict[str
 def test_the_rank_correlation_is_that_of_the_ranks() -> None:
     losses, errors = [0.01, 0.04, 0.02, 0.3], [5.0, 7.0, 8.0, 9.0]
     # Ranks 1 3 2 4 and 1 2 3 4: 1 - 6 (0 + 1 + 1 + 0) / (4 · 15) = 0.8.
-    assert figures.rank_correlation(points(losses, errors)) == "Spearman's rank correlation 0.80 over 4 networks"
+    assert figures.rank_correlation(points(losses, errors)) == (
+        "Spearman's rank correlation, pair by pair: 0.80 (n = 4)"
+    )
     assert "no rank correlation" in figures.rank_correlation(points([0.1, 0.1], [5.0, 6.0]))
     axes = figures.losses_figure(points(losses, errors)).axes[0]
     offsets = np.concatenate(

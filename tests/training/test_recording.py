@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from spkd.errors import InputError, RunFailed
+from spkd.training import recording
 from spkd.training import setup as setting_up
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.recording import record
 from spkd.training.run import run
+from spkd.training.setup import set_up
 from spkd.training.tape import Tape
 
 CPU = Runtime(accelerator="cpu")
@@ -113,7 +115,7 @@ def test_another_teacher_is_refused(tiny: str, teacher: Path, tmp_path: Path) ->
     record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
     other = Request(model=f"{tiny}?width=16", overrides={"epochs": 1})
     trained(other, tmp_path / "other")
-    with pytest.raises(InputError, match="recorded with teacher_files "):
+    with pytest.raises(InputError, match="recorded with other weights or code of the teacher"):
         record(request(tiny, tmp_path / "other"), ["sp"], tmp_path / "tape", CPU, Silent())
 
 
@@ -190,3 +192,80 @@ def test_a_tape_without_a_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
     alone = Request(model=tiny, overrides={"epochs": 1})
     with pytest.raises(InputError, match="--tape keeps what a teacher says: give --teacher"):
         run(alone, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Silent())
+
+
+def test_two_recorders_of_unlike_streams_do_not_share_a_folder(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins between the first one's look at the folder and its first write."""
+    tape, first = tmp_path / "tape", recording._check_room
+
+    def interrupted(*arguments: Any) -> None:
+        monkeypatch.setattr(recording, "_check_room", first)
+        record(request(tiny, teacher, seed=1), ["sp"], tape, CPU, Silent())
+        first(*arguments)
+
+    monkeypatch.setattr(recording, "_check_room", interrupted)
+    with pytest.raises(InputError, match="recorded with seed 1, this run has 0"):
+        record(request(tiny, teacher), ["sp"], tape, CPU, Silent())
+
+
+RANDOM = """
+import torch
+
+from spkd import DistillationLoss
+
+
+class Projected(DistillationLoss):
+    mean_over_images = True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("directions", torch.randn(10, 3))
+
+    def remember(self, teacher):
+        return teacher.logits @ self.directions
+
+    def forward(self, student, remembered):
+        return (student.logits @ self.directions - remembered).square().mean()
+"""
+
+
+def test_an_own_loss_with_random_numbers_plays_what_it_recorded(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    own, taped = tmp_path / "own.py", replace(CPU, tape=str(tmp_path / "tape"), tape_dtype="float32")
+    own.write_text(RANDOM)
+    wanted = request(tiny, teacher, method=f"{own}:Projected?weight=0.01")
+    trained(wanted, tmp_path / "live")
+    trained(wanted, tmp_path / "recorded", taped)
+    trained(wanted, tmp_path / "played", taped)
+    assert_same_run(tmp_path / "live", tmp_path / "recorded")
+    assert_same_run(tmp_path / "live", tmp_path / "played")
+
+
+def test_an_own_loss_sees_a_bfloat16_teacher_in_float32(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(RANDOM)
+    method, overrides = f"{own}:Projected?weight=0.01", {"teacher_precision": "bf16-true"}
+    result = trained(request(tiny, teacher, method=method, overrides=overrides), tmp_path / "run")
+    assert result["teacher_precision"] == "bf16-true"
+
+
+def test_what_decides_the_teacher_s_words_is_in_the_identity(tiny: str, teacher: Path) -> None:
+    wanted = request(tiny, teacher, method="sp")
+    own = set_up(wanted).tape_identity()
+    changed = {
+        "images": replace(wanted, data=replace(wanted.data, train_images=400)),
+        "image_size": replace(wanted, data=replace(wanted.data, image_size=12)),
+        "batch_size": replace(wanted, overrides={**wanted.overrides, "batch_size": 32}),
+        "seed": replace(wanted, seed=1),
+    }
+    for field, other in changed.items():
+        assert {name for name, value in set_up(other).tape_identity().items() if value != own[name]} == {field}
+    assert "reflect pad" in own["augmentation"]
+    description = teacher / "student" / "model.json"
+    before = description.read_text()
+    try:
+        description.write_text(json.dumps({**json.loads(before), "normalisation": {"mean": [0.4], "std": [0.2]}}))
+        assert set_up(wanted).tape_identity()["teacher_files"] != own["teacher_files"]
+    finally:
+        description.write_text(before)

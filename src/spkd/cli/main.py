@@ -129,9 +129,13 @@ def _one_line(message: str, given: Sequence[str]) -> str:
     if match := re.search(r"does not accept option '([^']*)'", message):
         return f"in the file of --config: {_unknown_option('--' + match[1], given)}"
     if match := re.search(r"invalid choice: '([^']*)'", message):
-        return f"unknown command {match[1]!r}: there are {', '.join(COMMANDS)}.{nearest(match[1], COMMANDS)}"
+        known = options.tape_actions() if given[:1] == ["tape"] else COMMANDS
+        return f"unknown command {match[1]!r}: there are {', '.join(known)}.{nearest(match[1], known)}"
+    if match := re.search(r"following arguments are required: (?:\w+\.)*(\w+)$", message):
+        return f"give the {match[1]}: see `spkd {' '.join(word for word in given if not word.startswith('-'))} --help`"
     if "but it was not provided" in message:
-        return f"no command given: there are {', '.join(COMMANDS)}; see `spkd --help`"
+        known = options.tape_actions() if given[:1] == ["tape"] else COMMANDS
+        return f"no command given: there are {', '.join(known)}; see `spkd --help`"
     if match := re.search(r"File does not exist: (.*)", message):
         return f"--config: there is no file {match[1]}"
     if match := re.search(r"Problems parsing config: (.*)|Unexpected config: (.*)", message, re.DOTALL):

@@ -28,6 +28,7 @@ _WEIGHTS = "'pretrained', the name of torchvision weights, or a .safetensors, .p
 _METHOD = (
     "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class (each with ?weight=...&... if need be)"
 )
+_DIVIDING = ("devices", "sync_batchnorm", "timeout_seconds")
 _RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by weights and image size, and said)"
 
 
@@ -72,7 +73,7 @@ def compare_parser() -> ArgumentParser:
     group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=_METHOD)
     group.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
     _add_fields(parser, DataOptions, "images")
-    _add_training(parser, seed=False, but=("tape",))
+    _add_training(parser, seed=False, but=("tape", *_DIVIDING))
     _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
     _add_fields(parser, RunnerOptions, "where the runs are carried out")
     group = parser.add_argument_group("where to")
@@ -110,7 +111,7 @@ def _record_parser() -> ArgumentParser:
     group = parser.add_argument_group("methods")
     group.add_argument("--methods", type=str, nargs="+", default=["sp+kd"], metavar="METHOD", help=_METHOD)
     _add_fields(parser, DataOptions, "images")
-    _add_training(parser, but=("tape", "compile", "checkpoint_seconds"))
+    _add_training(parser, but=("tape", "compile", "checkpoint_seconds", *_DIVIDING))
     return parser
 
 
@@ -173,7 +174,7 @@ def reproduce_parser() -> ArgumentParser:
     _add_fields(parser, ReproduceOptions, "what")
     parser.add_argument("--redraw", action="store_true", help="only draw tables and figures anew, from the records")
     _add_fields(parser, RunnerOptions, "where")
-    _add_fields(parser, Runtime, "running", but=("tape",))
+    _add_fields(parser, Runtime, "running", but=("tape", *_DIVIDING))
     out = "folder, which experiments may share: common networks are trained once (default: runs/reproduce-SCALE)"
     _add_text(parser.add_argument_group("where to"), "out", out)
     return parser

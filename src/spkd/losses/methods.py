@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spkd.errors import InputError, nearest, one_line
-from spkd.imports import import_object, split_arguments
+from spkd.imports import code_digest, import_object, split_arguments
 from spkd.losses.attention import AttentionTransferLoss
 from spkd.losses.base import DistillationLoss
 from spkd.losses.objective import Objective, Term
@@ -70,14 +70,16 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
     _check_pairs(pairs)
     terms: list[Term] = []
     cross_entropy = 1.0
-    for request in _read(method):
+    requests = _read(method)
+    names = Counter(request.name.rpartition(":")[2] for request in requests)
+    for request in requests:
         if request.name in _BUILT_IN:
             used = _weights_for(request, weights)
             terms += _built_in_terms(request.name, _pairs_for(request, pairs), used)
             if request.name == "kd":
                 cross_entropy = 1 - used.alpha
         else:
-            terms += _own_terms(request, pairs)
+            terms += _own_terms(request, pairs, is_only=names[request.name.rpartition(":")[2]] == 1)
     for term in terms:
         if term.weight == 0:
             raise InputError(f"the term {term.name} of method {method!r} has weight 0; leave the term out")
@@ -230,7 +232,8 @@ def _labelled(name: str, pairs: Sequence[TapPair]) -> list[tuple[str, TapPair]]:
     ]
 
 
-def _own_terms(request: _Request, pairs: Sequence[TapPair]) -> list[Term]:
+def _own_terms(request: _Request, pairs: Sequence[TapPair], *, is_only: bool) -> list[Term]:
+    """Return the terms of an own loss, called by its class, and by its file as well unless its name is the only one."""
     reference = request.name
     loss_class = import_object(reference)
     if not (isinstance(loss_class, type) and issubclass(loss_class, DistillationLoss)):
@@ -250,8 +253,9 @@ def _own_terms(request: _Request, pairs: Sequence[TapPair]) -> list[Term]:
             raise InputError(
                 f"{reference} has no argument {name!r}; its arguments: {takes}.{nearest(name, parameters)}"
             )
-    label = loss_class.__name__
-    memory = f"{label} {_digest(loss_class, arguments)}"
+    where = Path(reference.rpartition(":")[0])
+    label = loss_class.__name__ if is_only else f"{where.stem}.{loss_class.__name__}"
+    memory = f"{loss_class.__name__} {_digest(loss_class, arguments)}"
     if "pair" not in parameters:
         return [Term(label, weight, _make(reference, loss_class, arguments), memory)]
     return [
@@ -262,9 +266,8 @@ def _own_terms(request: _Request, pairs: Sequence[TapPair]) -> list[Term]:
 
 def _digest(loss_class: type[DistillationLoss], arguments: dict[str, object]) -> str:
     """Return a hash of what decides what an own loss remembers: its code and its arguments."""
-    code = Path(inspect.getfile(loss_class)).read_bytes()
-    told = f"{loss_class.__qualname__} {sorted(arguments.items())!r}".encode()
-    return hashlib.sha256(code + b"\0" + told).hexdigest()[:12]
+    told = f"{code_digest(loss_class)} {loss_class.__qualname__} {sorted(arguments.items())!r}"
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def _make(reference: str, loss_class: type[DistillationLoss], arguments: dict[str, object]) -> DistillationLoss:

@@ -111,7 +111,9 @@ class Objective(nn.Module):
         """
         remembered = {}
         for term, activations in self._seen(teacher, division):
-            value = self._run(term, "remember", activations)
+            # The teacher may run in bfloat16, which losses of the package are made for.
+            exact = _in_float32(activations) if term.name in self._foreign else activations
+            value = self._run(term, "remember", exact)
             if not isinstance(value, Tensor):
                 raise InputError(f"{_title(term)}: remember() must return a tensor, got {_kind(value)}")
             remembered[term.name] = value.detach()
@@ -211,6 +213,11 @@ def _of_the_whole_batch(total: Tensor, terms: Mapping[str, Tensor], division: Di
     parts = [total.detach() / division.processes, *(division.share * value for value in terms.values())]
     whole = division.sum(torch.stack(parts))
     return LossBreakdown(total + (whole[0] - total.detach()), dict(zip(terms, whole[1:], strict=True)))
+
+
+def _in_float32(activations: Activations) -> Activations:
+    taps = {name: upcast(tap) if tap.is_floating_point() else tap for name, tap in activations.taps.items()}
+    return replace(activations, logits=upcast(activations.logits), taps=taps)
 
 
 def _title(term: Term) -> str:

@@ -362,7 +362,9 @@ def _numbers(normalisation: Normalisation) -> str:
 
 
 def _named_differently(own: Sequence[str], classes: Sequence[str]) -> bool:
-    """Return whether as many classes have other names, letter case and punctuation aside."""
+    """Return whether as many classes have other names, or another order; letter case and punctuation do not count."""
+    if sorted(own) == sorted(classes):
+        return list(own) != list(classes)
     numbers = [str(number) for number in range(len(classes))]
     if len(own) != len(classes) or numbers in (list(own), list(classes)):
         return False

@@ -64,7 +64,12 @@ def inference_form(
         logits: whether the logits will be read as well.
         precision: of the layers' arithmetic. ``auto`` takes bfloat16 where the device multiplies it in hardware and
             it moves nothing that is read by more than :data:`ROUNDING` on ``images``.
+
+    Raises:
+        InputError: when a layer cannot be read in a whole pass of the original: see :class:`~spkd.taps.Taps`.
     """
+    with torch.no_grad(), evaluating(classifier), Taps(classifier, taps) as whole:
+        whole(images)
     network, count = folded(classifier.network)
     network.to(memory_format=torch.channels_last)
     twin = Classifier(network, classifier.info).to(images.device).eval()

@@ -13,6 +13,7 @@ from spkd.studies.records import ComparisonRow
 from spkd.studies.reproduction import Record, Reproduction
 
 _STATISTICS = ("seeds", "median", "mean ± s.e.m.", "difference to none", "95 % interval", "p", "p (Holm)")
+_UNTESTED = "Test error in %. The partitions share images, so that no test over them would hold, and none is made."
 _TESTED = (
     "Test error in %. p: two-sided t-test against the student alone, paired by seed; p (Holm): corrected for the "
     "number of methods of the pair."
@@ -61,12 +62,13 @@ def statistics(reproduction: Reproduction, pairs: Sequence[Pair]) -> Grid:
                 shown.append(theirs)
             first = (pair.student, pair.teacher, heading(line.label))
             rows.append((*first, *_statistics(line), *((str(theirs) if theirs else NOT_KNOWN,) if paper else ())))
+    independent = EXPERIMENTS[reproduction.experiment].independent_seeds
     column = ("paper's median",) if shown else ()
     return Grid(
         title=f"{_title(reproduction)}: over the seeds",
         headings=("student", "teacher", _first_heading(reproduction), *_STATISTICS, *column),
         rows=tuple(rows),
-        notes=(_TESTED, *_setting_notes(reproduction), *_paper_notes(shown)),
+        notes=(_TESTED if independent else _UNTESTED, *_setting_notes(reproduction), *_paper_notes(shown)),
         texts=3,
     )
 
@@ -196,6 +198,7 @@ def _setting_notes(reproduction: Reproduction) -> tuple[str, ...]:
     records = reproduction.records
     if not records:
         return ("Nothing has finished yet.",)
+    made_up = ("The images are made up, so the figures say nothing.",) if reproduction.scale == "smoke" else ()
 
     def values(of: Iterable[object]) -> str:
         return " or ".join(str(value) for value in dict.fromkeys(of))
@@ -208,7 +211,8 @@ def _setting_notes(reproduction: Reproduction) -> tuple[str, ...]:
         f"selection on {each('val_images')} validation images, {each('test_images')} test images; {each('hardware')}."
     )
     stand_ins = _stand_ins(records)
-    return (note, f"Smaller networks stand in for those named: {stand_ins}.") if stand_ins else (note,)
+    smaller = (f"Smaller networks stand in for those named: {stand_ins}.",) if stand_ins else ()
+    return (*made_up, note, *smaller)
 
 
 def _stand_ins(records: Sequence[Record]) -> str:

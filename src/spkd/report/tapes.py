@@ -25,6 +25,10 @@ def tape_table(tape: Tape) -> RenderableType:
         steps = tape.recorded([name], tape.steps(name))
         size = memory.slot_bytes
         shape = " × ".join(map(str, memory.full))
-        memories.add_row(Text(name), shape, f"{size / 1e3:,.1f} kB", f"{steps:,}", f"{steps * size / 1e6:,.1f} MB")
+        memories.add_row(Text(name), shape, _size(size), f"{steps:,}", _size(steps * size))
     epoch = f"{manifest.batches_per_epoch:,} steps make an epoch"
     return Group(facts, memories, epoch)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

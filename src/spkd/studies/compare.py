@@ -20,12 +20,15 @@ from spkd.studies.records import (
 )
 from spkd.studies.runner import run_study
 from spkd.studies.side_by_side import alone_request, request_with_teacher
+from spkd.studies.state import read_running
 from spkd.studies.tasks import Recording, Task
+from spkd.studies.work import tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
 from spkd.training.run import slug, software
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import pinned, set_up
+from spkd.training.tape import Tape
 
 
 def compare(
@@ -64,8 +67,7 @@ def compare(
     tasks = _tasks(requests, seeds)
     if overwrite:
         options = replace(options, retry_failed=True)
-        for task in tasks:
-            RunFolder(task.folder(out)).begin_anew()
+        _begin_anew(tasks, out)
     state = run_study(tasks, out, options, runtime.until(deadline), display())
     state.raise_failure(out)
     if state.missing:
@@ -85,6 +87,26 @@ def compare(
     save_comparison(comparison, out / "comparison.json")
     save_csv(comparison, out / "comparison.csv")
     return comparison
+
+
+def _begin_anew(tasks: Sequence[Task], out: Path) -> None:
+    """Have every task begin anew, tapes included.
+
+    Raises:
+        InputError: when another process is at work on one; nothing has been removed then.
+    """
+    for task in tasks:
+        if (live := read_running(task.folder(out))) is not None:
+            raise InputError(
+                f"--overwrite: {task.folder(out)} is being worked on by process {live['pid']} on {live['host']}: "
+                "wait for its end, or end it"
+            )
+    for task in tasks:
+        if isinstance(task.work, Recording):
+            Tape.erase(tape_folder(out, task.name))
+            (task.folder(out) / "result.json").unlink(missing_ok=True)
+        else:
+            RunFolder(task.folder(out)).begin_anew()
 
 
 def _checked(methods: Sequence[str], seeds: int) -> list[str]:

@@ -108,12 +108,14 @@ class Experiment:
         summary: a line for the list of experiments.
         rows: makes its tasks.
         trains_teachers: whether the teachers are trained on the experiment's own images.
+        independent_seeds: whether a paired test over the seeds holds; partitions of one set of images overlap.
     """
 
     title: str
     summary: str
     rows: Callable[[Setting], Rows]
     trains_teachers: bool = True
+    independent_seeds: bool = True
 
 
 def pairs_of(setting: Setting, builder: Builder, pairs: Sequence[tuple[Network, Network]]) -> Rows:
@@ -292,6 +294,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "MobileNets from ImageNet fine-tuned on textures, ten partitions",
         transfer,
         trains_teachers=False,
+        independent_seeds=False,
     ),
     "gamma": Experiment("Weight of the SP loss", "test error against γ, WRN-16-1 from WRN-16-2", gamma),
     "layers": Experiment("Choice of layers", "each stage, all of them, pairs of unlike depth", layers),

@@ -84,9 +84,19 @@ def pairs_of_records(reproduction: Reproduction) -> tuple[Pair, ...]:
     planned = [task for task in reproduction.tasks if task.kind == "training"]
     rowed = [task for task in planned if task.labels["row"] is not None]
     names = dict.fromkeys((str(task.labels["student"]), str(task.labels["teacher"])) for task in rowed)
-    trained = EXPERIMENTS[reproduction.experiment].trains_teachers
-    pairs = (_pair(*pair, planned, reproduction.records) for pair in names)
-    return tuple(pair if trained else replace(pair, teacher_error=None, teacher_parameters=None) for pair in pairs)
+    experiment = EXPERIMENTS[reproduction.experiment]
+    pairs = [_pair(*pair, planned, reproduction.records) for pair in names]
+    if not experiment.trains_teachers:
+        pairs = [replace(pair, teacher_error=None, teacher_parameters=None) for pair in pairs]
+    if not experiment.independent_seeds:
+        pairs = [replace(pair, lines=tuple(_untested(line) for line in pair.lines)) for pair in pairs]
+    return tuple(pairs)
+
+
+def _untested(line: Line) -> Line:
+    """Return a line without what supposes independent seeds."""
+    result = None if line.result is None else replace(line.result, interval=None, p_value=None)
+    return replace(line, result=result, p_holm=None)
 
 
 def _pair(student: str, teacher: str, planned: Sequence[PlannedTask], records: Sequence[Record]) -> Pair:

@@ -213,7 +213,10 @@ def load_reproduction(name: str, study: Path) -> Reproduction:
     content = _read_json(folder / PLAN)
     try:
         with (folder / RECORDS).open(encoding="utf-8", newline="") as file:
-            records = tuple(_parsed(line) for line in csv.DictReader(file))
+            reader = csv.DictReader(file)
+            if missing := [field.name for field in fields(Record) if field.name not in (reader.fieldnames or ())]:
+                raise ValueError(f"the column {missing[0]} is missing")
+            records = tuple(_parsed(line) for line in reader)
         return Reproduction(
             experiment=content["experiment"],
             scale=content["scale"],

@@ -16,8 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 from spkd.data.decoding import usable_cpus
+from spkd.errors import InputError
 from spkd.training.signals import end_with_parent
 
+MOST_PROCESSES = 8
+"""Processes that may be started whatever the number of cores: as many as there are GPUs in a usual machine."""
 GRACE = 10.0
 """Seconds that the others have to end by themselves once one process has ended with an error."""
 
@@ -28,7 +31,12 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
     Each has its rank in the environment. The first one speaks; what another one says is shown where it fails alone.
     SIGINT and SIGTERM are handed on once, upon which the processes agree on a step to stop after; a second one ends
     them. When one dies, the others, which wait for it, are ended too.
+
+    Raises:
+        InputError: for more processes than the machine can be meant to run.
     """
+    if processes > max(usable_cpus(), MOST_PROCESSES):
+        raise InputError(f"--devices {processes}: this machine has {usable_cpus()} processor cores; give fewer")
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, _environment(processes):
         said = [Path(folder) / str(rank) for rank in range(processes)]

@@ -134,7 +134,7 @@ class Training:
         SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one at once.
 
         Raises:
-            RunFailed: when a loss is not finite. The last good checkpoint stays.
+            RunFailed: when a loss is not finite. The last checkpoint stays.
         """
         steps = self._recipe.epochs * self._stream.batches_per_epoch
         self._display.begin(title, steps, self._steps_done())
@@ -230,7 +230,7 @@ class Training:
         if self._recipe.precision == "16-mixed":
             causes.append("float16 overflow (--precision bf16-mixed or 32-true)")
         kept = self._folder.checkpoint
-        rest = f"the last good checkpoint stays in {kept}" if kept.exists() else "no checkpoint had been written yet"
+        rest = f"the last checkpoint stays in {kept}" if kept.exists() else "no checkpoint had been written yet"
         return (
             f"the loss is not finite: term {bad!r} is {values[bad]} in epoch {epoch + 1}, step {batch + 1}. "
             f"Likely causes: {', '.join(causes)}; {rest}"
@@ -240,7 +240,8 @@ class Training:
         self._read_pending()
         state = self.state
         first = self._fabric.is_global_zero
-        error = self._fabric.broadcast(self._validate(self.student) if first else 0.0)
+        # All evaluate, so that none waits for another longer than it may; the first one's word counts.
+        error = self._fabric.broadcast(self._validate(self.student))
         state.epoch, state.batch = state.epoch + 1, 0
         row = {
             "epoch": float(state.epoch),

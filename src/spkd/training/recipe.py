@@ -44,7 +44,7 @@ class Recipe:
         clip_norm: largest L2 norm of the gradient; 0 for no clipping.
         precision: '32-true', or mixed: 'bf16-mixed', '16-mixed'.
         teacher_precision: of the frozen teacher: '32-true', 'bf16-true', or 'auto' for bfloat16 where the device has
-            instructions for it and it moves nothing that is compared by more than 2 %.
+            instructions for it and it moves nothing that is compared by more than a fiftieth.
         losses: weights of the distillation terms.
 
     Raises:

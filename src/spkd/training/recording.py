@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,23 +101,22 @@ def prepared_tape(
     """
     images, _ = first_batch(stream)
     rest = stream.last_batch_size
-    tape = setup.tape
-    if tape is None:
-        manifest = _manifest(setup, runtime.tape_dtype or "float16", form, stream, images)
-        tape = Tape(Path(str(runtime.tape)), manifest)
-    missing = {}
     for term in setup.objective.terms:
         if not term.memory:
             raise InputError(f"--tape: what the term {term.name!r} remembers has no name, so it cannot be recorded")
-        if term.memory not in tape.manifest.memories:
-            missing[term.name] = term.memory
-    if missing:
-        full = distiller.remember(images)
-        last = full if rest == len(images) else distiller.remember(images[:rest])
-        for name, memory in missing.items():
-            tape.add(memory, full[name], last[name])
-    _check_room(tape, setup)
-    tape.save()
+    folder = Path(str(runtime.tape))
+    begun = setup.tape or Tape(folder, _manifest(setup, runtime.tape_dtype or "float16", form, stream, images))
+    full = distiller.remember(images)
+    last = full if rest == len(images) else distiller.remember(images[:rest])
+    _check_room(begun, setup, full)
+    # Another process may have begun the same tape, or another one in the same folder, since the setup looked.
+    with Tape.locked(folder):
+        tape = Tape.open(folder) or begun
+        tape.check(setup.tape_identity(), form.precision, runtime.tape_dtype)
+        for term in setup.objective.terms:
+            if term.memory not in tape.manifest.memories:
+                tape.add(term.memory, full[term.name], last[term.name])
+        tape.save()
     return tape
 
 
@@ -232,11 +231,12 @@ def _manifest(setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: Train
     )
 
 
-def _check_room(tape: Tape, setup: Setup) -> None:
-    names = setup.objective.memories
+def _check_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> None:
+    """Refuse to begin what will not fit; ``full`` is what the terms remember of a full batch."""
     steps = setup.recipe.epochs * tape.manifest.batches_per_epoch
-    missing = steps - tape.recorded(names, steps)
-    needed = missing * sum(tape.manifest.memories[name].slot_bytes for name in names)
+    missing = steps - tape.recorded(setup.objective.memories, steps)
+    kinds = {term.memory: full[term.name] for term in setup.objective.terms}
+    needed = missing * sum(tape.slot_bytes(value) for value in kinds.values())
     above = next(path for path in (tape.folder, *tape.folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(above).free
     if needed > free:

@@ -61,7 +61,7 @@ def run(
     folder = RunFolder(Path(out))
     setup = set_up(request, runtime)
     fabric = make_fabric(runtime, setup.recipe.precision)
-    folder.refuse_inputs(_inputs(request))
+    folder.refuse_inputs(_inputs(request, runtime))
     folder.check(setup.config(), resume=resume, overwrite=overwrite)
     identity = setup.identity()
     finished = None if overwrite else folder.result()
@@ -117,10 +117,12 @@ def _train(
                 "warning: that is little better than chance; try --recipe scratch or finetune, a lower --lr, a lower "
                 "--gamma, or more --epochs"
             )
+        result = _finish(setup, training, identity, fabric, distiller)
         if fabric.is_global_zero:
-            _finish(setup, training, identity, fabric.device, folder)
+            save_classifier(setup.student.cpu(), folder.student)
+            folder.write_result(result)
         fabric.barrier()
-        return folder.result()
+        return result
 
 
 def default_out(request: Request) -> str:
@@ -148,7 +150,7 @@ def _title(setup: Setup) -> str:
     return f"{setup.request.model} {'alone' if setup.request.teacher is None else setup.request.method}"
 
 
-def _inputs(request: Request) -> dict[str, str | None]:
+def _inputs(request: Request, runtime: Runtime) -> dict[str, str | None]:
     """Return the paths that the request names, by option, which its run must not write to."""
     return {
         "data": request.data.data,
@@ -157,6 +159,7 @@ def _inputs(request: Request) -> dict[str, str | None]:
         "weights": request.weights,
         "teacher": request.teacher,
         "teacher_weights": request.teacher_weights,
+        "tape": runtime.tape,
     }
 
 
@@ -279,9 +282,9 @@ def _near_chance(setup: Setup) -> float:
     return 0.9 * 100 * (1 - 1 / len(setup.data.classes))
 
 
-def _finish(setup: Setup, training: Training, identity: str, device: torch.device, folder: RunFolder) -> dict[str, Any]:
-    """Take the best weights on validation, evaluate them once on the test set, and save all."""
-    state, student = training.state, setup.student
+def _finish(setup: Setup, training: Training, identity: str, fabric: Fabric, distiller: Distiller) -> dict[str, Any]:
+    """Take the best weights on validation, evaluate them once on the test set, and return the result."""
+    state, student, device = training.state, setup.student, fabric.device
     student.load_state_dict(state.best_weights)
     teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
     tested: dict[str, Any] = {}
@@ -291,8 +294,7 @@ def _finish(setup: Setup, training: Training, identity: str, device: torch.devic
         tested = {key: value for key, value in asdict(measured).items() if key != "per_class"}
         if (error := _teacher_error(setup, "test", device)) is not None:
             tested["teacher_error"] = error
-    save_classifier(student.cpu(), folder.student)
-    result = {
+    return {
         "kind": "train" if setup.request.teacher is None else "distill",
         "method": setup.request.method,
         "seed": setup.request.seed,
@@ -312,14 +314,23 @@ def _finish(setup: Setup, training: Training, identity: str, device: torch.devic
             "test": len(setup.data.test) if setup.data.test is not None else 0,
         },
         "compared_layers": [str(pair) for pair in setup.objective.pairs],
+        "teacher_precision": _teacher_precision(setup, distiller),
         "test": tested,
         "identity": identity,
         "images_fingerprint": setup.data.fingerprint(),
         "software": software(),
         "hardware": hardware(device),
     }
-    folder.write_result(result)
-    return result
+
+
+def _teacher_precision(setup: Setup, distiller: Distiller) -> str | None:
+    """Return in which precision the teacher computed, None without one."""
+    if setup.plays and setup.tape is not None:
+        return setup.tape.manifest.precision
+    if distiller.teacher is None:
+        return None
+    short = any(parameter.dtype == torch.bfloat16 for parameter in distiller.teacher.parameters())
+    return "bf16-true" if short else "32-true"
 
 
 def software() -> dict[str, str]:

@@ -68,12 +68,15 @@ class RunFolder:
             raise InputError(f"{path} is damaged; remove it or choose another --out") from error
 
     def result(self) -> dict[str, Any] | None:
-        """Return what ``result.json`` holds, or ``None`` where the run has not finished."""
+        """Return what ``result.json`` holds, or ``None`` where the run has not finished, or the file is damaged.
+
+        A run that goes on from its last checkpoint makes it anew.
+        """
         path = self.path / "result.json"
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-        except ValueError as error:
-            raise InputError(f"{path} is no readable JSON; give --overwrite to run again") from error
+        except ValueError:
+            return None
 
     def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         """Refuse a folder that a run of ``config`` may not be written to; write nothing.
@@ -175,7 +178,11 @@ def _holds_files(path: Path) -> bool:
 def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
-        if path.parent.name in ("checkpoints", "student", "tensorboard", "export") and not any(path.parent.iterdir()):
+        if (
+            path.parent.is_dir()
+            and path.parent.name in ("checkpoints", "student", "tensorboard", "export")
+            and not any(path.parent.iterdir())
+        ):
             path.parent.rmdir()
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error

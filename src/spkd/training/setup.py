@@ -17,9 +17,11 @@ from torch import Tensor
 from spkd.data.augment import AUGMENTATION
 from spkd.data.images import ImageData
 from spkd.data.load import load_data
+from spkd.data.seeds import mixed_seed
 from spkd.data.stream import evaluation_batches
 from spkd.data.vision_sets import VISION_SETS
 from spkd.errors import InputError
+from spkd.imports import code_digest, import_object
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model, model_defaults
@@ -32,6 +34,7 @@ from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.tape import Tape
 
 _CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
+_LOSSES = 4  # sets this seed apart from those of the stream and of the steps
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
 
@@ -154,9 +157,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         notes += [f"teacher: {note}" for note in built.notes]
         teacher = built.classifier
     if objective is None:
-        objective = build_objective(
-            request.method, _pairs(request, student.classifier, teacher, data, image_size), recipe.losses
-        )
+        objective = _objective(request, _pairs(request, student.classifier, teacher, data, image_size), recipe)
     if objective.pairs:
         notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in objective.pairs))
     return Setup(request, recipe, data, image_size, student.classifier, teacher, objective, tuple(notes), tape)
@@ -282,9 +283,15 @@ def _played_objective(
     if tape is None:
         return None
     pairs = _pairs(request, student, tape.manifest.block_ends, data, image_size)
-    objective = build_objective(request.method, pairs, recipe.losses)
+    objective = _objective(request, pairs, recipe)
     steps = recipe.epochs * tape.manifest.batches_per_epoch
     return objective if tape.recorded(objective.memories, steps) == steps else None
+
+
+def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe) -> Objective:
+    """Return the objective; random numbers that a loss starts from are those of the seed, with a teacher or a tape."""
+    torch.manual_seed(mixed_seed(_LOSSES, request.seed))
+    return build_objective(request.method, pairs, recipe.losses)
 
 
 def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: Recipe) -> dict[str, Any]:
@@ -304,7 +311,7 @@ def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: R
 
 
 def _file_hashes(request: Request) -> dict[str, str]:
-    """Return the SHA-256 of each weights or code file that the request names, so that a changed file is noticed."""
+    """Return a hash of each file of weights or code that the request names, so that a changed one is noticed."""
     named = {
         "model": request.model,
         "weights": request.weights,
@@ -316,13 +323,15 @@ def _file_hashes(request: Request) -> dict[str, str]:
     for option, text in named.items():
         if text is None:
             continue
-        for code in _CODE_FILE.findall(text):
-            if Path(code).is_file():
-                hashes[f"{option} {Path(code).name}"] = _sha256(Path(code))
+        for reference in term_names(text) if option == "method" else (text.partition("?")[0],):
+            if ":" in reference and not Path(reference).exists():
+                hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference))
         saved = find_saved(text)
         file = saved / "model.safetensors" if saved is not None else Path(text)
         if file.is_file():
             hashes[option] = _sha256(file)
+        if saved is not None:
+            hashes[f"{option} description"] = _sha256(saved / "model.json")
     return hashes
 
 

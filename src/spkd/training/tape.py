@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,7 @@ from spkd.errors import InputError
 from spkd.files import write_text_atomically
 
 FORMAT = 1
+_HASHED = {"teacher_files": "with other weights or code of the teacher", "images": "of other images"}
 TapeDtype = Literal["float16", "float32"]
 
 
@@ -94,7 +97,7 @@ class Tape:
         """
         path = folder / "tape.json"
         if not path.exists():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or any(entry.name != ".lock" for entry in folder.iterdir())):
                 raise InputError(f"--tape {folder} is no tape and not empty: give another folder")
             return None
         try:
@@ -111,6 +114,31 @@ class Tape:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is damaged ({error}): remove {folder} and record again") from error
+
+    @staticmethod
+    @contextlib.contextmanager
+    def locked(folder: Path) -> Iterator[None]:
+        """Keep other processes from beginning or widening the tape in ``folder`` meanwhile.
+
+        Raises:
+            InputError: when the folder cannot be written.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise InputError(f"cannot write {folder}: {error.strerror}; give another --tape folder") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    @staticmethod
+    def erase(folder: Path) -> None:
+        """Remove the tape in ``folder``, if there is one, and no other file."""
+        for path in [folder / "tape.json", *folder.glob("*.data"), *folder.glob("*.sums")]:
+            path.unlink(missing_ok=True)
 
     def save(self) -> None:
         """Write ``tape.json``."""
@@ -134,16 +162,24 @@ class Tape:
                 self._refuse(name, there[name], value)
 
     def _refuse(self, name: str, there: object, wanted: object) -> None:
+        if name in _HASHED:
+            raise InputError(f"--tape {self.folder} was recorded {_HASHED[name]}: give another --tape folder ({name})")
         raise InputError(
             f"--tape {self.folder} was recorded with {name} {_short(there)}, this run has {_short(wanted)}: "
             "give another --tape folder, or run with the same"
         )
 
+    def slot_bytes(self, full: Tensor) -> int:
+        """Return the bytes that a step takes of which ``full`` is what is remembered of a full batch."""
+        return full.numel() * np.dtype(self._dtype_of(full)).itemsize
+
+    def _dtype_of(self, value: Tensor) -> str:
+        return self.manifest.dtype if value.is_floating_point() else str(value.cpu().numpy().dtype)
+
     def add(self, name: str, full: Tensor, last: Tensor) -> None:
         """Make room for a memory; ``full`` and ``last`` are what it is for a full and for an epoch's last batch."""
-        dtype = self.manifest.dtype if full.is_floating_point() else str(full.cpu().numpy().dtype)
         stem = re.sub(r"[^\w.]+", "-", name)
-        memory = Memory(stem, dtype, tuple(full.shape), tuple(last.shape))
+        memory = Memory(stem, self._dtype_of(full), tuple(full.shape), tuple(last.shape))
         manifest = self.manifest
         self.manifest = Manifest(**{**vars(manifest), "memories": {**manifest.memories, name: memory}})
 
@@ -194,9 +230,9 @@ class Tape:
         for name, value in values.items():
             memory = self.manifest.memories[name]
             rounded = value.detach().cpu().to(getattr(torch, memory.dtype)).contiguous()
-            if rounded.is_floating_point() and not bool((rounded.isfinite() == value.cpu().isfinite()).all()):
+            if rounded.is_floating_point() and not _is_kept(value.detach().cpu(), rounded):
                 raise InputError(
-                    f"--tape {self.folder}: the memory {name!r} holds values beyond {memory.dtype}: "
+                    f"--tape {self.folder}: the memory {name!r} holds values that {memory.dtype} cannot: "
                     "record with --tape_dtype float32"
                 )
             if tuple(rounded.shape) != self._shape(memory, step):
@@ -248,6 +284,15 @@ class Tape:
                 os.close(handle)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}; what was recorded before stays") from error
+
+
+def _is_kept(value: Tensor, rounded: Tensor) -> bool:
+    """Return whether rounding kept what is finite finite, and all within 1 % of the largest magnitude."""
+    if not bool((rounded.isfinite() == value.isfinite()).all()):
+        return False
+    finite = value[value.isfinite()].double()
+    error = (rounded[value.isfinite()].double() - finite).abs()
+    return not finite.numel() or bool(error.max() <= 0.01 * finite.abs().max())
 
 
 def _check_sum(content: bytes) -> int:
