@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,28 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "spkd", "distill", *arguments]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
 def children(process: subprocess.Popen[str]) -> list[int]:
     """Return the processes of the ranks, in their order."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+    numbers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(number) for number in numbers if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def running() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Give a function that starts a command, all of whose processes are ended after the test, however it ends."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        begun.append(subprocess.Popen(command(*arguments), stdout=pipe, stderr=pipe, text=True, start_new_session=True))
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        if process.poll() is None:
+            for number in (*children(process), process.pid):
+                os.kill(number, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -96,9 +109,11 @@ def test_bad_input_is_told_once(options: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_stop_leaves_a_checkpoint_that_goes_on(options: list[str], tmp_path: Path) -> None:
+def test_a_stop_leaves_a_checkpoint_that_goes_on(
+    options: list[str], tmp_path: Path, running: Callable[..., subprocess.Popen[str]]
+) -> None:
     folder = tmp_path / "run"
-    process = start(*options, *LONG, "--devices", "2", "--out", str(folder))
+    process = running(*options, *LONG, "--devices", "2", "--out", str(folder))
     wait_for(folder / "checkpoints" / "last.ckpt", process)
     process.terminate()
     _, errors = process.communicate(timeout=60)
@@ -121,12 +136,17 @@ def test_a_stop_leaves_a_checkpoint_that_goes_on(options: list[str], tmp_path: P
     ],
 )
 def test_when_one_dies_or_hangs_the_run_ends_with_a_line(
-    options: list[str], tmp_path: Path, number: signal.Signals, line: str
+    options: list[str],
+    tmp_path: Path,
+    running: Callable[..., subprocess.Popen[str]],
+    number: signal.Signals,
+    line: str,
 ) -> None:
     folder = tmp_path / "run"
-    process = start(*options, *LONG, "--devices", "2", "--timeout_seconds", "3", "--out", str(folder))
+    process = running(*options, *LONG, "--devices", "2", "--timeout_seconds", "3", "--out", str(folder))
     wait_for(folder / "checkpoints" / "last.ckpt", process)
     ranks = children(process)
+    assert len(ranks) == 2
     os.kill(ranks[1], number)
     begun = time.monotonic()
     _, errors = process.communicate(timeout=60)
