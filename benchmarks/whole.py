@@ -21,8 +21,8 @@ from spkd.training.run import run
 
 def measure(*, smoke: bool) -> dict[str, Any]:
     """Return seconds of whole processes that distil WRN-16-1 from WRN-40-2, by a script and by the command."""
-    sizes = {"train": 40, "test": 20} if smoke else {"train": 2560, "test": 500}
-    epochs, networks = (1, ("wrn-10-1", "wrn-10-1")) if smoke else (3, ("wrn-40-2", "wrn-16-1"))
+    sizes = {"train": 40, "test": 20} if smoke else {"train": 1280, "test": 300}
+    epochs, networks = (1, ("wrn-10-1", "wrn-10-1")) if smoke else (2, ("wrn-40-2", "wrn-16-1"))
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         _write_images(folder / "images", sizes)
