@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 from spkd.errors import InputError
+from spkd.losses.attention import AttentionTransferLoss
+from spkd.losses.methods import build_objective, term_names
+from spkd.losses.similarity import SimilarityPreservingLoss
+from spkd.losses.weights import LossWeights
 from spkd.models.spec import parse_spec
 from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.reproduction import plan
 from spkd.studies.scales import SCALES, ReproduceOptions
 from spkd.studies.tasks import Measurement, Recording, Task, in_order
+from spkd.taps import TapPair
 from spkd.training.options import Request
 from spkd.training.recipe import preset
 
@@ -175,3 +180,20 @@ def test_the_stand_ins_of_the_smoke_scale_keep_the_pairs_apart() -> None:
     stand_ins = SCALES["smoke"].stand_ins
     for student, teacher in PAPER_PAIRS:
         assert stand_ins[student] != stand_ins[teacher]
+
+
+def test_joined_losses_compare_the_layers_that_each_compares_by_itself(root: Path, tmp_path: Path) -> None:
+    stages = [TapPair(name, name) for name in ("group1", "group2", "group3")]
+    joined = [request for _, request in trainings(planned("combinations", "small", root, tmp_path, seeds=1))]
+    methods = {request.method for request in joined if {"sp", "at"} <= set(term_names(request.method))}
+    assert len(methods) == 2
+    for request in joined:
+        if request.method in methods:
+            assert request.taps == ("stages",)
+            terms = build_objective(request.method, stages, LossWeights()).terms
+            read = {
+                kind: [pair.student for term in terms if isinstance(term.loss, kind) for pair in term.loss.pairs]
+                for kind in (SimilarityPreservingLoss, AttentionTransferLoss)
+            }
+            assert read[SimilarityPreservingLoss] == ["group3"]
+            assert read[AttentionTransferLoss] == ["group1", "group2", "group3"]

@@ -59,7 +59,7 @@ def activations(folder: Path, runtime: Runtime, *, network: str) -> Mapping[str,
             means.append(features.mean(dim=tuple(range(2, features.dim()))).cpu())
     channels_cn = torch.cat(means).T.contiguous()
     targets = _test(data).targets[order]
-    _save(folder / "activations.npz", channels=channels_cn, targets=targets)
+    _save(folder / "activations.npz", {"channels": channels_cn, "targets": targets})
     return {"network": network, "layer": taps.names[0], "classes": list(data.classes), "images": len(order)}
 
 
@@ -80,7 +80,7 @@ def similarities(folder: Path, runtime: Runtime, *, networks: Mapping[str, str])
     measured = {label: _matrices(study / name, data, runtime) for label, name in networks.items()}
     (teacher, targets), *_ = measured.values()
     drawn = torch.stack([matrices[:DRAWN_BATCHES] for matrices, _ in measured.values()])
-    _save(folder / "similarity.npz", matrices=drawn, targets=targets[:DRAWN_BATCHES])
+    _save(folder / "similarity.npz", {"matrices": drawn, "targets": targets[:DRAWN_BATCHES]})
     return {
         "networks": dict(networks),
         "classes": list(data.classes),
@@ -173,7 +173,7 @@ def _study(folder: Path) -> Path:
     return folder.parent.parent
 
 
-def _save(path: Path, **arrays: Tensor) -> None:
+def _save(path: Path, arrays: Mapping[str, Tensor]) -> None:
     content = io.BytesIO()
     named: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
     np.savez_compressed(content, **named)

@@ -79,7 +79,9 @@ def run(
     try:
         return _train(setup, identity, runtime, limits, fabric, folder, display, overwrite=overwrite)
     except RuntimeError as error:
-        raise (given_up(error, runtime, folder.checkpoint) or error) from error
+        if (told := given_up(error, runtime, folder.checkpoint)) is not None:
+            raise told from error
+        raise
 
 
 def _train(
