@@ -72,14 +72,15 @@ class Bench:
         if self.device.type == "cpu" or precision != "32-true":
             student = student.to(memory_format=torch.channels_last)
         objective = build_objective("none" if teacher == "none" else "sp", [PAIR], LossWeights())
-        frozen = None
+        frozen, micro_batch_size = None, None
         if teacher != "none":
             original = Classifier(copy.deepcopy(self.teacher), self.info).to(self.device).eval()
             form = inference_form(
                 original, (PAIR.teacher,), self.images[:16], logits=False, precision=teacher_precision
             )
             frozen, self.notes[name] = form.network, form.note
-        distiller = Distiller(student, frozen, objective).to(self.device)
+            micro_batch_size = form.micro_batch_size
+        distiller = Distiller(student, frozen, objective, teacher_micro_batch_size=micro_batch_size).to(self.device)
         player = self._player(name, distiller) if teacher == "taped" else None
         recipe = replace(Recipe(), precision=precision, batch_size=self.batch)
         training = Training(
@@ -131,6 +132,7 @@ def measure(*, smoke: bool) -> dict[str, Any]:
         }
         if not smoke:
             functions["bf16-mixed, compiled"] = bench.ours("compiled", "live", "bf16-mixed", "bf16-true", compiled=True)
+            functions["float32, compiled"] = bench.ours("compiled float32", "live", compiled=True)
         first = {name: float(function()) for name, function in functions.items()}
         timings = interleaved(functions, rounds=1 if smoke else 15)
     reference, alone = timings["plain eager reference"].median, timings["student alone, float32"].median

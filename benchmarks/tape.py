@@ -26,7 +26,9 @@ def measure(*, smoke: bool) -> dict[str, Any]:
         original = Classifier(bench.teacher, bench.info).to(bench.device).eval()
         form = inference_form(original, (PAIR.teacher,), bench.images[:16], precision="auto")
         objective = build_objective("sp+kd", [PAIR], LossWeights())
-        distiller = Distiller(Classifier(bench.student, bench.info), form.network, objective).to(bench.device)
+        student = Classifier(bench.student, bench.info)
+        distiller = Distiller(student, form.network, objective, teacher_micro_batch_size=form.micro_batch_size)
+        distiller.to(bench.device)
         tape = Tape(Path(folder) / "tape", Manifest({}, "float16", 1 << 30, form.precision, (), {}))
         said = distiller.remember(bench.images)
         for term in objective.terms:

@@ -19,11 +19,11 @@ from torch import nn
 
 
 class Tiny(nn.Module):
-    def __init__(self, num_classes=10, width=4):
+    def __init__(self, num_classes=10, width=4, dropout=0.1):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
         self.body = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU())
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(2 * width, num_classes)
 
     def forward(self, images):

@@ -204,6 +204,21 @@ def test_no_more_of_the_teacher_runs_than_is_read(with_logits: bool) -> None:
     assert ran == (["0", "1", "2", "3", "4", "5", "6"] if with_logits else ["0", "1", "2"])
 
 
+def test_the_teacher_sees_no_more_images_at_a_time_than_it_may_and_says_the_same() -> None:
+    images, targets = batch(7)
+    student, teacher = network(4).double(), network(6, seed=1).double()
+    whole = Distiller(student, teacher, objective()).eval()(images.double(), targets)
+    seen: list[int] = []
+    teacher.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    module = Distiller(student, teacher, objective(), teacher_micro_batch_size=4).eval()
+    parts = module(images.double(), targets)
+    assert seen == [4, 3]
+    torch.testing.assert_close(parts.total, whole.total)
+    torch.testing.assert_close(parts.terms, whole.terms)
+    with pytest.raises(InputError, match="micro_batch_size"):
+        Distiller(student, teacher, objective(), teacher_micro_batch_size=0)
+
+
 def test_shared_weights_are_an_error() -> None:
     student = network()
     with pytest.raises(InputError, match="teacher: it shares weights with the student"):

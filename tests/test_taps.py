@@ -396,3 +396,32 @@ def test_a_pass_that_stops_ends_after_the_last_of_its_layers_and_no_sooner() -> 
         expected = whole(images)
     assert found.logits.shape == (2, 0)
     assert all(torch.equal(found.taps[name], expected.taps[name]) for name in ("0", "2"))
+
+
+@pytest.mark.parametrize(("count", "most", "sizes"), [(7, 3, [3, 2, 2]), (8, 4, [4, 4]), (3, 5, [3]), (2, 1, [1, 1])])
+def test_micro_batches_are_joined_to_what_the_whole_batch_gives(count: int, most: int, sizes: list[int]) -> None:
+    model = network().double()
+    batch = images(count).double().requires_grad_()
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    found = Taps(model, ["2", "1"], micro_batch_size=most)(batch)
+    assert seen == sizes
+    expected = Taps(model, ["2", "1"])(batch)
+    for one, other in [(found.logits, expected.logits), *((found.taps[name], expected.taps[name]) for name in "12")]:
+        torch.testing.assert_close(one, other)
+        weight = torch.rand_like(other)
+        torch.testing.assert_close(
+            torch.autograd.grad((one * weight).sum(), batch, retain_graph=True),
+            torch.autograd.grad((other * weight).sum(), batch, retain_graph=True),
+        )
+
+
+def test_micro_batches_end_early_as_whole_ones_do() -> None:
+    found = Taps(network(), ["1"], stop=True, micro_batch_size=2)(images(5))
+    assert found.logits.shape == (5, 0)
+    torch.testing.assert_close(found.taps["1"], Taps(network(), ["1"])(images(5)).taps["1"])
+
+
+def test_a_micro_batch_holds_an_image() -> None:
+    with pytest.raises(InputError, match="micro_batch_size: expected at least 1 image, got 0"):
+        Taps(network(), [], micro_batch_size=0)

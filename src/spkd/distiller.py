@@ -49,13 +49,16 @@ class Distiller(nn.Module):
         teacher: the trained network; ``None`` trains the student alone, on an objective without terms, or on what
             is passed as ``remembered``.
         objective: what to compute; it names the layers to tap.
+        teacher_micro_batch_size: the largest number of images in one pass of the teacher, which bounds its memory and,
+            on a processor, keeps its layers in the caches; see :class:`~spkd.taps.Taps`. Default: the whole batch.
 
     Attributes:
         student: as given.
         objective: as given.
 
     Raises:
-        InputError: a network has no layer that the objective names, or the teacher shares weights with the student.
+        InputError: a network has no layer that the objective names, the teacher shares weights with the student, or
+            ``teacher_micro_batch_size`` is below one.
 
     >>> from spkd.losses.methods import build_objective
     >>> from spkd.losses.weights import LossWeights
@@ -73,7 +76,14 @@ class Distiller(nn.Module):
     student: nn.Module
     objective: Objective
 
-    def __init__(self, student: nn.Module, teacher: nn.Module | None, objective: Objective) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        objective: Objective,
+        *,
+        teacher_micro_batch_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
@@ -91,7 +101,9 @@ class Distiller(nn.Module):
             teacher.requires_grad_(False)
             teacher.eval()
             stop = not objective.reads_teacher_logits
-            self._teacher_taps = Taps(teacher, objective.teacher_taps, stop=stop)
+            self._teacher_taps = Taps(
+                teacher, objective.teacher_taps, stop=stop, micro_batch_size=teacher_micro_batch_size
+            )
 
     @property
     def teacher(self) -> nn.Module | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
@@ -97,13 +98,16 @@ class Taps:
         stop: end the pass as soon as every named layer has run, and give logits of shape (b, 0). What comes
             after is then not computed, and cannot be seen to run a layer twice or to overwrite its output. A
             compiled network is run to its end, where the compiler leaves out what nobody reads.
+        micro_batch_size: the largest number of images in one pass of the network; a larger batch is run in parts
+            of nearly equal size, whose outputs are joined. Only for a network that treats every image by itself, as
+            batch norms do in evaluation. Default: the whole batch.
 
     Attributes:
         model: as given; may be exchanged for another wrapping of the same network, which is then what a call runs.
         names: as given, each once.
 
     Raises:
-        InputError: the network has no layer of that name.
+        InputError: the network has no layer of that name, or ``micro_batch_size`` is below one.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
     >>> with Taps(network, ["0"]) as taps:
@@ -115,8 +119,13 @@ class Taps:
     model: nn.Module
     names: tuple[str, ...]
 
-    def __init__(self, model: nn.Module, names: Iterable[str], *, stop: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, names: Iterable[str], *, stop: bool = False, micro_batch_size: int | None = None
+    ) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise InputError(f"micro_batch_size: expected at least 1 image, got {micro_batch_size}")
+        self._micro_batch_size = micro_batch_size
         self.model = model
         self.names = tuple(dict.fromkeys(names))
         layers = {name: find_layer(model, name) for name in self.names}
@@ -138,6 +147,16 @@ class Taps:
             InputError: a tapped layer did not run, ran more than once, put out no tensor, or had its output
                 overwritten in place later in the same pass; or the network's output holds no logits.
         """
+        most = self._micro_batch_size
+        if most is None or len(images) <= most:
+            return self._run(images)
+        parts = [self._run(part) for part in images.tensor_split(math.ceil(len(images) / most))]
+        return Activations(
+            logits=torch.cat([part.logits for part in parts]),
+            taps={name: torch.cat([part.taps[name] for part in parts]) for name in self.names},
+        )
+
+    def _run(self, images: Tensor) -> Activations:
         captures = self._captures
         for capture in captures.values():
             capture.start()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from spkd.errors import InputError
 from spkd.functional import similarity_preserving_loss, soft_target_loss
 from spkd.losses.base import DistillationLoss
-from spkd.losses.objective import Objective, Term
+from spkd.losses.objective import LossBreakdown, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.taps import Activations, TapPair
@@ -226,6 +226,22 @@ def test_a_users_loss_compiles_with_the_rest(student: Activations, teacher: Acti
     torch.testing.assert_close(
         compiled(student, TARGETS, remembered).total, objective(student, TARGETS, remembered).total
     )
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_a_single_compiled_term_keeps_its_gradient(weight: float) -> None:
+    torch.compiler.reset()
+    logits = torch.randn(3, 5, requires_grad=True)
+    objective = Objective(cross_entropy=weight)
+
+    def loss(logits: torch.Tensor) -> LossBreakdown:
+        return objective(Activations(logits, {}), TARGETS, {})  # type: ignore[no-any-return]
+
+    found, expected = torch.compile(loss)(logits), loss(logits)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.total, logits), torch.autograd.grad(expected.total, logits), check_stride=False
+    )
+    assert not found.terms["ce"].requires_grad
 
 
 def test_errors(student: Activations) -> None:

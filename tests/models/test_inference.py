@@ -148,3 +148,57 @@ def test_a_layer_that_cannot_be_read_is_told_and_not_hidden_by_a_pass_that_ends_
 
     with pytest.raises(InputError, match="ran 2 times"):
         inference_form(classifier(Twice(), 8), ("layer",), torch.rand(2, 3, 8, 8), logits=False)
+
+
+@pytest.mark.parametrize(
+    ("threads", "expected"),
+    # 4 channels of 8 x 8 float32 are 1,024 bytes an image, which 3,000 bytes a thread hold 2.9 times.
+    [(1, 3), (2, 6)],
+)
+def test_a_micro_batch_fills_the_caches(threads: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "OUTPUT_BYTES_PER_THREAD", 3000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten())
+    images = torch.rand(2, 3, 8, 8)
+    assert inference.micro_batch_size(network, images) == expected
+    # Half as many bytes in bfloat16.
+    halved = inference.micro_batch_size(network.to(torch.bfloat16), images.bfloat16())
+    assert halved == pytest.approx(2 * expected, abs=1)
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_micro_batch_puts_out_twice_the_weights_that_it_reads() -> None:
+    # 64 x 64 weights are 16,384 bytes; 64 outputs are 256 bytes an image.
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "OUTPUT_BYTES_PER_THREAD", 1)
+        assert inference.micro_batch_size(network, torch.rand(2, 1, 8, 8)) == 128
+
+
+def test_where_it_does_not_matter_there_are_no_micro_batches() -> None:
+    assert inference.micro_batch_size(nn.Flatten(), torch.rand(2, 3, 4, 4)) is None
+    assert inference.micro_batch_size(nn.Conv2d(3, 4, 1), torch.rand(2, 3, 4, 4, device="meta")) is None
+
+
+def test_a_network_whose_images_depend_on_each_other_runs_whole() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv2d(3, 2, 4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.convolution(images - images.mean(0)).flatten(1)
+
+    original = classifier(Centred(), 4)
+    form = inference_form(original, (), torch.rand(4, 3, 4, 4))
+    assert form.network is original
+    assert form.micro_batch_size is None
+    assert "differs" in form.note
+
+
+def test_a_form_is_run_in_micro_batches_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "OUTPUT_BYTES_PER_THREAD", 1)
+    original = classifier(lived_in(WideResNet(10, 1, 2)), 32)
+    form = inference_form(original, ("group3",), torch.rand(4, 3, 32, 32))
+    assert form.micro_batch_size == inference.micro_batch_size(form.network, torch.rand(4, 3, 32, 32))
+    assert 1 <= form.micro_batch_size <= 2

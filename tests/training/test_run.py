@@ -264,6 +264,21 @@ def test_mixed_precision_trains_and_resumes(tiny: str, teacher: Path, tmp_path: 
     assert equal(straight, stopped)
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "distilled"])
+def test_a_compiled_run_is_the_run_up_to_rounding(alone: bool, tiny: str, teacher: Path, tmp_path: Path) -> None:
+    model = f"{tiny}?dropout=0"  # which a compiler draws otherwise
+    request = distillation(model, teacher, epochs=1)
+    if alone:
+        request = Request(model=model, overrides={"epochs": 1})
+    totals = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        assert run(request, folder, Runtime(accelerator="cpu", compile=compiled), Silent()) is not None
+        header, row = (folder / "metrics.csv").read_text().splitlines()
+        totals.append(float(row.split(",")[header.split(",").index("train_total")]))
+    assert totals[1] == pytest.approx(totals[0], rel=1e-3)
+
+
 def test_float16_on_a_cpu_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--precision 16-mixed.*Try"):
         run(Request(model=tiny, overrides={"precision": "16-mixed"}), tmp_path / "run", CPU, Silent())

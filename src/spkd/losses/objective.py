@@ -145,7 +145,10 @@ class Objective(nn.Module):
         factors = {"ce": self.cross_entropy * own}
         for term in self.terms:
             factors[term.name] = term.weight * (own if term.loss.mean_over_images else 1.0)
-        first, *others = [factors[name] * value for name, value in values.items() if factors[name]]
+        # Not 1 * value, which a compiler folds into the very tensor that is detached below: pytorch/pytorch#194760.
+        first, *others = [
+            value if factors[name] == 1 else factors[name] * value for name, value in values.items() if factors[name]
+        ]
         total = sum(others, start=first)
         terms = {name: value.detach() for name, value in values.items()}
         return LossBreakdown(total, terms) if division is None else _of_the_whole_batch(total, terms, division)

@@ -1,8 +1,10 @@
-"""A frozen network in the form that is cheapest at equal answers: batch norms folded, channels last, bfloat16."""
+"""A frozen network in the form that is cheapest at equal answers: batch norms folded, channels last, bfloat16, and
+few enough images at a time for the caches."""
 
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -23,6 +25,10 @@ ROUNDING = 0.02
 """Largest difference that bfloat16 may make of itself: of a tap's similarity matrix, relative to its length, and of the
 logits, relative to the largest. Measured on trained networks: docs/performance.md."""
 
+OUTPUT_BYTES_PER_THREAD = 1.5e6
+"""How much the layers of a micro-batch put out in the mean, for each of a processor's threads: much more leaves the
+caches. Measured on ten networks: docs/performance.md."""
+
 Precision = Literal["auto", "32-true", "bf16-true"]
 
 _NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
@@ -36,11 +42,13 @@ class InferenceForm:
         network: takes what the original takes, under the same module paths.
         precision: in which its layers compute.
         note: in words, what was done.
+        micro_batch_size: how many images to run at a time; None for whole batches.
     """
 
     network: nn.Module
     precision: Literal["32-true", "bf16-true"]
     note: str
+    micro_batch_size: int | None = None
 
 
 def inference_form(
@@ -54,8 +62,8 @@ def inference_form(
     """Return the classifier in its cheapest form.
 
     Batch norms are folded into the convolutions that they follow, and the weights lie channels last. Logits and tapped
-    layers are compared with the original's on ``images``; where they differ, the original is returned. In bfloat16
-    the images are normalised in float32 first.
+    layers are compared with the original's on ``images``, which the cheaper form is given in two parts; where they
+    differ, the original is returned. In bfloat16 the images are normalised in float32 first.
 
     Args:
         classifier: a trained network, left as it is.
@@ -83,7 +91,12 @@ def inference_form(
             classifier, "32-true", f"runs as it is, since its cheaper form differs by {difference:.1g}"
         )
     note = f"{count} batch norms folded, channels last"
-    full = InferenceForm(twin, "32-true", f"{note} (largest relative difference {difference:.1g})")
+    full = InferenceForm(
+        twin,
+        "32-true",
+        f"{note} (largest relative difference {difference:.1g})",
+        micro_batch_size(twin, images),
+    )
     if precision == "32-true" or (precision == "auto" and not multiplies_bfloat16(images.device)):
         return full
     rounded = copy.deepcopy(network).to(torch.bfloat16)
@@ -93,7 +106,40 @@ def inference_form(
         worst = max(rounding, key=lambda name: rounding[name])
         return replace(full, note=f"{full.note}; float32, since bfloat16 moves {worst} by {rounding[worst]:.1g}")
     said = ", ".join(f"{name} by {value:.1g}" for name, value in rounding.items())
-    return InferenceForm(short, "bf16-true", f"{note}, bfloat16 (moves {said})")
+    return InferenceForm(short, "bf16-true", f"{note}, bfloat16 (moves {said})", micro_batch_size(short, images))
+
+
+@torch.no_grad()
+def micro_batch_size(network: nn.Module, images: Tensor) -> int | None:
+    """Return how many images a pass of the network should hold to be quick, or None for as many as there are.
+
+    On a processor, what a layer puts out is read soonest from the caches, so a pass should be small; but it should
+    put out twice as much as the weights that it reads. Both are means over convolutions and linear layers.
+
+    Args:
+        network: in eval mode, on the images' device.
+        images: (b, channels, h, w), of the size that will be run.
+    """
+    if images.device.type != "cpu":
+        return None
+    outputs: list[float] = []
+    weights: list[float] = []
+
+    def weigh(layer: nn.Module, inputs: object, output: Tensor) -> None:
+        outputs.append(output.nbytes / len(images))
+        weights.append(layer.weight.nbytes)  # type: ignore[arg-type]
+
+    layers = [layer for layer in network.modules() if isinstance(layer, (*_NORMS, nn.Linear))]
+    handles = [layer.register_forward_hook(weigh) for layer in layers]
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not outputs:
+        return None
+    wanted = max(OUTPUT_BYTES_PER_THREAD * torch.get_num_threads(), 2 * statistics.fmean(weights))
+    return max(1, round(wanted / statistics.fmean(outputs)))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -137,7 +183,12 @@ def _rounding(
 @torch.no_grad()
 def _difference(original: nn.Module, twin: nn.Module, taps: Sequence[str], images: Tensor) -> float:
     """Return the largest difference of logits and taps, each relative to its largest magnitude."""
-    with evaluating(original, twin), Taps(original, taps) as ours, Taps(twin, taps) as theirs:
+    half = (len(images) + 1) // 2
+    with (
+        evaluating(original, twin),
+        Taps(original, taps) as ours,
+        Taps(twin, taps, micro_batch_size=half) as theirs,
+    ):
         expected, got = ours(images), theirs(images)
     pairs = [(expected.logits, got.logits), *((expected.taps[name], got.taps[name]) for name in taps)]
     return max(_relative(a, b) for a, b in pairs)

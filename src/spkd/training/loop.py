@@ -60,7 +60,7 @@ class Training:
         fabric: from :func:`spkd.training.devices.make_fabric`.
         folder: where checkpoints and metrics are written.
         display: what the user sees.
-        compiled: whether to compile the teacher, and the student together with the losses.
+        compiled: whether to compile the student together with the losses, and on a GPU the teacher.
         player: gives what the teacher says of each step from a tape; None asks the distiller's teacher.
     """
 
@@ -87,8 +87,9 @@ class Training:
         if compiled:
             # CUDA graphs spare a small network the time in which a GPU waits for Python.
             mode = "reduce-overhead" if fabric.device.type == "cuda" else None
-            ask = torch.compile(distiller.remember, mode=mode)
             module = cast(nn.Module, torch.compile(distiller, mode=mode))
+            if fabric.device.type != "cpu":  # where micro-batches that stay in the caches are as quick
+                ask = torch.compile(distiller.remember, mode=mode)
         self._compiled = compiled
         self._player = player or (lambda step, images: ask(images))
         self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))

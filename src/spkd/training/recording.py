@@ -156,7 +156,10 @@ def record(
     if setup.teacher is not None:
         form = cheapest_teacher(setup, stream, device)
         display.say(f"teacher: {form.note}")
-        with contextlib.closing(Distiller(setup.student, form.network, setup.objective).to(device)) as distiller:
+        distiller = Distiller(
+            setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size
+        )
+        with contextlib.closing(distiller.to(device)):
             tape = prepared_tape(setup, runtime, distiller, form, stream)
             display.say(announcement(tape, setup))
             player = Player(tape, setup.objective, distiller, device)

@@ -180,7 +180,9 @@ def _distiller(
         return distiller, Player(setup.tape, setup.objective, None, device, part)
     form = cheapest_teacher(setup, stream, device)
     display.say(f"teacher: {form.note}")
-    distiller = Distiller(setup.student, form.network, setup.objective).to(device)
+    distiller = Distiller(
+        setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size
+    ).to(device)
     if runtime.tape is None:
         return distiller, None
     if fabric.world_size > 1:
