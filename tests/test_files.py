@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from spkd.errors import InputError
-from spkd.files import write_atomically, write_text_atomically
+from spkd.files import locked, write_atomically, write_text_atomically
 
 UNTOUCHED = "what was there before is untouched"
 
@@ -142,3 +143,38 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path, se
     text = path.read_text()
     assert len(text) == 1_000_000
     assert len(set(text)) == 1
+
+
+def test_a_locked_folder_is_refused_to_others_until_it_is_given_back(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    refused = pytest.raises(InputError, match=r"another process is at work in .*folder: wait for it")
+    with locked(folder, wait=False), refused, locked(folder, wait=False):
+        pass
+    with locked(folder, wait=False):
+        pass
+    with pytest.raises(InputError, match="cannot write"), locked(folder / ".lock" / "in a file", wait=True):
+        pass
+
+
+def test_a_lock_goes_with_the_process_that_had_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from spkd.files import locked\n"
+        "with locked(Path(sys.argv[1]), wait=False): print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(InputError, match="another process"), locked(tmp_path, wait=False):
+            pass
+        other.kill()
+    with locked(tmp_path, wait=True):
+        pass
+
+
+def test_without_locks_in_the_file_system_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with locked(tmp_path, wait=False), locked(tmp_path, wait=True):
+        pass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spkd.errors import InputError
@@ -37,6 +39,36 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Have a folder to oneself among the processes that ask for it, however this one ends.
+
+    The lock is on a hidden file in the folder, which is made. Where the file system has no locks, nobody is kept out.
+
+    Args:
+        folder: what is locked.
+        wait: whether to wait until another process gives it back; otherwise that is an error.
+
+    Raises:
+        InputError: when the folder cannot be written, or another process has it and ``wait`` is false.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}; give another folder") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise InputError(f"another process is at work in {folder}: wait for it, or give another folder") from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import spkd
 from spkd.data.options import DataOptions
 from spkd.errors import InputError, RunFailed
+from spkd.files import locked
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import run
@@ -148,7 +149,7 @@ def test_a_network_file_that_was_edited_is_noticed(tiny_source: str, tmp_path: P
     path.write_text(tiny_source)
     request = Request(model=f"{path}:Tiny", overrides={"epochs": 1})
     assert run(request, tmp_path / "run", CPU, Silent()) is not None
-    path.write_text(tiny_source.replace("Dropout(0.1)", "Dropout(0.5)"))
+    path.write_text(tiny_source.replace("dropout=0.1", "dropout=0.5"))
     with pytest.raises(InputError, match="other weights, code or images"):
         run(request, tmp_path / "run", CPU, Silent(), resume=True)
 
@@ -283,3 +284,12 @@ def test_float16_on_a_cpu_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--precision 16-mixed.*Try"):
         run(Request(model=tiny, overrides={"precision": "16-mixed"}), tmp_path / "run", CPU, Silent())
     assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(tiny: str, teacher: Path, finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with locked(folder, wait=False), pytest.raises(InputError, match="another process is at work"):
+        run(distillation(tiny, teacher), folder, CPU, Silent())
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert run(distillation(tiny, teacher), folder, CPU, Silent()) is not None
+    assert equal(finished, folder)

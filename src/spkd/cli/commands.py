@@ -195,6 +195,8 @@ def reproduce(options: Namespace) -> int:
         _print(grid_table(experiments_grid()))
         return 0
     experiment_named(options.name)
+    if options.redraw and options.only:
+        raise InputError("--redraw draws all that the records hold: leave out --only")
     out = Path(options.out or f"runs/reproduce-{options.scale}")
     state = None
     if not options.redraw:

@@ -111,6 +111,7 @@ def _parser() -> ArgumentParser:
         version=__version__,
         formatter_class=options.Help,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     subparsers = parser.add_subcommands(required=True, dest="command", metavar="COMMAND", title="commands")
     parsers = {name: command.parser() for name, command in COMMANDS.items()}

@@ -191,7 +191,7 @@ class Help(DefaultHelpFormatter):
 
 
 def _new_parser(description: str) -> ArgumentParser:
-    parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=Help)
+    parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=Help, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     return parser

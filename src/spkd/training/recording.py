@@ -16,6 +16,7 @@ from torch import Tensor
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
+from spkd.files import locked
 from spkd.losses.methods import joined_methods
 from spkd.losses.objective import Objective
 from spkd.models.classifier import same_classes
@@ -110,7 +111,7 @@ def prepared_tape(
     last = full if rest == len(images) else distiller.remember(images[:rest])
     _check_room(begun, setup, full)
     # Another process may have begun the same tape, or another one in the same folder, since the setup looked.
-    with Tape.locked(folder):
+    with locked(folder, wait=True):
         tape = Tape.open(folder) or begun
         tape.check(setup.tape_identity(), form.precision, runtime.tape_dtype)
         for term in setup.objective.terms:

@@ -18,6 +18,7 @@ from spkd import __version__
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError, one_line
+from spkd.files import locked
 from spkd.models.classifier import same_classes, save_classifier
 from spkd.models.cost import parameter_count
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
@@ -98,11 +99,12 @@ def _train(
     """Train from the beginning or from a checkpoint; return the result, or None when stopped."""
     stream = make_stream(setup, fabric.device, (fabric.global_rank, fabric.world_size))
     distiller, player = _distiller(setup, stream, runtime, fabric, display)
-    with contextlib.closing(distiller):
+    with contextlib.closing(distiller), contextlib.ExitStack() as held:
         if overwrite or not folder.checkpoint.exists():
             _look_first(setup, distiller, player, stream, fabric.device, display)
         fabric.barrier()
         if fabric.is_global_zero:
+            held.enter_context(locked(folder.path, wait=False))
             folder.begin(setup.config(), overwrite=overwrite)
         fabric.barrier()
         training = _training(setup, identity, distiller, player, stream, runtime, fabric, folder, display)
@@ -351,4 +353,5 @@ def hardware(device: torch.device) -> str:
     """Return what a run was computed on, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"

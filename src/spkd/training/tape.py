@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -114,25 +112,6 @@ class Tape:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} is damaged ({error}): remove {folder} and record again") from error
-
-    @staticmethod
-    @contextlib.contextmanager
-    def locked(folder: Path) -> Iterator[None]:
-        """Keep other processes from beginning or widening the tape in ``folder`` meanwhile.
-
-        Raises:
-            InputError: when the folder cannot be written.
-        """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise InputError(f"cannot write {folder}: {error.strerror}; give another --tape folder") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
     @staticmethod
     def erase(folder: Path) -> None:
