@@ -105,6 +105,34 @@ def test_a_network_that_teaches_too_is_held_against_itself() -> None:
     assert lines[0] == "SP has a lower median than the student alone in 2 of 2 finished pairs (of 2)"
     assert lines[1] == "SP has the lowest median of all methods in 2 of 2 finished pairs (of 2)"
     assert lines[-1] == "wrn-40-2, itself a teacher: distilled from wrn-16-8 (4.50 %) better than alone (5.00 %)"
+    undistilled = replace(both, records=both.records[:-1])
+    assert findings("cifar10", pairs_of_records(undistilled))[-1] == (
+        "wrn-40-2, itself a teacher, from wrn-16-8: unfinished"
+    )
+
+
+def test_the_teacher_is_that_of_seed_0_whichever_record_comes_first() -> None:
+    base = reproduction(ERRORS)
+    other = training("none", 1, TEACHER, None)
+    more = replace(base, tasks=(other, *base.tasks), records=(record(other, 1.0), *base.records))
+    (pair,) = pairs_of_records(more)
+    assert pair.teacher_error == 5.0
+
+
+def test_sp_is_the_best_only_alone() -> None:
+    tied = {**ERRORS, "sp": ERRORS["kd"]}
+    alone, distilled = training("none", 0, TEACHER, None), training("sp", 0, TEACHER, "wrn-16-8")
+    pairs = pairs_of_records(reproduction(tied)) + pairs_of_records(
+        Reproduction(
+            *("cifar10", "small", "spkd"),
+            tasks=(alone, distilled),
+            records=(record(alone, 5.0), record(distilled, 5.0)),
+            study=Path(),
+        )
+    )
+    lines = findings("cifar10", pairs)
+    assert lines[0] == "SP has a lower median than the student alone in 1 of 2 finished pairs (of 2)"
+    assert lines[1] == "SP has the lowest median of all methods in 0 of 2 finished pairs (of 2)"
 
 
 @pytest.mark.parametrize("finished", [0, 1, 3, 5, 12])

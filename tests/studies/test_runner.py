@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +23,11 @@ from spkd.studies.pool import Pool, visible_gpus
 from spkd.studies.runner import RunnerOptions, StudyState, run_study
 from spkd.studies.state import claimed, read_running, study_state
 from spkd.studies.tasks import Measurement, Recording, Task
-from spkd.studies.work import Job
+from spkd.studies.work import Job, tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import run
+from spkd.training.tape import Tape
 
 CPU = Runtime(accelerator="cpu", checkpoint_seconds=0.05)
 
@@ -129,6 +131,13 @@ def test_a_study_runs_in_order_and_only_once(tiny: str, functions: ModuleType, t
     assert again == state
     assert {name: (folder / name / "result.json").stat().st_mtime_ns for name in made} == made
     assert Path(path).read_text() == "last begins\nlast ends\n"
+
+    # A student that is to be trained again plays a tape, though that is gone too.
+    Tape.erase(tape_folder(folder, "tape"))
+    shutil.rmtree(folder / "sp" / "seed-0")
+    assert study(tasks, folder).results.keys() == state.results.keys()
+    log = (folder / "sp" / "seed-0" / "task.log").read_text()
+    assert re.search(r"tape .*: (\d+) of \1 steps recorded", log), "the tape was not recorded again before it"
 
 
 def test_what_is_measured_is_measured_again_when_the_networks_are_others(

@@ -229,7 +229,7 @@ def _distilled_teachers(pairs: Sequence[Pair]) -> list[str]:
         if pair.student not in teachers or alone is None or distilled is None:
             continue
         if not (alone.finished and distilled.finished):
-            lines.append(f"{pair.student}, itself a teacher: unfinished")
+            lines.append(f"{pair.student}, itself a teacher, from {pair.teacher}: unfinished")
             continue
         verdict = "better than" if _median(distilled) < _median(alone) else "NOT better than"
         lines.append(
