@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import loss, overhead, startup, step, tape, whole
+from benchmarks import loss, overhead, startup, step, tape, teacher, whole
 from spkd.training.run import hardware, software
 
 MEASUREMENTS = {
     "step": step.measure,
     "overhead": overhead.measure,
+    "teacher": teacher.measure,
     "tape": tape.measure,
     "whole": whole.measure,
     "loss": loss.measure,

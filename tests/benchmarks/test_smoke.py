@@ -14,7 +14,7 @@ def test_every_measurement_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())["measurements"]
-    assert set(found) == {"step", "overhead", "tape", "whole", "loss", "startup"}
+    assert set(found) == {"step", "overhead", "teacher", "tape", "whole", "loss", "startup"}
     differences = found["step"]["relative_difference_of_the_first_loss"]
     assert differences["float32 throughout"] < 1e-4
     assert max(differences.values()) < 0.02

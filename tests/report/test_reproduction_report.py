@@ -144,11 +144,10 @@ def points(losses: list[float], errors: list[float]) -> list[tuple[str, dict[str
 def test_the_rank_correlation_is_that_of_the_ranks() -> None:
     losses, errors = [0.01, 0.04, 0.02, 0.3], [5.0, 7.0, 8.0, 9.0]
     # Ranks 1 3 2 4 and 1 2 3 4: 1 - 6 (0 + 1 + 1 + 0) / (4 · 15) = 0.8.
-    assert figures.rank_correlation(points(losses, errors)) == (
-        "Spearman's rank correlation, pair by pair: 0.80 (n = 4)"
-    )
-    assert "no rank correlation" in figures.rank_correlation(points([0.1, 0.1], [5.0, 6.0]))
+    assert figures.rank_correlations(points(losses, errors)) == {"a-from-b": pytest.approx(0.8)}
+    assert figures.rank_correlations(points([0.1, 0.1], [5.0, 6.0])) == {"a-from-b": None}
     axes = figures.losses_figure(points(losses, errors)).axes[0]
+    assert axes.get_legend().get_texts()[0].get_text() == "a from b, ρ = 0.80"
     offsets = np.concatenate(
         [np.asarray(found.get_offsets()) for found in axes.collections if len(found.get_offsets())]
     )

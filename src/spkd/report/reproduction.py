@@ -105,10 +105,18 @@ def _points(reproduction: Reproduction) -> figures.Points:
     ]
 
 
+def _correlations(points: figures.Points) -> list[str]:
+    lines = []
+    for name, rho in figures.rank_correlations(points).items():
+        count = sum(own == name for own, _ in points)
+        said = "too few that differ for a rank correlation" if rho is None else f"rank correlation (Spearman) {rho:.2f}"
+        lines.append(f"{name.replace('-from-', ' from ')}: SP loss and test error of {count} networks: {said}")
+    return lines
+
+
 def _findings(reproduction: Reproduction, pairs: tuple[Pair, ...]) -> list[str]:
     if reproduction.experiment == "loss-vs-error":
-        points = _points(reproduction)
-        return [figures.rank_correlation(points)] if points else []
+        return _correlations(_points(reproduction))
     if reproduction.experiment in _FIGURE_ONLY:
         return []
     return findings(reproduction.experiment, pairs)

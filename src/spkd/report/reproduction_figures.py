@@ -105,15 +105,18 @@ def similarity_figure(result: dict[str, Any], folder: Path) -> Figure:
 
 
 def losses_figure(points: Points) -> Figure:
-    """Draw the similarity-preserving loss on test images against the test error, with the rank correlation.
+    """Draw the similarity-preserving loss on test images against the test error, with each pair's rank correlation.
 
     Each pair has a colour; students alone are open circles, students trained with SP filled diamonds.
     """
+    correlations = rank_correlations(points)
     with style.context("default"):
         figure, axes = _figure(7.8, 5.4)
         for place, name in enumerate(dict.fromkeys(name for name, _ in points)):
             own = [point for other, point in points if other == name]
             colour = COLOURS[place % len(COLOURS)]
+            rho = correlations[name]
+            label = name.replace("-from-", " from ") + ("" if rho is None else f", ρ = {rho:.2f}".replace("-", "−"))
             for method, marker, face in ((BASELINE, "o", "none"), ("sp", "D", colour)):
                 some = [point for point in own if point["method"] == method]
                 axes.scatter(
@@ -124,28 +127,29 @@ def losses_figure(points: Points) -> Figure:
                     facecolors=face,
                     edgecolors=colour,
                     linewidths=1.6,
-                    label=name.replace("-from-", " from ") if method == "sp" else None,
+                    label=label if method == "sp" else None,
                 )
         axes.scatter([], [], marker="o", s=52, facecolors="none", edgecolors="black", label="without SP in training")
         axes.scatter([], [], marker="D", s=52, color="black", label="with SP in training")
         axes.set_xscale("log")
         axes.set_xlabel("SP loss to the teacher, on test images", fontsize=12)
-        _error_axis(axes, rank_correlation(points))
+        _error_axis(axes, "ρ: Spearman's rank correlation of loss and error within a pair")
         axes.legend(fontsize=9.5, framealpha=0.9)
     return figure
 
 
-def rank_correlation(points: Points) -> str:
-    """Return Spearman's rank correlation of loss and error in words, for each pair: its students are alike."""
-    found = []
+def rank_correlations(points: Points) -> dict[str, float | None]:
+    """Return Spearman's rank correlation of loss and error by pair, since a pair's students are alike.
+
+    None where too few differ for there to be one.
+    """
+    found: dict[str, float | None] = {}
     for name in dict.fromkeys(name for name, _ in points):
         losses = [point["sp_loss"] for own, point in points if own == name]
         errors = [point["test_error"] for own, point in points if own == name]
-        if len(set(losses)) > 1 and len(set(errors)) > 1:
-            found.append(f"{stats.spearmanr(losses, errors).statistic:.2f} (n = {len(losses)})")
-    if not found:
-        return f"no rank correlation: {len(points)} networks, too few that differ"
-    return f"Spearman's rank correlation, pair by pair: {', '.join(found)}"
+        differ = len(set(losses)) > 1 and len(set(errors)) > 1
+        found[name] = float(stats.spearmanr(losses, errors).statistic) if differ else None
+    return found
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
