@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -172,9 +173,12 @@ def test_a_lock_goes_with_the_process_that_had_it(tmp_path: Path) -> None:
 
 
 def test_without_locks_in_the_file_system_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
     def unsupported(handle: int, operation: int) -> None:
+        asked.append(operation)
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr("fcntl.flock", unsupported)
     with locked(tmp_path, wait=False), locked(tmp_path, wait=True):
-        pass
+        assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]

@@ -157,10 +157,7 @@ def record(
     if setup.teacher is not None:
         form = cheapest_teacher(setup, stream, device)
         display.say(f"teacher: {form.note}")
-        distiller = Distiller(
-            setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size
-        )
-        with contextlib.closing(distiller.to(device)):
+        with contextlib.closing(distiller_of(setup, form).to(device)) as distiller:
             tape = prepared_tape(setup, runtime, distiller, form, stream)
             display.say(announcement(tape, setup))
             player = Player(tape, setup.objective, distiller, device)
@@ -194,6 +191,11 @@ def cheapest_teacher(setup: Setup, stream: TrainStream, device: torch.device) ->
         logits=objective.reads_teacher_logits,
         precision=setup.recipe.teacher_precision if setup.tape is None else setup.tape.manifest.precision,
     )
+
+
+def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
+    """Return the setup's student and objective with its teacher in the form in which that is to run."""
+    return Distiller(setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size)
 
 
 def _record_all(player: Player, stream: TrainStream, setup: Setup, display: Display, deadline: float | None) -> bool:

@@ -27,7 +27,7 @@ from spkd.training.evaluation import evaluate, top1_error
 from spkd.training.loop import Limits, Training
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.progress import Display
-from spkd.training.recording import Player, announcement, cheapest_teacher, prepared_tape
+from spkd.training.recording import Player, announcement, cheapest_teacher, distiller_of, prepared_tape
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import Setup, set_up
 
@@ -182,9 +182,7 @@ def _distiller(
         return distiller, Player(setup.tape, setup.objective, None, device, part)
     form = cheapest_teacher(setup, stream, device)
     display.say(f"teacher: {form.note}")
-    distiller = Distiller(
-        setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size
-    ).to(device)
+    distiller = distiller_of(setup, form).to(device)
     if runtime.tape is None:
         return distiller, None
     if fabric.world_size > 1:
