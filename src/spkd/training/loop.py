@@ -93,6 +93,8 @@ class Training:
         self._compiled = compiled
         self._player = player or (lambda step, images: ask(images))
         self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))
+        # Of one process Fabric's wrapper only enters the precision, and looks through all that goes in and comes out.
+        self._forward = module if fabric.world_size == 1 else self._module
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
         self._alone = fabric.world_size == 1
@@ -183,7 +185,9 @@ class Training:
             group["lr"] = rate
         if self._compiled:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        breakdown: LossBreakdown = self._module(images, targets, Remembered(self._player(step, images)))
+        remembered = Remembered(self._player(step, images))
+        with self._fabric.autocast():
+            breakdown: LossBreakdown = self._forward(images, targets, remembered)
         size = self._stream.size(self.state.batch)
         self._pending.append((step, size, self._kept(breakdown)))
         if len(self._pending) >= self._every:
