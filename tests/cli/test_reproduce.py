@@ -148,7 +148,7 @@ def test_without_a_name_the_experiments_are_listed(capsys: pytest.CaptureFixture
         (["gamma", "--scale", "smoke", "--only", "gamma-11"], ["no row 'gamma-11'", "Did you mean 'gamma-10'"]),
         (["gamma", "--scale", "smoke", "--seeds", "0"], ["--seeds must be at least 1"]),
         (["gamma", "--scale", "smoke", "--data_root", "."], ["leave out --data_root"]),
-        (["transfer"], ["no small form", "smoke or paper"]),
+        (["transfer", "--data_root", "nowhere"], ["no DTD", "https://"]),
         (["transfer", "--scale", "smoke", "--seeds", "3"], ["made-up textures", "2 partitions"]),
         (["gamma", "--data_root", "nowhere"], ["no CIFAR-10", "cifar-10-batches-py", "https://", "no such folder"]),
         (["architectures", "--scale", "paper"], ["no CINIC-10", "cinic-10", "https://"]),

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console, RenderableType
 
-from spkd.report.networks import evaluation_table, network_table
+from spkd.report.networks import evaluation_table, gain_text, network_table
 from spkd.studies.records import NetworkRow
 from spkd.training.evaluation import ClassError, Evaluation
 
@@ -33,3 +33,18 @@ def test_brackets_in_names_of_classes_are_kept() -> None:
     assert "[red]" in text
     assert "[/]" in text
     assert "[red]" not in printed(evaluation_table(measured))
+
+
+def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:
+    def rows(teacher: float | None) -> list[NetworkRow]:
+        named = {"teacher": teacher, "student alone": 3.0, "student, sp": 3.5}
+        return [NetworkRow(label, "wrn-10-1", 1, 1, 1.0, error, None) for label, error in named.items()]
+
+    assert "0.50 points MORE" in str(gain_text(rows(2.9)))
+    for teacher in (2.9, None):
+        assert "warning" not in str(gain_text(rows(teacher)))
+    assert (
+        str(gain_text(rows(3.0)))
+        .splitlines()[1]
+        .startswith("warning: the teacher (3.00 %) is no better than the student alone (3.00 %)")
+    )

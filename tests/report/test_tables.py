@@ -72,3 +72,11 @@ def test_nothing_is_cut_on_a_narrow_terminal() -> None:
     text = "".join(printed(COMPARISON, width=60).split())
     assert "−4.43" in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize(("error", "warned"), [(3.49, False), (3.5, True), (4, True)])
+def test_a_teacher_no_better_than_the_student_alone_is_warned_of(error: float, warned: bool) -> None:
+    weak = dataclasses.replace(COMPARISON, teacher={"spec": "wrn-28-2", "test_error": error})
+    said = f"Warning: the teacher ({error:.2f} %) is no better than the student alone (3.50 %)"
+    assert (said in comparison_markdown(weak)) == warned
+    assert ("Warning" in printed(weak)) == warned

@@ -86,6 +86,17 @@ def test_what_came_out_in_words() -> None:
     ]
 
 
+def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:
+    (pair,) = pairs_of_records(reproduction(ERRORS))
+    (line,) = findings("cifar10", [replace(pair, teacher_error=8.8)])  # the median of the student alone
+    assert line.endswith(
+        "; the teacher (8.80 %) is no better than the student alone (8.80 %): it may do harm, a better "
+        "one would teach more"
+    )
+    assert "no better" not in findings("cifar10", [replace(pair, teacher_error=8.79)])[0]
+    assert "no better" not in findings("cifar10", [replace(pair, teacher_error=None)])[0]
+
+
 def test_ties_are_no_order() -> None:
     lines = findings("cifar10", pairs_of_records(reproduction({**ERRORS, "kd": ERRORS["at"]})))
     assert "sp, kd = at, none" in lines[0]

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spkd.export import ExportReport
-from spkd.studies.records import NetworkRow
+from spkd.studies.records import NetworkRow, weak_teacher
 from spkd.training.evaluation import Evaluation
 
 
@@ -39,13 +39,18 @@ def gain_text(rows: Sequence[NetworkRow]) -> str | None:
     >>> alone = NetworkRow("student alone", "wrn-10-1", 1, 1, 1.0, test_error=3.0, val_error=3.0)
     >>> gain_text([alone, NetworkRow("student, sp", "wrn-10-1", 1, 1, 1.0, test_error=2.25, val_error=2.0)])
     'student, sp: 0.75 points fewer test errors than alone, in this one run; `spkd compare` tests it over seeds'
+
+    A teacher that is no better than the student alone is warned of in a second line.
     """
     alone = next((row for row in rows if row.label == "student alone"), None)
     if alone is None or alone.test_error is None or rows[-1].test_error is None:
         return None
     gain = alone.test_error - rows[-1].test_error
     said = f"{abs(gain):.2f} points {'fewer' if gain >= 0 else 'MORE'} test errors than alone"
-    return f"{rows[-1].label}: {said}, in this one run; `spkd compare` tests it over seeds"
+    text = f"{rows[-1].label}: {said}, in this one run; `spkd compare` tests it over seeds"
+    teacher = next((row.test_error for row in rows if row.label == "teacher"), None)
+    warning = weak_teacher(teacher, alone.test_error)
+    return text if warning is None else f"{text}\nwarning: {warning}"
 
 
 def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> RenderableType:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from spkd.report.grid import Grid
 from spkd.report.tables import NOT_KNOWN, p_value_text, signed
+from spkd.studies.building import PRETRAINING
 from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.findings import Line, Pair, added, paper_of
 from spkd.studies.published import Certainty, Published
@@ -195,7 +196,7 @@ def _row_cells(row: ComparisonRow) -> tuple[str, ...]:
 
 def _setting_notes(reproduction: Reproduction) -> tuple[str, ...]:
     """Return in a line what the figures were made with, from the records."""
-    records = reproduction.records
+    records = [record for record in reproduction.records if record.method != PRETRAINING]
     if not records:
         return ("Nothing has finished yet.",)
     made_up = ("The images are made up, so the figures say nothing.",) if reproduction.scale == "smoke" else ()
@@ -212,7 +213,20 @@ def _setting_notes(reproduction: Reproduction) -> tuple[str, ...]:
     )
     stand_ins = _stand_ins(records)
     smaller = (f"Smaller networks stand in for those named: {stand_ins}.",) if stand_ins else ()
-    return (*made_up, note, *smaller)
+    return (*made_up, note, *_pretraining_notes(reproduction), *smaller)
+
+
+def _pretraining_notes(reproduction: Reproduction) -> tuple[str, ...]:
+    """Return in a line on which images the networks were trained first, where that is part of the experiment."""
+    first = [record for record in reproduction.records if record.method == PRETRAINING]
+    if not first:
+        return ()
+    one = first[0]
+    errors = ", ".join(f"{record.student} {record.test_error:.2f} %" for record in first)
+    return (
+        f"In the place of ImageNet the networks were trained on {one.train_images} images of {one.data} at "
+        f"{one.image_size} pixels for {one.epochs} epochs; test errors there: {errors}.",
+    )
 
 
 def _stand_ins(records: Sequence[Record]) -> str:

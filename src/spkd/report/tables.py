@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from spkd.report.grid import Grid, grid_markdown, grid_table
-from spkd.studies.records import Comparison, ComparisonRow
+from spkd.studies.records import BASELINE, Comparison, ComparisonRow, weak_teacher
 
 NOT_KNOWN = "–"
 _HEADINGS = ("method", "seeds", "median", "mean ± s.e.m.", "difference to none", "95 % interval", "p")
@@ -37,7 +37,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def _grid(comparison: Comparison) -> Grid:
     rows = tuple(_cells(row) for row in comparison.rows)
-    return Grid(comparison.title, _HEADINGS, rows, (_caption(comparison),))
+    return Grid(comparison.title, _HEADINGS, rows, (_caption(comparison), *_warnings(comparison)))
 
 
 def _cells(row: ComparisonRow) -> tuple[str, ...]:
@@ -59,6 +59,13 @@ def signed(value: float) -> str:
     """Return two decimals with a sign and a true minus; what rounds to zero has no sign."""
     text = f"{value:+.2f}".replace("-", "−")
     return "0.00" if text in ("+0.00", "−0.00") else text
+
+
+def _warnings(comparison: Comparison) -> tuple[str, ...]:
+    error = comparison.teacher.get("test_error")
+    alone = next((row.median for row in comparison.rows if row.method == BASELINE), None)
+    warning = weak_teacher(float(error), alone) if isinstance(error, int | float) else None
+    return () if warning is None else (f"Warning: {warning}.",)
 
 
 def _caption(comparison: Comparison) -> str:

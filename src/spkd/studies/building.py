@@ -22,11 +22,13 @@ class Network:
         label: what tables and folders call it.
         spec: what it is built from.
         weights: pretrained ones, or None for a network that is trained from scratch.
+        origin: trains it on other images first, instead of ``weights``; it begins, or teaches, with what that leaves.
     """
 
     label: str
     spec: str
     weights: str | None = None
+    origin: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Method:
     taps: tuple[str, ...] = ("last",)
 
 
+PRETRAINING = "pretraining"
+"""The method, in the records, of a network that is trained on other images first."""
 KD = Method("kd", "kd")
 AT = Method("at", "at", ("stages",))
 SP = Method("sp", "sp")
@@ -72,12 +76,13 @@ class Builder:
     remembered: Sequence[Method] = (KD, AT, SP)
     above: str = ""
 
-    def alone(self, network: Network, seed: int) -> Task:
-        """Return the training of a network without a teacher."""
+    def alone(self, network: Network, seed: int, method: str = BASELINE) -> Task:
+        """Return the training of a network without a teacher; ``method`` is what records call it."""
         return Task(
-            f"{self.above}{BASELINE}/{slug(network.label)}/seed-{seed}",
+            f"{self.above}{method}/{slug(network.label)}/seed-{seed}",
             self._request(network, seed),
-            labels=_labels(student=network.label, method=BASELINE, seed=seed),
+            after=() if network.origin is None else (network.origin.name,),
+            labels=_labels(student=network.label, method=method, seed=seed),
         )
 
     def distilled(
@@ -91,13 +96,15 @@ class Builder:
         setting: Label = None,
         overrides: Mapping[str, object] | None = None,
     ) -> list[Task]:
-        """Return the training of a student, after those of its teacher and its tape where there are any."""
+        """Return the training of a student, after those of its origin, its teacher and its tape where there are any."""
         request = self._with_teacher(self._request(student, seed), teacher, method)
         if overrides:
             request = replace(request, overrides={**request.overrides, **overrides})
-        before = [] if teacher.weights is not None else [self.alone(teacher, 0)]
+        before = [] if student.origin is None else [student.origin]
+        if (trained := self._trained(teacher)) is not None:
+            before.append(trained)
         if self.scale.tapes:
-            before.append(self._recording(teacher, seed, before))
+            before.append(self._recording(teacher, seed, () if trained is None else (trained.name,)))
         task = Task(
             f"{self.above}{method.label}/{slug(row)}/seed-{seed}",
             request,
@@ -108,23 +115,23 @@ class Builder:
         )
         return [*before, task]
 
-    def _recording(self, teacher: Network, seed: int, after: Sequence[Task]) -> Task:
+    def _recording(self, teacher: Network, seed: int, after: tuple[str, ...]) -> Task:
         """Return the filling of a tape; in the student's place stands the teacher's own architecture."""
-        request = self._request(replace(teacher, weights=None), seed)
+        request = self._request(replace(teacher, weights=None, origin=None), seed)
         request = self._with_teacher(request, teacher, Method("", "sp", ("stages",)))
         return Task(
             f"{self.above}recordings/{slug(teacher.label)}/seed-{seed}",
             Recording(request, tuple(method.terms for method in self.remembered)),
-            after=tuple(task.name for task in after),
+            after=after,
             labels=_labels(teacher=teacher.label, seed=seed),
         )
 
     def _request(self, network: Network, seed: int) -> Request:
         protocol = self.protocol
         return Request(
-            model=network.spec,
+            model=network.spec if network.origin is None else str(network.origin.folder(self.study)),
             weights=network.weights,
-            replace_head=network.weights is not None,
+            replace_head=network.weights is not None or network.origin is not None,
             data=replace(self.data(seed), image_size=protocol.image_size, train_images=protocol.train_images),
             recipe=protocol.recipe,
             overrides=dict(protocol.overrides),
@@ -132,14 +139,20 @@ class Builder:
         )
 
     def _with_teacher(self, request: Request, teacher: Network, method: Method) -> Request:
-        trained = None if teacher.weights is not None else str(self.alone(teacher, 0).folder(self.study))
+        trained = self._trained(teacher)
         return replace(
             request,
-            teacher=trained or teacher.spec,
+            teacher=teacher.spec if trained is None else str(trained.folder(self.study)),
             teacher_weights=teacher.weights,
             method=method.terms,
             taps=method.taps,
         )
+
+    def _trained(self, teacher: Network) -> Task | None:
+        """Return the task that makes a teacher; None for one with weights."""
+        if teacher.origin is not None:
+            return teacher.origin
+        return None if teacher.weights is not None else self.alone(teacher, 0)
 
 
 def unique(tasks: Sequence[Task]) -> list[Task]:

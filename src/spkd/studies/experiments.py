@@ -9,7 +9,7 @@ from pathlib import Path
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.studies import measure, smoke, sources
-from spkd.studies.building import AT, KD, SP, Builder, Method, Network
+from spkd.studies.building import AT, KD, PRETRAINING, SP, Builder, Method, Network
 from spkd.studies.published import CIFAR10
 from spkd.studies.scales import Scale
 from spkd.studies.tasks import Measurement, Task
@@ -165,32 +165,43 @@ def _small_image_pairs(pairs: Sequence[tuple[str, str]]) -> list[tuple[Network, 
 
 def transfer(setting: Setting) -> Rows:
     """Networks trained on ImageNet, fine-tuned on textures; a seed is one of the standard partitions."""
-    scale = setting.scale
-    if scale.dtd is None:
-        raise InputError("--scale small: transfer has no small form without ImageNet weights; take smoke or paper")
     if setting.seeds > PARTITIONS:
         raise InputError(f"--seeds: the textures have {PARTITIONS} partitions, not {setting.seeds}")
-    if scale.name == "smoke":
+    if setting.scale.name == "smoke":
         options = [smoke.dtd(setting.made_up, seed + 1) for seed in range(setting.seeds)]
-        weights_root: str | None = str(smoke.pretrained(setting.made_up, _PRETRAINED))
     else:
         options = [sources.dtd(setting.data_root, seed + 1) for seed in range(setting.seeds)]
-        weights_root = setting.weights_root
-    files = {label: sources.weights_file(weights_root, label) for label in _PRETRAINED}
-    if missing := [label for label, file in files.items() if file is None and label not in _DOWNLOADED]:
-        raise InputError(
-            f"--weights_root {weights_root or '(not given)'} lacks ImageNet weights of {', '.join(missing)}, which "
-            f"neither torchvision nor timm has: put {missing[0]}.safetensors (and so on, with timm's names of weights) "
-            "into a folder and give it"
-        )
-    networks = {label: Network(label, spec, files[label] or "pretrained") for label, spec in _PRETRAINED.items()}
+    networks = _pretrained(setting)
 
     def data(seed: int) -> DataOptions:
         return options[seed]
 
     # The teachers keep their classes, which are not the students': there are no soft targets.
-    builder = Builder(setting.study, scale, scale.dtd, data, methods=(AT, SP), remembered=(AT, SP), above="transfer/")
+    builder = Builder(
+        setting.study, setting.scale, setting.scale.dtd, data, methods=(AT, SP), remembered=(AT, SP), above="transfer/"
+    )
     return pairs_of(setting, builder, [(networks[student], networks[teacher]) for student, teacher in _TRANSFER_PAIRS])
+
+
+def _pretrained(setting: Setting) -> dict[str, Network]:
+    """Return the networks of the transfer: with weights of ImageNet, or with a training on CIFAR-10 in its place."""
+    scale, root = setting.scale, setting.weights_root
+    if scale.pretraining is not None:
+        if root is not None:
+            raise InputError("--weights_root is for --scale paper: at the small scale networks learn on CIFAR-10 first")
+        builder = replace(setting.cifar10(), protocol=scale.pretraining, above="transfer/")
+        plain = [Network(label, spec) for label, spec in _PRETRAINED.items()]
+        return {one.label: replace(one, origin=builder.alone(one, 0, PRETRAINING)) for one in plain}
+    if scale.name == "smoke":
+        root = str(smoke.pretrained(setting.made_up, _PRETRAINED))
+    files = {label: sources.weights_file(root, label) for label in _PRETRAINED}
+    if missing := [label for label, file in files.items() if file is None and label not in _DOWNLOADED]:
+        raise InputError(
+            f"--weights_root {root or '(not given)'} lacks ImageNet weights of {', '.join(missing)}, which "
+            f"neither torchvision nor timm has: put {missing[0]}.safetensors (and so on, with timm's names of weights) "
+            "into a folder and give it"
+        )
+    return {label: Network(label, spec, files[label] or "pretrained") for label, spec in _PRETRAINED.items()}
 
 
 def gamma(setting: Setting) -> Rows:

@@ -9,7 +9,7 @@ from statistics import median
 
 from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.published import PublishedPair, published_pair
-from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row
+from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, weak_teacher
 from spkd.studies.reproduction import PlannedTask, Record, Reproduction
 from spkd.studies.statistics import holm
 
@@ -193,7 +193,9 @@ def _about(pair: Pair, paper: PublishedPair | None) -> str:
         held = "the same order" if theirs == order else f"another order ({', '.join(theirs)})"
         marks = sorted({figure.certainty.mark for figure in paper.methods.values()} - {""})
         text += f"; the paper has {held} {' '.join(marks)}".rstrip()
-    return text
+    alone = pair.line(BASELINE)
+    warning = None if alone is None else weak_teacher(pair.teacher_error, _median(alone))
+    return text if warning is None else f"{text}; {warning}"
 
 
 def _about_gamma(pair: Pair) -> str:

@@ -145,6 +145,21 @@ def comparison_row(
     )
 
 
+def weak_teacher(teacher: float | None, alone: float | None) -> str | None:
+    """Return a warning where a teacher's error, in percent, is not below that of the student alone; else None.
+
+    >>> weak_teacher(42.27, 42.17)
+    'the teacher (42.27 %) is no better than the student alone (42.17 %): it may do harm, a better one would teach more'
+    >>> weak_teacher(37.85, 42.17)
+    """
+    if teacher is None or alone is None or teacher < alone:
+        return None
+    return (
+        f"the teacher ({teacher:.2f} %) is no better than the student alone ({alone:.2f} %): it may do harm, a better "
+        "one would teach more"
+    )
+
+
 def _paired(errors: Mapping[int, float], baseline: ComparisonRow | None) -> PairedComparison | None:
     if baseline is None:
         return None

@@ -54,7 +54,9 @@ class Scale:
         seeds: how many, where the user does not say.
         cifar10: the protocol on CIFAR-10.
         cinic10: the protocol on CINIC-10; None where its experiments use CIFAR-10 instead.
-        dtd: the protocol on the textures; None where they are not trained at this scale.
+        dtd: the protocol on the textures.
+        pretraining: the protocol on CIFAR-10 by which networks are trained before they learn textures; None where
+            weights of ImageNet are to be had.
         gammas: weights of the SP loss whose effect is shown.
         drawn_pair: student and teacher of the figures of single networks.
         stand_ins: networks that are trained in the place of the paper's.
@@ -66,9 +68,10 @@ class Scale:
     seeds: int
     cifar10: Protocol
     cinic10: Protocol | None
-    dtd: Protocol | None
+    dtd: Protocol
     gammas: tuple[float, ...]
     drawn_pair: tuple[str, str]
+    pretraining: Protocol | None = None
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     tapes: bool = True
 
@@ -105,9 +108,12 @@ SCALES: Mapping[ScaleName, Scale] = {
         seeds=3,
         cifar10=_SMALL,
         cinic10=None,
-        dtd=None,
+        dtd=Protocol("finetune", {"gamma": 300.0, "beta": 100.0}, image_size=64),
         gammas=(10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 64000.0),
         drawn_pair=("wrn-16-1", "wrn-16-2"),
+        pretraining=Protocol(
+            "scratch", {"epochs": 12, "batch_size": 128, "warmup_epochs": 1.0}, image_size=32, train_images=10_000
+        ),
     ),
     "paper": Scale(
         name="paper",
