@@ -151,7 +151,7 @@ def test_transfer_at_the_small_scale_learns_on_cifar10_in_the_place_of_imagenet(
     before = {task.name: request for task, request in tasks if task.name.startswith("transfer/pretraining/")}
     assert len(before) == 6
     for request in before.values():
-        assert (request.data.data, request.data.image_size, request.seed) == ("cifar10", 32, 0)
+        assert (request.data.data, request.data.image_size, request.seed) == ("cifar10", 64, 0)
         assert request.data.train_images == 10_000
     for task, request in ((task, request) for task, request in tasks if task.name not in before):
         assert request.data.data == f"dtd?partition={request.seed + 1}"

@@ -112,7 +112,10 @@ SCALES: Mapping[ScaleName, Scale] = {
         gammas=(10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 64000.0),
         drawn_pair=("wrn-16-1", "wrn-16-2"),
         pretraining=Protocol(
-            "scratch", {"epochs": 12, "batch_size": 128, "warmup_epochs": 1.0}, image_size=32, train_images=10_000
+            "scratch",
+            {"epochs": 12, "batch_size": 128, "warmup_epochs": 1.0, "lr": 0.02},
+            image_size=64,
+            train_images=10_000,
         ),
     ),
     "paper": Scale(
