@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spkd.errors import InputError
-from spkd.studies.statistics import compare_paired, summarise
+from spkd.studies.statistics import compare_paired, rising, summarise
 
 # Student's sleep data (Biometrika 1908): hours gained with two drugs by ten patients; R's t.test gives
 # t = -4.0621, df = 9, p-value = 0.002833, 95 percent confidence interval -2.4598858 -0.7001142.
@@ -102,3 +103,42 @@ def test_equal_differences_claim_no_certainty(baseline: list[float]) -> None:
 def test_what_cannot_be_compared_is_an_input_error(values: list[float], baseline: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         compare_paired(values, baseline)
+
+
+def page_by_counting(columns: list[list[float]]) -> float:
+    """Return the share of all orders within seeds whose L is as large, counted one by one."""
+    size = len(columns)
+
+    def trend(ranks: tuple[int, ...]) -> int:
+        return sum((place + 1) * rank for place, rank in enumerate(ranks))
+
+    rows = list(zip(*columns, strict=True))
+    found = sum(trend(tuple(sorted(row).index(value) + 1 for value in row)) for row in rows)
+    each = [trend(ranks) for ranks in itertools.permutations(range(1, size + 1))]
+    totals = [sum(chosen) for chosen in itertools.product(each, repeat=len(rows))]
+    return sum(total >= found for total in totals) / len(totals)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.permutations([8.0, 8.5, 9.0, 9.5]), min_size=2, max_size=3))
+def test_pages_trend_test_counts_orders(rows: list[list[float]]) -> None:
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    assert rising(columns) == pytest.approx(page_by_counting(columns), rel=1e-12)
+
+
+def test_one_seed_is_no_trend() -> None:
+    assert rising([[6.0], [7.0], [8.0]]) is None
+
+
+def test_a_trend_in_every_seed_is_as_unlikely_as_its_orders() -> None:
+    fallen = [[9.0, 9.1], [8.0, 8.1], [7.0, 7.1], [6.0, 6.1]]
+    assert rising(fallen) == 1.0
+    assert rising(fallen[::-1]) == pytest.approx(1 / 24**2, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "columns", [[[1.0], [2.0]], [[1.0], [2.0], [3.0, 4.0]], [[], [], []], [[1.0], [2.0], [math.nan]]]
+)
+def test_a_trend_needs_three_whole_columns(columns: list[list[float]]) -> None:
+    with pytest.raises(InputError, match="columns: expected"):
+        rising(columns)

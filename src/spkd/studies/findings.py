@@ -11,7 +11,7 @@ from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.published import PublishedPair, published_pair
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, weak_teacher
 from spkd.studies.reproduction import PlannedTask, Record, Reproduction
-from spkd.studies.statistics import holm
+from spkd.studies.statistics import holm, rising
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,20 @@ def _about(pair: Pair, paper: PublishedPair | None) -> str:
         held = "the same order" if theirs == order else f"another order ({', '.join(theirs)})"
         marks = sorted({figure.certainty.mark for figure in paper.methods.values()} - {""})
         text += f"; the paper has {held} {' '.join(marks)}".rstrip()
+        text += _tested(pair, theirs)
     alone = pair.line(BASELINE)
     warning = None if alone is None else weak_teacher(pair.teacher_error, _median(alone))
     return text if warning is None else f"{text}; {warning}"
+
+
+def _tested(pair: Pair, order: Sequence[str]) -> str:
+    """Say how well the seeds of a finished pair agree with an order of its methods, from the lowest error up."""
+    results = [line.result for label in order if (line := pair.line(label)) is not None and line.result is not None]
+    columns = [[error for _, error in sorted(zip(one.seeds, one.test_errors, strict=True))] for one in results]
+    p_value = rising(columns)
+    if p_value is None:
+        return ""
+    return f"; Page's trend test for the paper's order over {len(columns[0])} seeds: p = {p_value:.2g}"
 
 
 def _about_gamma(pair: Pair) -> str:

@@ -110,6 +110,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def rising(columns: Sequence[Sequence[float]]) -> float | None:
+    """Return the p-value of Page's trend test (Page 1963) that the columns rise in the order given; None for one seed.
+
+    The i-th values of all columns come from the same seed and are ranked among each other. Page's L is the sum over
+    the columns of the column's place times its sum of ranks; the p-value is the chance of as large an L where all
+    orders within a seed are equally likely, exactly for values without ties. It is one-sided: near 1 means that they
+    fall.
+
+    Raises:
+        InputError: for fewer than three columns, columns of unlike length, no value, or one that is not finite.
+
+    >>> round(rising([[1.0, 2.0], [1.5, 2.5], [3.0, 4.0]]), 4)  # one of (3!)^2 orders is as clear
+    0.0278
+    """
+    arrays = [_checked("columns", column) for column in columns]
+    if len(arrays) < 3 or len({array.size for array in arrays}) > 1:
+        raise InputError(
+            f"columns: expected three or more of one length, got {[array.size for array in arrays]}; give one value "
+            "for each seed"
+        )
+    if arrays[0].size < 2:
+        return None
+    from scipy.stats import page_trend_test  # half a second, which no other command needs
+
+    return float(page_trend_test(np.stack(arrays, axis=1), method="exact").pvalue)
+
+
 def _checked(name: str, values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     array = np.asarray(values, dtype=np.float64).reshape(-1)
     if array.size == 0:
