@@ -8,13 +8,17 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from spkd.cli.main import main
+from spkd.studies import smoke
 from spkd.studies.experiments import EXPERIMENTS
+from spkd.studies.scales import SCALES, Protocol
 from spkd.studies.work import Job, Outcome, carry_out
 
 SMOKE = ["--scale", "smoke", "--accelerator", "cpu"]
@@ -95,6 +99,43 @@ def test_an_experiment_runs_and_is_drawn_again_from_its_records_alone(
         files(out / name / "tables"),
         files(out / name / "figures"),
     )
+
+
+def test_the_small_transfer_learns_on_cifar10_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the small scale with less of everything, on made-up images in the layouts of the real ones."""
+    root, out = tmp_path / "data", tmp_path / "study"
+    smoke.dtd(root, 1)
+    for split, seed in (("train", 0), ("test", 1)):
+        for label, name in enumerate(("cat", "dog", "ship")):
+            (root / split / name).mkdir(parents=True)
+            for number, pixels in enumerate(smoke._pictures(label, 16, (32, 32), seed)):
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
+    one_epoch = {"epochs": 1, "batch_size": 8, "warmup_epochs": 0.0}
+    short = replace(
+        SCALES["small"],
+        pretraining=Protocol("scratch", one_epoch, image_size=64, train_images=36),
+        dtd=Protocol("finetune", one_epoch, image_size=64),
+    )
+    monkeypatch.setitem(SCALES, "small", short)
+    pair = "mobilenet_v1-0.25-from-mobilenet_v1-0.5"
+    options = ["--data_root", str(root), "--accelerator", "cpu", "--seeds", "1", "--only", pair, "--out", str(out)]
+    assert main(["reproduce", "transfer", *options]) == 0
+    found = {line["task"]: line for line in records(out, "transfer")}
+    first = {f"transfer/pretraining/mobilenet_v1-{width}/seed-0" for width in ("0.25", "0.5")}
+    students = {f"transfer/{method}/{pair}/seed-0" for method in ("at", "sp")}
+    assert set(found) == {*first, "transfer/none/mobilenet_v1-0.25/seed-0", *students}
+    for task, line in found.items():
+        result = json.loads((out / task / "result.json").read_text())
+        classes = json.loads((out / task / "student" / "model.json").read_text())["classes"]
+        assert classes == (["cat", "dog", "ship"] if task in first else ["banded", "dotted", "woven"])
+        assert bool(result["compared_layers"]) == (task in students)
+        assert int(line["image_size"]) == 64
+    # A student begins with what its own network learnt on the other images: no layer but the head is random.
+    began = load_file(out / "transfer/pretraining/mobilenet_v1-0.25/seed-0/student/model.safetensors")
+    ended = load_file(out / "transfer/sp" / pair / "seed-0/student/model.safetensors")
+    stem = next(name for name in began if name.endswith("conv_stem.weight"))
+    assert (began[stem] - ended[stem]).norm() < 0.1 * began[stem].norm()
+    assert "In the place of ImageNet" in (out / "transfer" / "report.md").read_text(encoding="utf-8")
 
 
 def _without_models(out: Path, copy: Path, name: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
