@@ -108,7 +108,7 @@ SCALES: Mapping[ScaleName, Scale] = {
         seeds=3,
         cifar10=_SMALL,
         cinic10=None,
-        dtd=Protocol("finetune", {"gamma": 300.0, "beta": 100.0}, image_size=64),
+        dtd=Protocol("finetune", {"lr": 3e-3, "gamma": 30.0, "beta": 10.0}, image_size=64),
         gammas=(10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 64000.0),
         drawn_pair=("wrn-16-1", "wrn-16-2"),
         pretraining=Protocol(
