@@ -130,6 +130,8 @@ def test_the_small_transfer_learns_on_cifar10_first(tmp_path: Path, monkeypatch:
         assert classes == (["cat", "dog", "ship"] if task in first else ["banded", "dotted", "woven"])
         assert bool(result["compared_layers"]) == (task in students)
         assert int(line["image_size"]) == 64
+        spec = "spkd.models.mobilenet_v1:mobilenet_v1?width="
+        assert line["model"] == "transfer/pretraining/mobilenet_v1-0.25/seed-0" or line["model"].startswith(spec)
     # A student begins with what its own network learnt on the other images: no layer but the head is random.
     began = load_file(out / "transfer/pretraining/mobilenet_v1-0.25/seed-0/student/model.safetensors")
     ended = load_file(out / "transfer/sp" / pair / "seed-0/student/model.safetensors")

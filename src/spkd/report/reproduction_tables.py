@@ -224,7 +224,7 @@ def _pretraining_notes(reproduction: Reproduction) -> tuple[str, ...]:
     one = first[0]
     errors = ", ".join(f"{record.student} {record.test_error:.2f} %" for record in first)
     return (
-        f"In the place of ImageNet the networks were trained on {one.train_images} images of {one.data} at "
+        f"In the place of ImageNet the networks were trained on {one.train_images} images of CIFAR-10 at "
         f"{one.image_size} pixels for {one.epochs} epochs; test errors there: {errors}.",
     )
 

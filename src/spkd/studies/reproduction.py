@@ -247,7 +247,7 @@ def _record(name: str, scale: str, task: Task, result: Mapping[str, Any], study:
         best_epoch=result["best_epoch"],
         epochs=result["epochs"],
         parameters=result["parameters"],
-        model=result["model"],
+        model=result["model"].removeprefix(f"{study.resolve()}/"),  # it may begin with what another task has left
         data=result["data"],
         train_images=result["images"]["train"],
         val_images=result["images"]["val"],
