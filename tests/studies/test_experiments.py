@@ -127,6 +127,25 @@ def test_combinations_have_sp_with_and_without_each_other_loss(root: Path, tmp_p
     assert {"none", "kd", "at", "kd+at", "sp", "kd+sp", "at+sp", "kd+at+sp"} <= methods
 
 
+@pytest.mark.parametrize("scale", ["small", "paper"])
+def test_combinations_of_any_cifar_pair_on_request(scale: str, root: Path, tmp_path: Path) -> None:
+    asked = ("wrn-16-2-from-wrn-40-2", "wrn-40-2-from-wrn-16-8")
+    options = ReproduceOptions(scale=scale, seeds=1, data_root=str(root), only=asked)  # type: ignore[arg-type]
+    tasks = plan("combinations", options, tmp_path / "study")
+    distilled = [task for task, request in trainings(tasks) if request.teacher is not None]
+    assert {task.labels["row"] for task in distilled} == set(asked)
+    assert {task.labels["method"] for task in distilled} >= {"kd", "at", "sp", "kd+at", "kd+sp", "at+sp", "kd+at+sp"}
+    assert all(request.data.data == "cifar10" for _, request in trainings(tasks))
+
+
+def test_combinations_of_both_image_sets(root: Path, tmp_path: Path) -> None:
+    asked = ("wrn-16-1-from-wrn-16-2", "shufflenet_v2-0.5-from-shufflenet_v2-2.0")
+    options = ReproduceOptions(scale="paper", seeds=1, data_root=str(root), only=asked)
+    rows = {str(task.labels["row"]): request for task, request in trainings(plan("combinations", options, tmp_path))}
+    assert rows[asked[0]].data.data == "cifar10"
+    assert rows[asked[1]].data.data.endswith("cinic-10")
+
+
 def test_architectures_are_crossed(root: Path, tmp_path: Path) -> None:
     for task, request in trainings(planned("architectures", "paper", root, tmp_path)):
         if request.teacher is not None:

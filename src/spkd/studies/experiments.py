@@ -69,6 +69,7 @@ class Setting:
         seeds: how many.
         data_root: where the images lie.
         weights_root: where pretrained weights lie.
+        only: the rows that are asked for by name; none means the usual ones.
     """
 
     study: Path
@@ -76,6 +77,7 @@ class Setting:
     seeds: int
     data_root: str | None
     weights_root: str | None
+    only: tuple[str, ...] = ()
 
     @property
     def made_up(self) -> Path:
@@ -138,16 +140,24 @@ def row_name(student: Network, teacher: Network) -> str:
 
 def cifar10(setting: Setting) -> Rows:
     """The paper's five pairs of wide residual networks."""
-    pairs = [(setting.wrn(pair.student), setting.wrn(pair.teacher)) for pair in CIFAR10]
-    return pairs_of(setting, setting.cifar10(), pairs)
+    return pairs_of(setting, setting.cifar10(), _cifar10_pairs(setting))
+
+
+def _cifar10_pairs(setting: Setting) -> list[tuple[Network, Network]]:
+    return [(setting.wrn(pair.student), setting.wrn(pair.teacher)) for pair in CIFAR10]
 
 
 def combinations(setting: Setting) -> Rows:
-    """The similarity-preserving loss added to the other losses."""
-    if setting.scale.cinic10 is None:
-        builder = replace(setting.cifar10(), methods=COMBINED)
-        return pairs_of(setting, builder, [(setting.wrn("wrn-16-1"), setting.wrn("wrn-16-2"))])
-    return pairs_of(setting, replace(setting.cinic10(), methods=COMBINED), _small_image_pairs(_CINIC_PAIRS))
+    """The similarity-preserving loss added to the other losses; any pair of :func:`cifar10` where it is asked for."""
+    pairs = {row_name(*pair): pair for pair in _cifar10_pairs(setting)}
+    asked = [pair for name, pair in pairs.items() if name in setting.only]
+    small = setting.scale.cinic10 is None
+    if small and not asked:
+        asked = [(setting.wrn("wrn-16-1"), setting.wrn("wrn-16-2"))]
+    rows = pairs_of(setting, replace(setting.cifar10(), methods=COMBINED), asked) if asked else {}
+    if not small and not (setting.only and set(setting.only) <= pairs.keys()):
+        rows |= pairs_of(setting, replace(setting.cinic10(), methods=COMBINED), _small_image_pairs(_CINIC_PAIRS))
+    return rows
 
 
 def architectures(setting: Setting) -> Rows:
@@ -268,7 +278,7 @@ def similarity(setting: Setting) -> Rows:
 
 def loss_vs_error(setting: Setting) -> Rows:
     """The similarity-preserving loss on test images against the test error, for all pairs."""
-    pairs = [(setting.wrn(pair.student), setting.wrn(pair.teacher)) for pair in CIFAR10]
+    pairs = _cifar10_pairs(setting)
     rows = pairs_of(setting, replace(setting.cifar10(), methods=(SP,)), pairs)
     for student, teacher in pairs:
         name = row_name(student, teacher)

@@ -135,7 +135,9 @@ def plan(name: str, options: ReproduceOptions, study: Path) -> list[Task]:
     seeds = options.seeds if options.seeds is not None else _usual_seeds(name, options.scale)
     if seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {seeds}")
-    rows = experiment.rows(Setting(study.resolve(), scale, seeds, options.data_root, options.weights_root))
+    rows = experiment.rows(
+        Setting(study.resolve(), scale, seeds, options.data_root, options.weights_root, options.only)
+    )
     if unknown := [row for row in options.only if row not in rows]:
         raise InputError(
             f"--only: {name} has no row {unknown[0]!r}; there are {', '.join(rows)}.{nearest(unknown[0], rows)}"
