@@ -93,11 +93,11 @@ class Training:
         self._compiled = compiled
         self._player = player or (lambda step, images: ask(images))
         self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))
-        # Of one process Fabric's wrapper only enters the precision, and looks through all that goes in and comes out.
-        self._forward = module if fabric.world_size == 1 else self._module
+        self._alone = fabric.world_size == 1
+        # Of one process Fabric's wrapper only casts and enters the precision, after looking through all that goes in.
+        self._forward = module if self._alone else self._module
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
-        self._alone = fabric.world_size == 1
 
     def restore(self) -> bool:
         """Go back to the folder's checkpoint; return whether there was one.
@@ -186,8 +186,10 @@ class Training:
         if self._compiled:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         remembered = Remembered(self._player(step, images))
+        # As the wrapper does, so that one process and several see the same rounded images in mixed precision.
+        rounded = self._fabric.strategy.precision.convert_input(images)
         with self._fabric.autocast():
-            breakdown: LossBreakdown = self._forward(images, targets, remembered)
+            breakdown: LossBreakdown = self._forward(rounded, targets, remembered)
         size = self._stream.size(self.state.batch)
         self._pending.append((step, size, self._kept(breakdown)))
         if len(self._pending) >= self._every:
