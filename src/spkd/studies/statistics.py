@@ -132,7 +132,7 @@ def rising(columns: Sequence[Sequence[float]]) -> float | None:
         )
     if arrays[0].size < 2:
         return None
-    from scipy.stats import page_trend_test  # half a second, which no other command needs
+    from scipy.stats import page_trend_test  # slow to import, and needed here alone
 
     return float(page_trend_test(np.stack(arrays, axis=1), method="exact").pvalue)
 
