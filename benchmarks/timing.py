@@ -12,24 +12,31 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one function over the counted rounds: median, and lower and upper quartile."""
+    """Seconds of one call of a function over the counted rounds: median, and lower and upper quartile."""
 
     median: float
     low: float
     high: float
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """Call every function once a round, ``warmup`` rounds uncounted, and return the timings by name."""
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2, calls: int = 1
+) -> dict[str, Timing]:
+    """Time every function once a round, ``calls`` calls in a row, and return the timings by name.
+
+    ``warmup`` rounds are not counted. A GPU is waited for at the end of the calls, so that with several of them it has
+    work to do while Python prepares the next.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(warmup + rounds):
         for name, function in functions.items():
             begun = time.perf_counter()
-            function()
+            for _ in range(calls):
+                function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append((time.perf_counter() - begun) / calls)
     return {name: _timing(values) for name, values in seconds.items()}
 
 

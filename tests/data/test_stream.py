@@ -83,6 +83,17 @@ class TestDeterminism:
         large = {int(t): v for vs, ts in stream(images, 50).epoch(0) for v, t in zip(vs, ts, strict=True)}
         assert all(torch.equal(small[label], large[label]) for label in large)
 
+    @pytest.mark.parametrize("start", [0, 2])
+    @pytest.mark.parametrize("part", [(0, 1), (1, 2)])
+    def test_batches_made_together_are_those_made_one_by_one(self, start, part, monkeypatch):
+        def epoch():
+            made = TrainStream(memory_images(), image_size=16, flip=True, batch_size=8, seed=0, device=CPU, part=part)
+            return content(made.epoch(1, start=start))
+
+        one_by_one = epoch()
+        monkeypatch.setattr("spkd.data.stream._batches_at_once", lambda device: 3)
+        assert epoch() == one_by_one
+
     @pytest.mark.parametrize("workers", [0, 2])
     def test_an_epoch_left_early_changes_nothing(self, file_images, workers):
         batches = stream(file_images, 2, workers=workers)

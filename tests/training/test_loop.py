@@ -18,7 +18,7 @@ from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
 from spkd.training.devices import make_fabric
-from spkd.training.loop import Training
+from spkd.training.loop import Training, _looking_ahead
 from spkd.training.options import Runtime
 from spkd.training.progress import Silent
 from spkd.training.recipe import Precision, preset
@@ -53,3 +53,13 @@ def test_one_process_sees_what_fabrics_wrapper_shows(precision: Precision, dtype
     assert [shown.dtype for shown in seen] == [dtype, dtype]
     assert torch.equal(*seen)
     assert training.state.sums["total"] / training.state.images == pytest.approx(wrapped.total.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_batches_come_with_the_images_of_the_next(count: int, ahead: int) -> None:
+    batches = [(torch.tensor(step), torch.tensor(-step)) for step in range(count)]
+    given = list(_looking_ahead(iter(batches), ahead))
+    assert [(images, targets) for images, targets, _ in given] == batches
+    following = [images for images, _ in batches[1:]] if ahead else [None] * (count - 1)
+    assert [upcoming for *_, upcoming in given] == [*following, None][:count]

@@ -272,12 +272,16 @@ def test_a_compiled_run_is_the_run_up_to_rounding(alone: bool, tiny: str, teache
     if alone:
         request = Request(model=model, overrides={"epochs": 1})
     totals = []
+    torch.compiler.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
         assert run(request, folder, Runtime(accelerator="cpu", compile=compiled), Silent()) is not None
         header, row = (folder / "metrics.csv").read_text().splitlines()
         totals.append(float(row.split(",")[header.split(",").index("train_total")]))
     assert totals[1] == pytest.approx(totals[0], rel=1e-3)
+    assert counters["unique_graphs"] == 1  # the smaller batch at the end of the epoch is not compiled for
 
 
 def test_float16_on_a_cpu_is_refused(tiny: str, tmp_path: Path) -> None:

@@ -130,20 +130,29 @@ class TrainStream:
             raise InputError(f"start: expected 0 to {self.batches_per_epoch} batches, got {start}")
         generator = torch.Generator().manual_seed(mixed_seed(_ORDER, self._seed, epoch))
         order = torch.randperm(len(self._images), generator=generator)
-        whole = _parts(order, self._batch_size)[start : self.batches_per_epoch]
-        batches = [torch.tensor_split(batch, self._parts)[self._part] for batch in whole]
-        if isinstance(self._images, MemoryImages):
-            return self._from_memory(batches, mixed_seed(_CROPS, self._seed, epoch))
-        views = _TrainViews(self._images, self._image_size, self._flip, self._seed, epoch)
-        return _from_files(views, batches, self._device, self._workers)
+        if not isinstance(self._images, MemoryImages):
+            views = _TrainViews(self._images, self._image_size, self._flip, self._seed, epoch)
+            return _from_files(views, self._batches(order, start), self._device, self._workers)
+        return self._from_memory(self._batches(order.to(self._device), start), mixed_seed(_CROPS, self._seed, epoch))
 
-    def _from_memory(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, order: Tensor, start: int) -> list[Tensor]:
+        """Return this process's part of every batch from ``start`` on."""
+        whole = _parts(order, self._batch_size)[start : self.batches_per_epoch]
+        return [torch.tensor_split(batch, self._parts)[self._part] for batch in whole]
+
+    def _from_memory(self, batches: list[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         # Drawn for the whole epoch: one transfer to the device, not four for each batch.
         margin = padding(self._crop_size)
         crops = draw_crops(len(self._images), margin, self._flip, seed).to(self._device)
-        for indices in (batch.to(self._device) for batch in batches):
+        several = _batches_at_once(self._device)
+        for first in range(0, len(batches), several):
+            together = batches[first : first + several]
+            indices = torch.cat(together)
+            sizes = [len(batch) for batch in together]
             views = crop_views(self._padded, indices, crops[indices], self._crop_size)
-            yield to_unit_range(resize(views, self._image_size)), self._targets[indices]
+            targets = self._targets[indices]
+            for pixels, classes in zip(torch.split(views, sizes), torch.split(targets, sizes), strict=True):
+                yield to_unit_range(resize(pixels, self._image_size)), classes
 
 
 def evaluation_batches(
@@ -290,6 +299,15 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
         # Python 3.12 and later warn of every fork in a process with threads.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         return iter(loader)
+
+
+def _batches_at_once(device: torch.device) -> int:
+    """Return how many batches in memory are augmented in one go.
+
+    A GPU is done with small works sooner than the processor can tell it of them. A processor's caches hold one batch
+    best.
+    """
+    return 1 if device.type == "cpu" else 16
 
 
 def _parts(order: Tensor, batch_size: int) -> list[Tensor]:

@@ -3,6 +3,7 @@ few enough images at a time for the caches."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 from collections.abc import Sequence
@@ -184,7 +185,11 @@ def _rounding(
 def _difference(original: nn.Module, twin: nn.Module, taps: Sequence[str], images: Tensor) -> float:
     """Return the largest difference of logits and taps, each relative to its largest magnitude."""
     half = (len(images) + 1) // 2
+    # A GPU's convolutions round float32 to 10 bits unless told not to, which would hide a mistake or look like one.
+    cudnn = torch.backends.cudnn
+    exactly = cudnn.flags(enabled=cudnn.enabled, allow_tf32=False) if images.is_cuda else contextlib.nullcontext()
     with (
+        exactly,
         evaluating(original, twin),
         Taps(original, taps) as ours,
         Taps(twin, taps, micro_batch_size=half) as theirs,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import math
 import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +26,7 @@ from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
 from spkd.training.signals import stop_signals
+from spkd.training.step_graph import StepGraph
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -30,6 +35,8 @@ _STEPS = 3  # sets these seeds apart from those of the stream
 PENDING_STEPS = 25
 """Steps on an accelerator whose losses are read together: each reading waits for the device."""
 
+COMPILED_NETWORKS = 64
+"""Combinations of networks and losses that one process may compile; equal ones share what was compiled."""
 
 AGREE_EVERY = 10
 """Steps after which several processes ask each other whether to stop."""
@@ -83,19 +90,30 @@ class Training:
         self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
         self._folder, self._display = folder, display
         self.state = TrainingState()
-        ask, module = distiller.remember, cast(nn.Module, distiller)
+        self._ask, module = distiller.remember, cast(nn.Module, distiller)
         if compiled:
-            # CUDA graphs spare a small network the time in which a GPU waits for Python.
-            mode = "reduce-overhead" if fabric.device.type == "cuda" else None
-            module = cast(nn.Module, torch.compile(distiller, mode=mode))
+            display.say("compiling: the first step takes up to a minute")
+            limits = torch._dynamo.config
+            # A process that trains many networks compiles for each, and what goes beyond the limit runs uncompiled.
+            limits.recompile_limit = max(limits.recompile_limit, COMPILED_NETWORKS)
+            # Said of every product of float32; the similarities are to be exact.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+            module = cast(nn.Module, torch.compile(distiller, dynamic=False))
             if fabric.device.type != "cpu":  # where micro-batches that stay in the caches are as quick
-                ask = torch.compile(distiller.remember, mode=mode)
-        self._compiled = compiled
-        self._player = player or (lambda step, images: ask(images))
+                self._ask = torch.compile(distiller.remember, dynamic=False)
+        if fabric.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all steps have the same shapes
+        self._player = player
         self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))
         self._alone = fabric.world_size == 1
         # Of one process Fabric's wrapper only casts and enters the precision, after looking through all that goes in.
         self._forward = module if self._alone else self._module
+        self._compiled = compiled
+        self._graph: StepGraph | None = None
+        if compiled and self._alone and fabric.device.type == "cuda":
+            trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+            compute = functools.partial(self._losses, self._forward)
+            self._graph = StepGraph(self._ask, compute, trained, display.say)
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
 
@@ -147,8 +165,9 @@ class Training:
         with self._writer() as writer, stop_signals() as received:
             while self.state.epoch < self._recipe.epochs:
                 begun = time.perf_counter()
-                for images, targets in self._stream.epoch(self.state.epoch, start=self.state.batch):
-                    self._step(images, targets)
+                batches = self._stream.epoch(self.state.epoch, start=self.state.batch)
+                for images, targets, upcoming in _looking_ahead(batches, 0 if self._graph is None else 1):
+                    self._step(images, targets, upcoming)
                     self.state.seconds += time.perf_counter() - begun
                     now = time.monotonic()
                     stop = self._agreed(bool(received) or (limits.deadline is not None and now >= limits.deadline))
@@ -176,25 +195,26 @@ class Training:
     def _steps_done(self) -> int:
         return self.state.epoch * self._stream.batches_per_epoch + self.state.batch
 
-    def _step(self, images: Tensor, targets: Tensor) -> None:
+    def _step(self, images: Tensor, targets: Tensor, upcoming: Tensor | None = None) -> None:
         step = self._steps_done()
         rank = self._fabric.global_rank
         _seed(self._fabric.device, mixed_seed(_STEPS, self._seed, step, *([rank] if rank else [])))
         rate = learning_rate(self._recipe, step, self._stream.batches_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        if self._compiled:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        remembered = Remembered(self._player(step, images))
-        # As the wrapper does, so that one process and several see the same rounded images in mixed precision.
-        rounded = self._fabric.strategy.precision.convert_input(images)
-        with self._fabric.autocast():
-            breakdown: LossBreakdown = self._forward(rounded, targets, remembered)
         size = self._stream.size(self.state.batch)
-        self._pending.append((step, size, self._kept(breakdown)))
+        said = None if self._player is None else self._player(step, images)
+        if self._graph is not None and size == self._stream.size(0):
+            breakdown = self._graph(images, targets, said, upcoming)
+        else:
+            ask, forward = self._ask, self._forward
+            if self._compiled and self._alone and size != self._stream.size(0):
+                # To compile once more, for the smaller last batch of an epoch, would take longer than it saves.
+                ask, forward = self._distiller.remember, self._distiller
+            breakdown = self._losses(forward, images, targets, ask(images) if said is None else said)
+        self._pending.append((step, size, breakdown))
         if len(self._pending) >= self._every:
             self._read_pending()
-        self._fabric.backward(breakdown.total)
         if self._recipe.clip_norm:
             self._fabric.clip_gradients(
                 self._module, self._optimizer, max_norm=self._recipe.clip_norm, error_if_nonfinite=False
@@ -207,12 +227,16 @@ class Training:
         if not self._pending and state.batch < self._stream.batches_per_epoch:
             self._show()
 
-    def _kept(self, breakdown: LossBreakdown) -> LossBreakdown:
-        """Return the losses without their graph, and out of the memory that CUDA graphs write to at every step."""
-        total, terms = breakdown.total.detach(), breakdown.terms
-        if not self._compiled:
-            return LossBreakdown(total, terms)
-        return LossBreakdown(total.clone(), {name: value.clone() for name, value in terms.items()})
+    def _losses(
+        self, forward: Callable[..., LossBreakdown], images: Tensor, targets: Tensor, said: Mapping[str, Tensor]
+    ) -> LossBreakdown:
+        """Return the losses of a batch, and leave their gradients in the parameters."""
+        # As the wrapper does, so that one process and several see the same rounded images in mixed precision.
+        rounded = self._fabric.strategy.precision.convert_input(images)
+        with self._fabric.autocast():
+            breakdown = forward(rounded, targets, Remembered(said))
+        self._fabric.backward(breakdown.total)
+        return LossBreakdown(breakdown.total.detach(), breakdown.terms)
 
     def _read_pending(self) -> None:
         """Add the losses of the steps since the last reading to the epoch's sums; stop at one not finite."""
@@ -279,7 +303,8 @@ class Training:
         parts += [f"{name} {value / state.images:.4g}" for name, value in state.sums.items() if name != "total"]
         if state.rows:
             parts.append(f"val error {state.rows[-1]['val_error']:.2f} %")
-        parts.append(f"{state.images_total / max(state.seconds, 1e-9):,.0f} images/s")
+        if state.seconds:  # not yet after the first step
+            parts.append(f"{state.images_total / state.seconds:,.0f} images/s")
         self._display.update(self._steps_done(), ", ".join(parts))
 
     @contextlib.contextmanager
@@ -292,6 +317,19 @@ class Training:
 
         with contextlib.closing(SummaryWriter(str(self._folder.tensorboard), purge_step=self.state.epoch + 1)) as made:
             yield made
+
+
+def _looking_ahead(
+    batches: Iterator[tuple[Tensor, Tensor]], ahead: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Give the batches, each with the images of the one after it where one is read ahead."""
+    waiting: deque[tuple[Tensor, Tensor]] = deque(itertools.islice(batches, ahead))
+    for batch in batches:
+        waiting.append(batch)
+        images, targets = waiting.popleft()
+        yield images, targets, waiting[0][0] if waiting else None
+    for images, targets in waiting:
+        yield images, targets, None
 
 
 def _seed(device: torch.device, seed: int) -> None:

@@ -50,7 +50,7 @@ def evaluate_saved(
     batches = evaluation_batches(
         images,
         image_size=size,
-        batch_size=evaluation_batch_size(size),
+        batch_size=evaluation_batch_size(size, device),
         device=device,
         workers=options.workers,
     )
