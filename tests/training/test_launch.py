@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,6 +99,47 @@ def test_torchrun_starts_the_same_run(options: list[str], tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("kept: epoch 1 of 1") == 1
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def two_machines(arguments: list[str], folders: tuple[Path, Path]) -> list[subprocess.CompletedProcess[str]]:
+    """Run the command under a launcher of its own for each of two machines, and return both when they are done."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "-m", "spkd", "distill", *arguments]
+    begun = [
+        subprocess.Popen([*launcher, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for folder in folders
+    ]
+    try:
+        said = [process.communicate(timeout=300) for process in begun]
+    finally:
+        for process in begun:
+            process.kill()
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(begun, said, strict=True)
+    ]
+
+
+def test_two_machines_are_one_run(options: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = two_machines([*options, "--epochs", "1"], (folder, folder))
+    assert [process.returncode for process in done] == [0, 0], done
+    assert sum(process.stderr.count("kept: epoch 1 of 1") for process in done) == 1
+    assert (folder / "result.json").exists()
+
+
+def test_a_folder_that_machines_do_not_share_is_noticed(options: list[str], tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    stopped = subprocess.run(command(*options, "--max_time", "0", "--out", str(one)), capture_output=True, text=True)
+    assert stopped.returncode == 3, stopped.stderr
+    done = two_machines([*options, "--resume"], (one, other))
+    assert all(process.returncode for process in done)
+    told = "".join(process.stderr for process in done)
+    assert re.search(r"spkd: error: \S+ is not one folder for all 2 processes.*--out", told), told
+    assert not other.exists()
 
 
 def test_bad_input_is_told_once(options: list[str], tmp_path: Path) -> None:

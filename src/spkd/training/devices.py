@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from spkd.errors import InputError, RunFailed, one_line
 from spkd.training.options import Runtime
@@ -75,6 +76,25 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
             f"--accelerator {runtime.accelerator} cannot be used here with --devices {devices} --precision "
             f"{precision}: {reason}. Try --accelerator cpu --precision 32-true"
         ) from error
+
+
+def require_one_folder(fabric: Fabric, path: Path, found: Sequence[bool]) -> None:
+    """Return when all processes of the run have looked into its folder, and have found there the same.
+
+    Raises:
+        InputError: in all of them, when some have found what others have not.
+    """
+    if fabric.world_size == 1:
+        return
+    import torch
+
+    counts = torch.tensor([int(flag) for flag in found], device=fabric.device)
+    counts = cast("torch.Tensor", fabric.all_reduce(counts, reduce_op="sum"))
+    if any(count not in (0, fabric.world_size) for count in counts.tolist()):
+        raise InputError(
+            f"{path} is not one folder for all {fabric.world_size} processes: some find an earlier run there and some "
+            "do not; give an --out that all machines share"
+        )
 
 
 def leave() -> None:

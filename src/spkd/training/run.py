@@ -22,7 +22,7 @@ from spkd.files import locked
 from spkd.models.classifier import same_classes, save_classifier
 from spkd.models.cost import parameter_count
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
-from spkd.training.devices import given_up, make_fabric
+from spkd.training.devices import given_up, make_fabric, require_one_folder
 from spkd.training.evaluation import evaluate, top1_error
 from spkd.training.loop import Limits, Training
 from spkd.training.options import Request, Runtime, seconds
@@ -66,7 +66,8 @@ def run(
     folder.check(setup.config(), resume=resume, overwrite=overwrite)
     identity = setup.identity()
     finished = None if overwrite else folder.result()
-    fabric.barrier()  # all have looked before the first process writes
+    # Before the first process writes there.
+    require_one_folder(fabric, folder.path, [finished is not None, folder.checkpoint.exists()])
     if finished is not None:
         if finished.get("identity") != identity:
             raise InputError(
