@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,16 @@ def test_a_network_that_is_a_student_too_teaches_with_its_first_seed(root: Path,
     assert str(teachers["wrn-16-2"]).endswith("none/wrn-16-2/seed-0")
     alone = [task.labels["seed"] for task, request in tasks if task.name.startswith("none/wrn-16-2/")]
     assert alone == [0, 1, 2]
+
+
+def test_without_bfloat16_the_small_scale_is_in_float32_and_else_the_same(root: Path, tmp_path: Path) -> None:
+    options = ReproduceOptions(scale="small", data_root=str(root), seeds=1)
+    plans = [trainings(plan("cifar10", options, tmp_path / "study", bfloat16=flag)) for flag in (True, False)]
+    for (task, quick), (other, exact) in zip(*plans, strict=True):
+        assert task.name == other.name
+        assert (quick.overrides["precision"], exact.overrides["precision"]) == ("bf16-mixed", "32-true")
+        assert replace(quick, overrides={}) == replace(exact, overrides={})
+        assert {**quick.overrides, "precision": None} == {**exact.overrides, "precision": None}
 
 
 def test_students_of_a_teacher_and_a_seed_share_a_tape(root: Path, tmp_path: Path) -> None:

@@ -265,6 +265,29 @@ def test_mixed_precision_trains_and_resumes(tiny: str, teacher: Path, tmp_path: 
     assert equal(straight, stopped)
 
 
+class Heard(Silent):
+    """Keeps the lines that are shown."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_emulated_bfloat16_is_warned_of(
+    emulated: bool, precision: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.models.inference.multiplies_bfloat16", lambda device: not emulated)
+    heard = Heard()
+    request = Request(model=tiny, overrides={"epochs": 1, "precision": precision})
+    assert run(request, tmp_path / "run", Runtime("cpu", max_time="0"), heard) is None
+    warned = any("--precision 32-true is many times as quick" in line for line in heard.lines)
+    assert warned == (emulated and precision == "bf16-mixed")
+
+
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "distilled"])
 def test_a_compiled_run_is_the_run_up_to_rounding(alone: bool, tiny: str, teacher: Path, tmp_path: Path) -> None:
     model = f"{tiny}?dropout=0"  # which a compiler draws otherwise

@@ -153,6 +153,12 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)
 
 
+def emulates_bfloat16(accelerator: str) -> bool:
+    """Return whether what is computed on ``accelerator`` is computed on a processor that can only emulate bfloat16."""
+    on_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return not on_gpu and not multiplies_bfloat16(torch.device("cpu"))
+
+
 class _InBfloat16(nn.Module):
     """Rounds the normalised images to the network's precision."""
 

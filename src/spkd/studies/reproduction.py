@@ -19,11 +19,12 @@ from typing import Any
 
 from spkd.errors import InputError, nearest
 from spkd.files import write_text_atomically
+from spkd.models.inference import emulates_bfloat16
 from spkd.studies.building import unique
 from spkd.studies.experiments import EXPERIMENTS, Experiment, Setting
 from spkd.studies.options import RunnerOptions
 from spkd.studies.runner import run_study
-from spkd.studies.scales import SCALES, ReproduceOptions, ScaleName
+from spkd.studies.scales import SCALES, ReproduceOptions, ScaleName, in_float32
 from spkd.studies.state import StudyState
 from spkd.studies.tasks import Label, Task
 from spkd.training.options import Runtime
@@ -120,16 +121,18 @@ def experiment_named(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-def plan(name: str, options: ReproduceOptions, study: Path) -> list[Task]:
+def plan(name: str, options: ReproduceOptions, study: Path, *, bfloat16: bool = True) -> list[Task]:
     """Return the tasks of an experiment, each once, in the order in which they are best begun.
 
-    At the smoke scale the made-up images are written into ``study``.
+    At the smoke scale the made-up images are written into ``study``. Without ``bfloat16`` all is in float32.
 
     Raises:
         InputError: for an unknown experiment or row, for images or weights that are not there, and for options that
             do not go together.
     """
     experiment, scale = experiment_named(name), SCALES[options.scale]
+    if not bfloat16:
+        scale = in_float32(scale)
     if scale.name == "smoke" and (options.data_root or options.weights_root):
         raise InputError("--scale smoke makes its own images: leave out --data_root and --weights_root")
     seeds = options.seeds if options.seeds is not None else _usual_seeds(name, options.scale)
@@ -162,7 +165,10 @@ def reproduce(
     Raises:
         InputError: as :func:`plan` and :func:`spkd.studies.runner.run_study`.
     """
-    tasks = plan(name, options, study)
+    scale, bfloat16 = SCALES[options.scale], not emulates_bfloat16(runtime.accelerator)
+    tasks = plan(name, options, study, bfloat16=bfloat16)
+    if not bfloat16 and scale != in_float32(scale):
+        display.say("this processor has no instructions for bfloat16: networks train in float32, and not in bf16-mixed")
     state = run_study(tasks, study, runner, runtime, display)
     save_records(name, options, tasks, state, study, command)
     return state

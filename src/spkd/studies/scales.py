@@ -134,3 +134,20 @@ SCALES: Mapping[ScaleName, Scale] = {
         tapes=False,
     ),
 }
+
+
+def in_float32(scale: Scale) -> Scale:
+    """Return the scale with float32 where it takes bfloat16, for devices that can only emulate that."""
+    return replace(
+        scale,
+        cifar10=_in_float32(scale.cifar10),
+        cinic10=None if scale.cinic10 is None else _in_float32(scale.cinic10),
+        dtd=_in_float32(scale.dtd),
+        pretraining=None if scale.pretraining is None else _in_float32(scale.pretraining),
+    )
+
+
+def _in_float32(protocol: Protocol) -> Protocol:
+    if protocol.overrides.get("precision") != "bf16-mixed":
+        return protocol
+    return replace(protocol, overrides={**protocol.overrides, "precision": "32-true"})

@@ -21,6 +21,7 @@ from spkd.errors import InputError, one_line
 from spkd.files import locked
 from spkd.models.classifier import same_classes, save_classifier
 from spkd.models.cost import parameter_count
+from spkd.models.inference import emulates_bfloat16
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.devices import given_up, make_fabric, require_one_folder
 from spkd.training.evaluation import evaluate, top1_error
@@ -33,6 +34,12 @@ from spkd.training.setup import Setup, set_up
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+WORTH_COMPILING = 10_000
+"""Steps of 8 ms less that make up for a compilation of a minute."""
+SMALL_IMAGES = 64
+"""Side length in pixels up to which a GPU is done with a batch before Python has told it of the whole."""
 
 
 def run(
@@ -77,6 +84,11 @@ def run(
         return finished
     for note in setup.notes:
         display.say(note)
+    if setup.recipe.precision == "bf16-mixed" and emulates_bfloat16(runtime.accelerator):
+        display.say(
+            "warning: this processor has no instructions for bfloat16 and emulates them: --precision 32-true is many "
+            "times as quick"
+        )
     limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
     try:
         return _train(setup, identity, runtime, limits, fabric, folder, display, overwrite=overwrite)
@@ -111,6 +123,9 @@ def _train(
         training = _training(setup, identity, distiller, player, stream, runtime, fabric, folder, display)
         if training.restore():
             display.say(f"going on from {folder.checkpoint}")
+        steps = setup.recipe.epochs * stream.batches_per_epoch
+        if gains_from_compiling(fabric.device, steps, setup.image_size) and not runtime.compile:
+            display.say("--compile makes the steps of a small network several times as quick on a GPU")
         with display:
             through = training.run(_title(setup), limits)
         if not through:
@@ -128,6 +143,15 @@ def _train(
             folder.write_result(result)
         fabric.barrier()
         return result
+
+
+def gains_from_compiling(device: torch.device, steps: int, image_size: int) -> bool:
+    """Return whether a run is one that saves minutes by ``--compile``: long, on a GPU that waits for Python.
+
+    >>> gains_from_compiling(torch.device("cuda"), 70_000, 32), gains_from_compiling(torch.device("cpu"), 70_000, 32)
+    (True, False)
+    """
+    return device.type == "cuda" and steps >= WORTH_COMPILING and image_size <= SMALL_IMAGES
 
 
 def default_out(request: Request) -> str:
