@@ -6,11 +6,9 @@ As a program, ``test_cuda.py RANK FOLDER``, this file is one of two processes th
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ from spkd.functional import (
     soft_target_loss,
 )
 from spkd.losses.methods import build_objective
-from spkd.losses.objective import LossBreakdown
 from spkd.losses.weights import LossWeights
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.inference import ROUNDING, inference_form
@@ -46,7 +43,6 @@ from spkd.training.progress import Silent
 from spkd.training.recipe import Recipe, preset
 from spkd.training.run import run
 from spkd.training.run_folder import RunFolder
-from spkd.training.step_graph import WARM_UP, StepGraph
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -196,68 +192,6 @@ def test_cuda_graphs_change_nothing_beyond_rounding(method: str, precision: Any,
     assert not counters["graph_break"]
     # The smaller batch at the end of the epoch is not compiled for.
     assert counters["stats"]["unique_graphs"] == (1 if method == "none" else 2)
-
-
-def square(layer: nn.Module, images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
-    loss = (layer(images) - sum(said.values())).square().mean()
-    loss.backward()
-    return LossBreakdown(loss.detach(), {"ce": loss.detach()})
-
-
-@pytest.mark.parametrize("source", ["teacher", "tape", "alone"])
-def test_replayed_steps_see_new_images_weights_and_seeds(source: str) -> None:
-    torch.manual_seed(0)
-    layer = nn.Sequential(nn.Linear(4, 64), nn.Dropout()).cuda()
-    targets, told = torch.zeros(8, device="cuda"), list[str]()
-
-    def ask(images: Tensor) -> dict[str, Tensor]:
-        return {} if source == "alone" else {"own": images.sin().sum(1, keepdim=True)}
-
-    graph = StepGraph(ask, functools.partial(square, layer), [*layer.parameters()], told.append)
-    batches = [torch.full((8, 4), float(step), device="cuda") for step in range(WARM_UP + 9)]
-    found = []
-    for step, images in enumerate(batches):
-        with torch.no_grad():
-            layer[0].weight.add_(0.1)
-        # At the end of an epoch the next images are not known, or are fewer.
-        upcoming = [*batches, None][step + 1]
-        if step % 4 == 3:
-            upcoming = None if step % 8 == 3 else images[:3]
-        torch.cuda.manual_seed(step // 2)
-        first = graph(images, targets, ask(images) if source == "tape" else None, upcoming).total
-        kept = [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
-        layer.zero_grad()
-        torch.cuda.manual_seed(step // 2)
-        expected = square(layer, images, targets, ask(images))
-        torch.testing.assert_close(first, expected.total)
-        torch.testing.assert_close(kept, [parameter.grad for parameter in layer.parameters()])
-        layer.zero_grad()
-        found.append(float(first))
-    assert not told
-    assert graph.is_recorded
-    assert len(set(found)) == len(found)
-
-
-@pytest.mark.parametrize("kind", ["random", "waits"])
-def test_what_cannot_be_recorded_runs_without(kind: str) -> None:
-    layer = nn.Linear(4, 4).cuda()
-    told: list[str] = []
-
-    def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
-        factor = float(torch.rand(())) if kind == "random" else float(images.sum())
-        return square(layer, factor * images, targets, said)
-
-    graph = StepGraph(lambda images: {}, compute, [*layer.parameters()], told.append)
-    for step in range(WARM_UP + 3):
-        images = torch.full((8, 4), 1.0 + step, device="cuda")
-        torch.manual_seed(step)
-        found = graph(images, images, None, None).total
-        layer.zero_grad()
-        torch.manual_seed(step)
-        torch.testing.assert_close(found, compute(images, images, {}).total)
-        layer.zero_grad()
-    assert len(told) == 1
-    assert "CUDA graph" in told[0]
 
 
 def metrics(folder: Path) -> list[float]:

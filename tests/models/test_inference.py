@@ -137,6 +137,21 @@ def test_bfloat16_is_taken_where_it_moves_little_and_never_where_it_moves_more(m
     assert inference_form(original, ("group3",), images, precision="auto").precision == "32-true"
 
 
+def test_convolutions_are_exact_for_the_comparison_and_as_before_after_it() -> None:
+    cudnn = torch.backends.cudnn
+    if not hasattr(cudnn, "conv"):
+        pytest.skip("PyTorch before 2.9 has one switch, which has its own tests")
+    given = cudnn.conv.fp32_precision
+    try:
+        for before in ("tf32", "ieee"):
+            cudnn.conv.fp32_precision = before
+            with inference._exact_convolutions():
+                assert cudnn.conv.fp32_precision == "ieee"
+            assert cudnn.conv.fp32_precision == before
+    finally:
+        cudnn.conv.fp32_precision = given
+
+
 def test_a_layer_that_cannot_be_read_is_told_and_not_hidden_by_a_pass_that_ends_early() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

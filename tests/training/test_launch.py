@@ -131,11 +131,12 @@ def test_two_machines_are_one_run(options: list[str], tmp_path: Path) -> None:
     assert (folder / "result.json").exists()
 
 
-def test_a_folder_that_machines_do_not_share_is_noticed(options: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [["--resume"], []])
+def test_a_folder_that_machines_do_not_share_is_noticed(flags: list[str], options: list[str], tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     stopped = subprocess.run(command(*options, "--max_time", "0", "--out", str(one)), capture_output=True, text=True)
     assert stopped.returncode == 3, stopped.stderr
-    done = two_machines([*options, "--resume"], (one, other))
+    done = two_machines([*options, *flags], (one, other))
     assert all(process.returncode for process in done)
     told = "".join(process.stderr for process in done)
     assert re.search(r"spkd: error: \S+ is not one folder for all 2 processes.*--out", told), told

@@ -70,6 +70,7 @@ class Objective(nn.Module):
         student_taps: the student's layers that the terms read, each once.
         teacher_taps: the teacher's.
         reads_teacher_logits: whether any term reads the teacher's logits.
+        users_terms: the names of the terms whose losses are not the package's.
 
     Raises:
         InputError: when two terms have one name or one is called "ce", when a weight is negative or not
@@ -94,7 +95,7 @@ class Objective(nn.Module):
         self.terms = tuple(terms)
         self.cross_entropy = cross_entropy
         self.losses = nn.ModuleList(term.loss for term in terms)
-        self._foreign = tuple(term.name for term in terms if not type(term.loss).__module__.startswith("spkd."))
+        self.users_terms = tuple(term.name for term in terms if not type(term.loss).__module__.startswith("spkd."))
         self.pairs = tuple(dict.fromkeys(pair for term in terms for pair in term.loss.pairs))
         self.student_taps = tuple(dict.fromkeys(pair.student for pair in self.pairs))
         self.teacher_taps = tuple(dict.fromkeys(pair.teacher for pair in self.pairs))
@@ -112,7 +113,7 @@ class Objective(nn.Module):
         remembered = {}
         for term, activations in self._seen(teacher, division):
             # The teacher may run in bfloat16, which losses of the package are made for.
-            exact = _in_float32(activations) if term.name in self._foreign else activations
+            exact = _in_float32(activations) if term.name in self.users_terms else activations
             value = self._run(term, "remember", exact)
             if not isinstance(value, Tensor):
                 raise InputError(f"{_title(term)}: remember() must return a tensor, got {_kind(value)}")
@@ -200,7 +201,7 @@ class Objective(nn.Module):
     def _run(self, term: Term, half: Literal["remember", "forward"], *arguments: object) -> object:
         call: Callable[..., object] = term.loss if half == "forward" else term.loss.remember
         # A compiler is to see no try around the losses of the package.
-        if term.name not in self._foreign:
+        if term.name not in self.users_terms:
             return call(*arguments)
         try:
             return call(*arguments)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -191,11 +191,8 @@ def _rounding(
 def _difference(original: nn.Module, twin: nn.Module, taps: Sequence[str], images: Tensor) -> float:
     """Return the largest difference of logits and taps, each relative to its largest magnitude."""
     half = (len(images) + 1) // 2
-    # A GPU's convolutions round float32 to 10 bits unless told not to, which would hide a mistake or look like one.
-    cudnn = torch.backends.cudnn
-    exactly = cudnn.flags(enabled=cudnn.enabled, allow_tf32=False) if images.is_cuda else contextlib.nullcontext()
     with (
-        exactly,
+        _exact_convolutions(),
         evaluating(original, twin),
         Taps(original, taps) as ours,
         Taps(twin, taps, micro_batch_size=half) as theirs,
@@ -203,6 +200,23 @@ def _difference(original: nn.Module, twin: nn.Module, taps: Sequence[str], image
         expected, got = ours(images), theirs(images)
     pairs = [(expected.logits, got.logits), *((expected.taps[name], got.taps[name]) for name in taps)]
     return max(_relative(a, b) for a, b in pairs)
+
+
+@contextlib.contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Have GPUs multiply float32 as it is; they round it to 10 bits by default, which would hide a mistake or look like
+    one."""
+    cudnn = torch.backends.cudnn
+    if not hasattr(cudnn, "conv"):  # before torch 2.9
+        with cudnn.flags(enabled=cudnn.enabled, allow_tf32=False):
+            yield
+        return
+    before = cudnn.conv.fp32_precision
+    cudnn.conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision = before
 
 
 def _relative(expected: Tensor, got: Tensor) -> float:

@@ -67,7 +67,8 @@ class Training:
         fabric: from :func:`spkd.training.devices.make_fabric`.
         folder: where checkpoints and metrics are written.
         display: what the user sees.
-        compiled: whether to compile the student together with the losses, and on a GPU the teacher.
+        compiled: whether to compile the student together with the losses, and on a GPU the teacher; a step of one
+            process there becomes one CUDA graph.
         player: gives what the teacher says of each step from a tape; None asks the distiller's teacher.
     """
 
@@ -113,7 +114,9 @@ class Training:
         if compiled and self._alone and fabric.device.type == "cuda":
             trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
             compute = functools.partial(self._losses, self._forward)
-            self._graph = StepGraph(self._ask, compute, trained, display.say)
+            # What a user's own loss remembers may depend on more than the images.
+            ahead = not distiller.objective.users_terms
+            self._graph = StepGraph(self._ask, compute, trained, display.say, ahead=ahead)
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
 
@@ -162,7 +165,7 @@ class Training:
         # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
         self._distiller.train()
         saved = time.monotonic()
-        with self._writer() as writer, stop_signals() as received:
+        with self._writer() as writer, stop_signals() as received, self._graph or contextlib.nullcontext():
             while self.state.epoch < self._recipe.epochs:
                 begun = time.perf_counter()
                 batches = self._stream.epoch(self.state.epoch, start=self.state.batch)

@@ -70,27 +70,34 @@ def run(
     setup = set_up(request, runtime)
     fabric = make_fabric(runtime, setup.recipe.precision)
     folder.refuse_inputs(_inputs(request, runtime))
-    folder.check(setup.config(), resume=resume, overwrite=overwrite)
+    refusal = None
+    try:
+        folder.check(setup.config(), resume=resume, overwrite=overwrite)
+    except InputError as error:
+        refusal = error
     identity = setup.identity()
     finished = None if overwrite else folder.result()
-    # Before the first process writes there.
-    require_one_folder(fabric, folder.path, [finished is not None, folder.checkpoint.exists()])
-    if finished is not None:
-        if finished.get("identity") != identity:
-            raise InputError(
-                f"{folder.path} was made with other weights, code or images: give --overwrite to run again"
-            )
-        display.say(f"{folder.path} is finished already: test error {finished['test_error']:.2f} %")
-        return finished
-    for note in setup.notes:
-        display.say(note)
-    if setup.recipe.precision == "bf16-mixed" and emulates_bfloat16(runtime.accelerator):
-        display.say(
-            "warning: this processor has no instructions for bfloat16 and emulates them: --precision 32-true is many "
-            "times as quick"
-        )
-    limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
     try:
+        # Before the first process writes there.
+        found = [refusal is not None, finished is not None, folder.checkpoint.exists()]
+        require_one_folder(fabric, folder.path, found)
+        if refusal is not None:
+            raise refusal
+        if finished is not None:
+            if finished.get("identity") != identity:
+                raise InputError(
+                    f"{folder.path} was made with other weights, code or images: give --overwrite to run again"
+                )
+            display.say(f"{folder.path} is finished already: test error {finished['test_error']:.2f} %")
+            return finished
+        for note in setup.notes:
+            display.say(note)
+        if setup.recipe.precision == "bf16-mixed" and emulates_bfloat16(runtime.accelerator):
+            display.say(
+                "warning: this processor has no instructions for bfloat16 and emulates them: --precision 32-true is "
+                "many times as quick"
+            )
+        limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
         return _train(setup, identity, runtime, limits, fabric, folder, display, overwrite=overwrite)
     except RuntimeError as error:
         if (told := given_up(error, runtime, folder.checkpoint)) is not None:

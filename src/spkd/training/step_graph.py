@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spkd.errors import one_line
+from spkd.errors import InputError, one_line
 from spkd.losses.objective import LossBreakdown
 
 WARM_UP = 3
-"""Steps before the recording, in which compilers, libraries and allocators settle."""
+"""Steps before the recording, in which compilers, libraries and allocators settle; the last one is watched."""
 
 Ask = Callable[[Tensor], Mapping[str, Tensor]]
 Compute = Callable[[Tensor, Tensor, Mapping[str, Tensor]], LossBreakdown]
@@ -22,27 +26,48 @@ class StepGraph:
     """Computes losses and gradients, from the fourth step on by replaying a CUDA graph.
 
     A step of a small network is many hundred small works for the GPU, which waits for Python before each. Replayed, it
-    waits once. In the graph the teacher looks at the images of the next step while the student learns from what it
-    said of these: alone, neither fills the GPU. The works and their order are otherwise the same, and so are values.
+    waits once. With ``ahead``, the teacher looks in the graph at the images of the next step while the student learns
+    from what it said of these: alone, neither fills the GPU. Every work is the same as without a graph.
 
-    What Python decides while a step is computed is decided at the recording, for good. Steps are computed as they are
-    where that cannot be: they draw random numbers from the processor's generators, or wait for the device.
+    What Python decides while a step is computed is decided at the recording, for good, and so is which memory of the
+    processor is read. Where the step before the recording draws random numbers from the processor's generators or waits
+    for the device, and where the recording fails, steps are computed as they are.
+
+    As a context manager it gives the graph and its memory back at the end.
 
     Args:
         ask: gives what the teacher says of images.
         compute: takes images, targets and what the teacher said, and puts gradients into parameters that have none.
         parameters: those that get gradients.
-        say: shows a line of text, where steps cannot be recorded.
+        say: shows a line of text, where steps are not recorded.
+        ahead: whether the teacher may be asked a step early, which it may where ``ask`` depends on the images alone.
 
     All steps must have tensors of the same shapes.
     """
 
     def __init__(
-        self, ask: Ask, compute: Compute, parameters: Sequence[nn.Parameter], say: Callable[[str], None]
+        self,
+        ask: Ask,
+        compute: Compute,
+        parameters: Sequence[nn.Parameter],
+        say: Callable[[str], None],
+        *,
+        ahead: bool,
     ) -> None:
         self._ask, self._compute, self._parameters, self._say = ask, compute, parameters, say
+        self._ahead = ahead
         self._steps = 0
+        self._refusal = ""
+        self._stream: torch.cuda.Stream | None = None
         self._recording: _Recording | None = None
+
+    def __enter__(self) -> StepGraph:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._recording, self._steps = None, 0
 
     @property
     def is_recorded(self) -> bool:
@@ -60,39 +85,64 @@ class StepGraph:
             said: what the teacher said of them, from a tape; None asks it.
             upcoming: the tensor that will be the images of the next step, if that is known.
         """
-        if self._steps == WARM_UP:
-            self._record(images, targets, said)
         self._steps += 1
-        if self._recording is None:
+        if self._steps < WARM_UP:
             return self._beside(images, targets, said)
+        if self._steps == WARM_UP:
+            return self._watched(images, targets, said)
+        if self._recording is None and not self._refusal:
+            self._record(images, targets, said)
+        if self._recording is None:
+            return self._plainly(images, targets, said)
         return self._recording.replay(images, targets, said, upcoming)
+
+    def _plainly(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None) -> LossBreakdown:
+        return self._compute(images, targets, self._ask(images) if said is None else said)
 
     def _beside(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None) -> LossBreakdown:
         """Compute a step on a stream beside the current one, as the recording will."""
-        stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(images.device))
-        with torch.cuda.stream(stream):
-            breakdown = self._compute(images, targets, self._ask(images) if said is None else said)
-        torch.cuda.current_stream(images.device).wait_stream(stream)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        current = torch.cuda.current_stream(images.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            breakdown = self._plainly(images, targets, said)
+        current.wait_stream(self._stream)
+        return breakdown
+
+    def _watched(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None) -> LossBreakdown:
+        """Compute a step and look for what a recording would lose or fail at."""
+        before, mode = _random_state(), torch.cuda.get_sync_debug_mode()
+        # Other warnings have been shown at the steps before.
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                breakdown = self._beside(images, targets, said)
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        if any("synchronizing CUDA operation" in str(warning.message) for warning in told):
+            self._refuse("it waits for the device")
+        elif _random_state() != before:
+            self._refuse("it draws random numbers on the processor")
         return breakdown
 
     def _record(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None) -> None:
-        before = torch.get_rng_state(), random.getstate()
-        refusal = ""
+        current = torch.cuda.current_stream(images.device)
+        gc.collect()  # a graph of an earlier run that is destroyed during a recording spoils it
         try:
-            recording = _Recording(self._ask, self._compute, self._parameters, images, targets, said)
-        except RuntimeError as error:
-            refusal = one_line(error)
-        if not torch.equal(torch.get_rng_state(), before[0]) or random.getstate() != before[1]:
-            torch.set_rng_state(before[0])
-            random.setstate(before[1])
-            refusal = refusal or "it draws random numbers on the processor"
+            self._recording = _Recording(
+                self._ask, self._compute, self._parameters, images, targets, said, ahead=self._ahead
+            )
+        except (RuntimeError, InputError) as error:
+            torch.cuda.set_stream(current)  # where PyTorch has not
+            self._refuse(one_line(error.__context__ or error))
         for parameter in self._parameters:
             parameter.grad = None
-        if refusal:
-            self._say(f"a training step cannot be recorded as a CUDA graph, and runs without: {refusal}")
-        else:
-            self._recording = recording
+
+    def _refuse(self, reason: str) -> None:
+        self._refusal = reason
+        self._say(f"a training step cannot be recorded as a CUDA graph, and runs without: {reason}")
 
 
 class _Recording:
@@ -106,47 +156,73 @@ class _Recording:
         images: Tensor,
         targets: Tensor,
         said: Mapping[str, Tensor] | None,
+        *,
+        ahead: bool,
     ) -> None:
-        self._ask = ask if said is None else None
-        self._images, self._targets, self._upcoming = images.clone(), targets.clone(), images.clone()
-        self._said = {name: value.clone() for name, value in (ask(images) if said is None else said).items()}
+        self._ask, self._compute, self._parameters = ask, compute, parameters
+        self._images, self._targets = images.clone(), targets.clone()
+        self._is_told, self._ahead = said is not None, ahead and said is None
+        self._said: dict[str, Tensor] = {}
+        if self._ahead:
+            said = ask(images)
+            self._upcoming = images.clone()
+            self._beside = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        if said is not None:
+            self._said = {name: value.clone() for name, value in said.items()}
         self._asked: Tensor | None = None  # the images that the teacher has spoken of
-        self._graph = torch.cuda.CUDAGraph()
-        beside = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        # The student is longer under way, so it goes first where the two want the same.
-        stream = torch.cuda.Stream(images.device, priority=-1)  # type: ignore[no-untyped-call]
-        # Other threads may go on reading files into pinned memory.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            current = torch.cuda.current_stream(images.device)
-            following: Mapping[str, Tensor] = {}
-            if self._ask is not None:
-                beside.wait_stream(current)
-                with torch.cuda.stream(beside):
-                    following = self._ask(self._upcoming)
-            self._losses = compute(self._images, self._targets, self._said)
-            if self._ask is not None:
-                current.wait_stream(beside)
-            for name, value in following.items():
-                self._said[name].copy_(value)
-        self._parameters = parameters
+        self._start = recorded(self._work, images.device)
         self._gradients = [parameter.grad for parameter in parameters]
 
     def replay(
         self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None
     ) -> LossBreakdown:
-        if self._ask is not None and self._asked is not images:
-            said = self._ask(images)
-        for name, value in (said or {}).items():
-            self._said[name].copy_(value)
         self._images.copy_(images)
         self._targets.copy_(targets)
-        self._asked = None
-        if upcoming is not None and upcoming.shape == images.shape:
-            self._upcoming.copy_(upcoming)
-            self._asked = upcoming
+        if self._ahead:
+            said = None if self._asked is images else self._ask(images)
+            self._asked = None
+            if upcoming is not None and upcoming.shape == images.shape:
+                self._upcoming.copy_(upcoming)
+                self._asked = upcoming
+        for name, value in (said or {}).items():
+            self._said[name].copy_(value)
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        self._graph.replay()
+        self._start()
         total, terms = self._losses
         # Out of the memory that the next step writes to.
         return LossBreakdown(total.clone(), {name: value.clone() for name, value in terms.items()})
+
+    def _work(self) -> None:
+        """Do what is recorded."""
+        if not self._ahead:
+            said = self._said if self._is_told else self._ask(self._images)
+            self._losses = self._compute(self._images, self._targets, said)
+            return
+        current = torch.cuda.current_stream(self._images.device)
+        self._beside.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._beside):
+                following = self._ask(self._upcoming)
+            self._losses = self._compute(self._images, self._targets, self._said)
+        finally:
+            # A recording must not end with works on another stream, not even when it has failed.
+            current.wait_stream(self._beside)
+        for name, value in following.items():
+            self._said[name].copy_(value)
+
+
+def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Record what ``work`` gives a GPU to do, without doing it, and return what has it done."""
+    graph = torch.cuda.CUDAGraph()
+    # The student is longer under way than the teacher, so it goes first where the two want the same.
+    stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    # Other threads may go on reading files into pinned memory.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        work()
+    return graph.replay
+
+
+def _random_state() -> tuple[bytes, object, str]:
+    """Return where the processor's generators of random numbers stand."""
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), repr(np.random.get_state())

@@ -1,0 +1,197 @@
+"""A replayed step is the step: on a GPU for real, on the processor with a graph that does the same works again."""
+
+import contextlib
+import functools
+import random
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spkd.errors import InputError
+from spkd.losses.objective import LossBreakdown
+from spkd.training import step_graph
+from spkd.training.step_graph import WARM_UP, StepGraph
+
+HAS_GPU = torch.cuda.is_available()
+NEEDS_GPU = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+
+
+class NoStream:
+    """Stands for a stream where there are none."""
+
+    def __init__(self, device: torch.device | None = None, priority: int = 0) -> None:
+        self.waits: list[NoStream] = []
+
+    def wait_stream(self, other: "NoStream") -> None:
+        self.waits.append(other)
+
+
+def again(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Return what does the works anew, with gradients written where the first ones lie, as a graph writes them."""
+    recording = work.__self__  # type: ignore[attr-defined]
+    with torch.random.fork_rng(devices=[]):
+        work()
+
+    def start() -> None:
+        for parameter in recording._parameters:
+            parameter.grad = None
+        work()
+        for parameter, kept in zip(recording._parameters, recording._gradients, strict=True):
+            if parameter.grad is not None:
+                parameter.grad = kept.copy_(parameter.grad)
+
+    return start
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    if request.param == "cpu":
+        monkeypatch.setattr(step_graph, "recorded", again)
+        monkeypatch.setattr("torch.cuda.Stream", NoStream)
+        for name in ("current_stream", "set_stream"):
+            monkeypatch.setattr(f"torch.cuda.{name}", NoStream)
+        monkeypatch.setattr("torch.cuda.stream", contextlib.nullcontext)
+        for name in ("get_sync_debug_mode", "set_sync_debug_mode"):
+            monkeypatch.setattr(f"torch.cuda.{name}", lambda *mode: 0)
+    return torch.device(request.param)
+
+
+def square(layer: nn.Module, images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
+    loss = (layer(images) - sum(said.values())).square().mean()
+    loss.backward()
+    return LossBreakdown(loss.detach(), {"ce": loss.detach()})
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("source", ["teacher", "tape", "alone"])
+def test_replayed_steps_see_new_images_weights_and_seeds(source: str, ahead: bool, device: torch.device) -> None:
+    torch.manual_seed(0)
+    linear, unused = nn.Linear(4, 64), nn.Linear(2, 2)
+    layer = nn.Sequential(linear, nn.Dropout() if device.type == "cuda" else nn.Identity()).to(device)
+    targets, told = torch.zeros(8, device=device), list[str]()
+    asked: list[float] = []
+
+    def ask(images: Tensor) -> dict[str, Tensor]:
+        if device.type == "cpu":
+            asked.append(float(images[0, 0]))
+        return {} if source == "alone" else {"own": images.sin().sum(1, keepdim=True)}
+
+    parameters = [*layer.parameters(), *unused.to(device).parameters()]
+    batches = [torch.full((8, 4), float(step), device=device) for step in range(WARM_UP + 9)]
+    found = []
+    with StepGraph(ask, functools.partial(square, layer), parameters, told.append, ahead=ahead) as graph:
+        for step, images in enumerate(batches):
+            with torch.no_grad():
+                linear.weight.add_(0.1)
+            # At the end of an epoch the next images are not known, or are fewer.
+            upcoming = [*batches, None][step + 1]
+            if step % 4 == 3:
+                upcoming = None if step % 8 == 3 else images[:3]
+            elif step % 4 == 1:
+                upcoming = -images  # and then others come
+            torch.manual_seed(step // 2)
+            first = graph(images, targets, ask(images) if source == "tape" else None, upcoming).total
+            kept = [None if parameter.grad is None else parameter.grad.clone() for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None
+            torch.manual_seed(step // 2)
+            expected = square(layer, images, targets, ask(images))
+            torch.testing.assert_close(first, expected.total)
+            for gradient, parameter in zip(kept, parameters, strict=True):
+                if parameter.grad is None:
+                    assert gradient is None
+                else:
+                    torch.testing.assert_close(gradient, parameter.grad)
+                parameter.grad = None
+            found.append(float(first))
+            assert graph.is_recorded == (step >= WARM_UP)
+    assert not told
+    assert not graph.is_recorded
+    assert len(set(found)) == len(found)
+
+
+def drawn(kind: str, images: Tensor) -> float:
+    if kind == "waits":
+        return float(images.sum())
+    draw: dict[str, Callable[[], object]] = {
+        "torch": lambda: torch.rand(()),
+        "python": random.random,
+        "numpy": np.random.rand,
+    }
+    return float(draw[kind]())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["torch", "python", "numpy", pytest.param("waits", marks=NEEDS_GPU)])
+def test_what_cannot_be_recorded_runs_without(kind: str, device: torch.device) -> None:
+    linear = nn.Linear(4, 4)
+    layer = nn.Sequential(linear, nn.Dropout() if device.type == "cuda" else nn.Identity()).to(device)
+    told: list[str] = []
+
+    def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
+        return square(layer, drawn(kind, images) * images, targets, said)
+
+    def seed(step: int) -> None:
+        torch.manual_seed(step)
+        random.seed(step)
+        np.random.seed(step)
+
+    graph = StepGraph(lambda images: {}, compute, [*layer.parameters()], told.append, ahead=True)
+    for step in range(WARM_UP + 3):
+        images = torch.full((8, 4), 1.0 + step, device=device)
+        seed(step)
+        found = graph(images, images, None, None).total
+        layer.zero_grad()
+        seed(step)
+        torch.testing.assert_close(found, compute(images, images, {}).total)
+        layer.zero_grad()
+    assert len(told) == 1
+    assert "CUDA graph" in told[0]
+    assert ("waits for the device" if kind == "waits" else "draws random numbers") in told[0]
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, InputError])
+def test_a_recording_that_fails_is_told_with_its_cause(
+    kind: type[Exception], device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = nn.Linear(4, 4).to(device)
+    told: list[str] = []
+    steps: list[int] = []
+    recording = False
+    whole = step_graph.recorded
+
+    def watched(work: Callable[[], None], on: torch.device) -> Callable[[], None]:
+        nonlocal recording
+        recording = True
+        try:
+            return whole(work, on)
+        finally:
+            recording = False
+
+    monkeypatch.setattr(step_graph, "recorded", watched)
+
+    def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
+        steps.append(0)
+        breakdown = square(layer, images, targets, said)
+        if recording:
+            raise kind("cannot be recorded")
+        return breakdown
+
+    ask = {"own": torch.ones(8, 4, device=device)}
+    graph = StepGraph(lambda images: ask, compute, [*layer.parameters()], told.append, ahead=True)
+    before = None if device.type == "cpu" else torch.cuda.current_stream()
+    for step in range(WARM_UP + 2):
+        images = torch.full((8, 4), 1.0 + step, device=device)
+        found = graph(images, images, None, None).total
+        kept = [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
+        layer.zero_grad()
+        torch.testing.assert_close(found, square(layer, images, images, ask).total)
+        torch.testing.assert_close(kept, [parameter.grad for parameter in layer.parameters()])
+        layer.zero_grad()
+    assert len(steps) == WARM_UP + 3
+    reason = f"{kind.__name__}: cannot be recorded"
+    assert told == [f"a training step cannot be recorded as a CUDA graph, and runs without: {reason}"]
+    if before is not None:
+        assert torch.cuda.current_stream() == before
