@@ -16,6 +16,9 @@ from spkd.files import write_atomically
 GREY = "#6E6E6E"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
+SVG_DPI = 100
+"""Of the pictures in an SVG, such as matrices with more cells than pixels; lines and letters have none."""
+
 
 def write_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
     """Write a figure to ``path`` with the suffix ``.png``, and beside it with ``.svg``.
@@ -35,5 +38,7 @@ def write_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
         FigureCanvasAgg(figure)
         write_atomically(png, lambda file: figure.savefig(file, metadata={"Software": "spkd"}))
         FigureCanvasSVG(figure)
-        write_atomically(svg, lambda file: figure.savefig(file, metadata={"Date": None, "Creator": "spkd"}))
+        write_atomically(
+            svg, lambda file: figure.savefig(file, dpi=SVG_DPI, metadata={"Date": None, "Creator": "spkd"})
+        )
     return png, svg

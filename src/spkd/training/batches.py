@@ -51,6 +51,12 @@ def validation_batches(images: Images, setup: Setup, device: torch.device) -> It
 
 
 def evaluation_batch_size(image_size: int, device: torch.device) -> int:
-    """Return how many images of this size are evaluated at a time."""
+    """Return how many images of this size are evaluated at a time.
+
+    >>> [evaluation_batch_size(size, torch.device("cpu")) for size in (32, 224, 2000)]
+    [256, 20, 1]
+    >>> [evaluation_batch_size(size, torch.device("cuda")) for size in (32, 224, 2000)]
+    [1024, 80, 1]
+    """
     factor = 4 if device.type == "cuda" else 1
     return max(1, factor * min(LARGEST_BATCH, PIXELS_PER_BATCH // image_size**2))

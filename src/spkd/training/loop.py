@@ -91,7 +91,7 @@ class Training:
         self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
         self._folder, self._display = folder, display
         self.state = TrainingState()
-        self._ask, module = distiller.remember, cast(nn.Module, distiller)
+        ask, module = distiller.remember, cast(nn.Module, distiller)
         if compiled:
             display.say("compiling: the first step takes up to a minute")
             limits = torch._dynamo.config
@@ -101,22 +101,25 @@ class Training:
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
             module = cast(nn.Module, torch.compile(distiller, dynamic=False))
             if fabric.device.type != "cpu":  # where micro-batches that stay in the caches are as quick
-                self._ask = torch.compile(distiller.remember, dynamic=False)
+                ask = torch.compile(distiller.remember, dynamic=False)
         if fabric.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all steps have the same shapes
         self._player = player
         self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))
         self._alone = fabric.world_size == 1
         # Of one process Fabric's wrapper only casts and enters the precision, after looking through all that goes in.
-        self._forward = module if self._alone else self._module
-        self._compiled = compiled
+        forward = cast(Callable[..., LossBreakdown], module if self._alone else self._module)
+        self._full = self._rest = (ask, forward)
         self._graph: StepGraph | None = None
-        if compiled and self._alone and fabric.device.type == "cuda":
-            trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
-            compute = functools.partial(self._losses, self._forward)
-            # What a user's own loss remembers may depend on more than the images.
-            ahead = not distiller.objective.users_terms
-            self._graph = StepGraph(self._ask, compute, trained, display.say, ahead=ahead)
+        if compiled and self._alone:
+            # To compile once more, for the smaller last batch of an epoch, would take longer than it saves.
+            self._rest = (distiller.remember, distiller)
+            if fabric.device.type == "cuda":
+                trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+                # What a user's own loss remembers may depend on more than the images.
+                ahead = not distiller.objective.users_terms
+                compute = functools.partial(self._losses, forward)
+                self._graph = StepGraph(ask, compute, trained, display.say, ahead=ahead)
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
 
@@ -207,13 +210,11 @@ class Training:
             group["lr"] = rate
         size = self._stream.size(self.state.batch)
         said = None if self._player is None else self._player(step, images)
-        if self._graph is not None and size == self._stream.size(0):
+        is_full = size == self._stream.size(0)
+        if is_full and self._graph is not None:
             breakdown = self._graph(images, targets, said, upcoming)
         else:
-            ask, forward = self._ask, self._forward
-            if self._compiled and self._alone and size != self._stream.size(0):
-                # To compile once more, for the smaller last batch of an epoch, would take longer than it saves.
-                ask, forward = self._distiller.remember, self._distiller
+            ask, forward = self._full if is_full else self._rest
             breakdown = self._losses(forward, images, targets, ask(images) if said is None else said)
         self._pending.append((step, size, breakdown))
         if len(self._pending) >= self._every:

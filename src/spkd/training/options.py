@@ -42,8 +42,8 @@ class Runtime:
         devices: how many devices share each batch, on this machine (under torchrun: as it says).
         sync_batchnorm: on several GPUs, let batch norms see the whole batch and not only their device's part.
         timeout_seconds: how long the processes of one run wait for each other before they give up.
-        compile: compile the student and the loss with torch.compile, and on a GPU the teacher, where a step then is
-            one CUDA graph: what Python decides in a forward pass is decided once.
+        compile: compile the student and the loss with torch.compile, and on a GPU the teacher. On a single GPU a step
+            then is one CUDA graph: what Python decides in a forward pass is decided once.
         max_time: stop cleanly with a checkpoint after this time, as 90s, 30m, 1h30m or 01:30:00.
         checkpoint_seconds: time between checkpoints; each epoch's end is one too when this time has passed.
         tape: folder in which what the teacher says is recorded at the first use, and from which it is played

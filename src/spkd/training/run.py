@@ -131,7 +131,8 @@ def _train(
         if training.restore():
             display.say(f"going on from {folder.checkpoint}")
         steps = setup.recipe.epochs * stream.batches_per_epoch
-        if gains_from_compiling(fabric.device, steps, setup.image_size) and not runtime.compile:
+        alone = fabric.world_size == 1 and not runtime.compile
+        if alone and gains_from_compiling(fabric.device, steps, setup.image_size):
             display.say("--compile makes the steps of a small network several times as quick on a GPU")
         with display:
             through = training.run(_title(setup), limits)
