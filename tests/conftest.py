@@ -52,3 +52,20 @@ def teacher(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     request = Request(model=f"{tiny}?width=16", overrides={"epochs": 3, "lr": 0.2})
     assert run(request, folder, Runtime(accelerator="cpu"), Silent()) is not None
     return folder
+
+
+class Heard(Silent):
+    """Keeps the lines that are shown."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        """Keep a line."""
+        self.lines.append(line)
+
+
+@pytest.fixture
+def heard() -> Heard:
+    """A display whose lines can be read afterwards."""
+    return Heard()

@@ -141,12 +141,16 @@ def test_convolutions_are_exact_for_the_comparison_and_as_before_after_it() -> N
     cudnn = torch.backends.cudnn
     if not hasattr(cudnn, "conv"):
         pytest.skip("PyTorch before 2.9 has one switch, which has its own tests")
-    given = cudnn.conv.fp32_precision
+    given, seen = cudnn.conv.fp32_precision, list[str]()
+    network = nn.Sequential(nn.Conv2d(3, 2, 4), nn.BatchNorm2d(2), nn.Flatten())
+    network[0].register_forward_hook(lambda *_: seen.append(cudnn.conv.fp32_precision))
+    original = classifier(lived_in(network), 4)
     try:
-        for before in ("tf32", "ieee"):
+        for before in ("tf32", "none"):
             cudnn.conv.fp32_precision = before
-            with inference._exact_convolutions():
-                assert cudnn.conv.fp32_precision == "ieee"
+            seen.clear()
+            inference_form(original, (), torch.rand(2, 3, 4, 4))
+            assert "ieee" in seen
             assert cudnn.conv.fp32_precision == before
     finally:
         cudnn.conv.fp32_precision = given

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -265,23 +266,12 @@ def test_mixed_precision_trains_and_resumes(tiny: str, teacher: Path, tmp_path: 
     assert equal(straight, stopped)
 
 
-class Heard(Silent):
-    """Keeps the lines that are shown."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
 @pytest.mark.parametrize("emulated", [True, False])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_emulated_bfloat16_is_warned_of(
-    emulated: bool, precision: str, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    emulated: bool, precision: str, tiny: str, heard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spkd.models.inference.multiplies_bfloat16", lambda device: not emulated)
-    heard = Heard()
     request = Request(model=tiny, overrides={"epochs": 1, "precision": precision})
     assert run(request, tmp_path / "run", Runtime("cpu", max_time="0"), heard) is None
     warned = any("--precision 32-true is many times as quick" in line for line in heard.lines)
