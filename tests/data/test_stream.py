@@ -94,6 +94,12 @@ class TestDeterminism:
         monkeypatch.setattr("spkd.data.stream._batches_at_once", lambda device: 3)
         assert epoch() == one_by_one
 
+    @pytest.mark.parametrize("part", [(0, 3), (1, 3), (2, 3)])
+    def test_a_part_of_a_batch_has_the_size_that_is_said(self, part):
+        made = TrainStream(memory_images(), image_size=16, flip=True, batch_size=7, seed=0, device=CPU, part=part)
+        sizes = [len(images) for images, _ in made.epoch(0)]
+        assert sizes == [made.own_size(batch) for batch in range(made.batches_per_epoch)]
+
     @pytest.mark.parametrize("workers", [0, 2])
     def test_an_epoch_left_early_changes_nothing(self, file_images, workers):
         batches = stream(file_images, 2, workers=workers)

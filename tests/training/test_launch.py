@@ -7,12 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from spkd.training.devices import AGREE_EVERY
 
 PLAIN = '''
 """A network without batch norm, whose gradients do not depend on how a batch is divided."""
@@ -37,8 +40,8 @@ def options(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> list[str
     return [*common, "--lr", "0.05", "--batch_size", "63", "--accelerator", "cpu"]
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "spkd", "distill", *arguments]
+def command(*arguments: str, of: Sequence[str] = ("distill",)) -> list[str]:
+    return [sys.executable, "-m", "spkd", *of, *arguments]
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
@@ -72,24 +75,44 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def test_two_processes_end_with_the_weights_of_one_with_a_tape_too(options: list[str], tmp_path: Path) -> None:
-    tape = ["--tape", str(tmp_path / "tape"), "--tape_dtype", "float32"]
+    tapes = {name: ["--tape", str(tmp_path / name), "--tape_dtype", "float32"] for name in ("tape", "of_one")}
+    exact = [*options, "--epochs", "2", "--teacher_precision", "32-true"]
+    begun = [str(tmp_path / "tape"), *without_method(exact), "--methods", "sp+kd+at", *tapes["tape"][2:]]
+    stopped = subprocess.run(
+        command(*begun, "--devices", "2", "--max_time", "0", of=("tape", "record")), capture_output=True, text=True
+    )
+    assert stopped.returncode == 3, stopped.stderr
     runs = {
-        "one": [*tape, "--devices", "1"],
+        "one": [*tapes["of_one"], "--devices", "1"],
         "two": ["--devices", "2"],
-        "played": [*tape, "--devices", "2"],
+        "recorded": [*tapes["tape"], "--devices", "2"],
+        "played": [*tapes["tape"], "--devices", "2"],
     }
+    said = {}
     for name, arguments in runs.items():
-        arguments = [*options, "--epochs", "2", "--teacher_precision", "32-true", *arguments]
-        done = subprocess.run(command(*arguments, "--out", str(tmp_path / name)), capture_output=True, text=True)
+        arguments = [*exact, *arguments, "--out", str(tmp_path / name)]
+        done = subprocess.run(command(*arguments), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        said[name] = done.stderr
+    assert f"{AGREE_EVERY} of 16 steps recorded" in said["recorded"]
+    assert "16 of 16 steps recorded" in said["played"]
     weights = {name: load_file(tmp_path / name / "student" / "model.safetensors") for name in runs}
     columns = {name: (tmp_path / name / "metrics.csv").read_text().splitlines()[-1].split(",") for name in runs}
-    for name in ("two", "played"):
-        for key, value in weights["one"].items():
-            torch.testing.assert_close(weights[name][key], value, rtol=2e-4, atol=2e-5)
-        assert [float(value) for value in columns[name]] == pytest.approx(
-            [float(value) for value in columns["one"]], rel=1e-3
-        )
+    for key, value in weights["one"].items():
+        torch.testing.assert_close(weights["two"][key], value, rtol=2e-4, atol=2e-5)
+        assert torch.equal(weights["recorded"][key], weights["two"][key])
+        assert torch.equal(weights["played"][key], weights["two"][key])
+    assert [float(value) for value in columns["two"]] == pytest.approx(
+        [float(value) for value in columns["one"]], rel=1e-3
+    )
+    for path in (tmp_path / "of_one").glob("*.data"):
+        one, two = (np.fromfile(tmp_path / tape / path.name, np.float32) for tape in ("of_one", "tape"))
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+def without_method(options: list[str]) -> list[str]:
+    at = options.index("--method")
+    return options[:at] + options[at + 4 :]  # nor the loss's weight, which a tape does not depend on
 
 
 def test_torchrun_starts_the_same_run(options: list[str], tmp_path: Path) -> None:
@@ -101,15 +124,20 @@ def test_torchrun_starts_the_same_run(options: list[str], tmp_path: Path) -> Non
     assert (tmp_path / "run" / "result.json").exists()
 
 
-def two_machines(arguments: list[str], folders: tuple[Path, Path]) -> list[subprocess.CompletedProcess[str]]:
-    """Run the command under a launcher of its own for each of two machines, and return both when they are done."""
+def two_machines(
+    arguments: list[str], folders: tuple[Path, Path], option: str = "--out"
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run the command under a launcher of its own for each of two machines, and return both when they are done.
+
+    Each has its own folder for ``option``.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     launcher += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "-m", "spkd", "distill", *arguments]
     begun = [
-        subprocess.Popen([*launcher, "--out", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*launcher, option, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for folder in folders
     ]
     try:
@@ -141,6 +169,20 @@ def test_a_folder_that_machines_do_not_share_is_noticed(flags: list[str], option
     told = "".join(process.stderr for process in done)
     assert re.search(r"spkd: error: \S+ is not one folder for all 2 processes.*--out", told), told
     assert not other.exists()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_tape_that_machines_do_not_share_is_noticed(begun: bool, options: list[str], tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    if begun:
+        arguments = [str(one), *without_method(options), "--epochs", "1", "--methods", "sp"]
+        filled = subprocess.run(command(*arguments, of=("tape", "record")), capture_output=True, text=True)
+        assert filled.returncode == 0, filled.stderr
+    short = [*options, "--method", "sp", "--epochs", "1", "--timeout_seconds", "60", "--out", str(tmp_path / "run")]
+    done = two_machines(short, (one, other), "--tape")
+    assert all(process.returncode for process in done)
+    told = "".join(process.stderr for process in done)
+    assert re.search(r"spkd: error: \S+ is not one folder for all 2 processes.*--tape", told), told
 
 
 def test_bad_input_is_told_once(options: list[str], tmp_path: Path) -> None:

@@ -3,18 +3,21 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.training import recording
 from spkd.training import setup as setting_up
+from spkd.training.batches import make_stream
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
-from spkd.training.recording import record
+from spkd.training.recording import Player, cheapest_teacher, record
 from spkd.training.run import run
 from spkd.training.setup import set_up
 from spkd.training.tape import Tape
@@ -269,3 +272,29 @@ def test_what_decides_the_teacher_s_words_is_in_the_identity(tiny: str, teacher:
         assert set_up(wanted).tape_identity()["teacher_files"] != own["teacher_files"]
     finally:
         description.write_text(before)
+
+
+def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    """The others would play the step, and the one that asked would wait for them."""
+    record(request(tiny, teacher), ["kd"], tmp_path / "tape", CPU, Silent())
+    path = tmp_path / "tape" / "logits.data"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 255]) + path.read_bytes()[1:])
+    setup, tape = set_up(request(tiny, teacher, method="kd")), Tape.open(tmp_path / "tape")
+    assert tape is not None
+    assert setup.teacher is not None
+    distiller = Distiller(setup.student, setup.teacher, setup.objective)
+    there = tape.is_recorded(setup.objective.memories, 16)
+    player = Player(tape, setup.objective, distiller, torch.device("cpu"), (1, 2), there)
+    with pytest.raises(RunFailed, match="is damaged at step 1: the same command records that part again"):
+        player(0, torch.rand(32, 1, 8, 8))
+    assert tape.is_recorded(setup.objective.memories, 16).tolist() == [False, *[True] * 15]
+    assert player(1, torch.rand(32, 1, 8, 8))["kd"].shape == (32, 10)
+
+
+def test_all_processes_have_the_teacher_in_the_precision_of_the_first(tiny: str, teacher: Path) -> None:
+    """Each looks at images of its own, and could find another one good enough."""
+    setup = set_up(request(tiny, teacher, overrides={"teacher_precision": "bf16-true"}))
+    fabric = SimpleNamespace(device=torch.device("cpu"), world_size=2, broadcast=lambda own: told)
+    for told in ("bf16-true", "32-true"):
+        form = cheapest_teacher(setup, make_stream(setup, fabric.device, (1, 2)), fabric)
+        assert form.precision == told

@@ -23,16 +23,12 @@ from spkd.training.devices import is_follower, is_launched, leave
 
 @dataclass(frozen=True)
 class Command:
-    """A command: its line in the list, its options, what it does, and what adds its actions where it has any.
-
-    One that ``divides_batches`` runs in as many processes as ``--devices`` says.
-    """
+    """A command: its line in the list, its options, what it does, and what adds its actions where it has any."""
 
     summary: str
     parser: Callable[[], ArgumentParser]
     call: Callable[[Namespace], int]
     actions: Callable[[ArgumentParser], None] | None = None
-    divides_batches: bool = False
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -40,9 +36,8 @@ COMMANDS: Mapping[str, Command] = {
         "train a small network with the help of a large one",
         options.distill_parser,
         commands.distill,
-        divides_batches=True,
     ),
-    "train": Command("train a network alone", options.train_parser, commands.train, divides_batches=True),
+    "train": Command("train a network alone", options.train_parser, commands.train),
     "compare": Command("methods against each other, over seeds", options.compare_parser, commands.compare),
     "reproduce": Command(
         "the paper's experiments, with their tables and figures", options.reproduce_parser, commands.reproduce
@@ -86,10 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(given: Sequence[str]) -> int:
     parsed = _parser().parse_args(list(given))
     options = parsed[parsed.command]
-    if COMMANDS[parsed.command].divides_batches and options.devices > 1 and not is_launched():
+    chosen = options[options.action] if "action" in options else options
+    if "devices" in chosen and chosen.devices > 1 and not is_launched():
         from spkd.training.launch import launch
 
-        return launch(main, given, options.devices)
+        resumed = "--resume goes on from its last checkpoint" if "resume" in chosen else "the same command goes on"
+        return launch(main, given, chosen.devices, resumed)
     with contextlib.ExitStack() as stack:
         if is_follower():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))

@@ -111,7 +111,7 @@ def _record_parser() -> ArgumentParser:
     group = parser.add_argument_group("methods")
     group.add_argument("--methods", type=str, nargs="+", default=["sp+kd"], metavar="METHOD", help=_METHOD)
     _add_fields(parser, DataOptions, "images")
-    _add_training(parser, but=("tape", "compile", "checkpoint_seconds", *_DIVIDING))
+    _add_training(parser, but=("tape", "compile", "checkpoint_seconds", "sync_batchnorm"))
     return parser
 
 

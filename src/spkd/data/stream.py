@@ -111,6 +111,11 @@ class TrainStream:
         """Return how many images a batch of an epoch has, all parts together."""
         return self.last_batch_size if batch == self.batches_per_epoch - 1 else self._batch_size
 
+    def own_size(self, batch: int) -> int:
+        """Return how many images of a batch of an epoch are in this process's part."""
+        least, more = divmod(self.size(batch), self._parts)
+        return least + (self._part < more)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the batches of one epoch.
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _KNOWN = ("auto", "cpu", "cuda", "gpu", "mps")
+AGREE_EVERY = 10
+"""Steps after which several processes ask each other whether to stop."""
 
 
 def is_launched() -> bool:
@@ -43,8 +45,8 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
         raise InputError(f"--accelerator must be one of {', '.join(_KNOWN)}, not {runtime.accelerator!r}")
     if runtime.devices > 1 and not is_launched():
         raise InputError(
-            f"--devices {runtime.devices}: `spkd train` and `spkd distill` alone divide a batch among devices; in "
-            "Python, start the processes with torchrun"
+            f"--devices {runtime.devices}: `spkd train`, `distill` and `tape record` alone divide a batch among "
+            "devices; in Python, start the processes with torchrun"
         )
     devices = int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
     nodes = int(os.environ["WORLD_SIZE"]) // devices if is_launched() else 1
@@ -78,8 +80,8 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
         ) from error
 
 
-def require_one_folder(fabric: Fabric, path: Path, found: Sequence[bool]) -> None:
-    """Return when all processes of the run have looked into its folder, and have found there the same.
+def require_one_folder(fabric: Fabric, option: str, path: Path, found: Sequence[bool]) -> None:
+    """Return when all processes of the run have looked into the folder of ``option``, and have found there the same.
 
     Raises:
         InputError: in all of them, when some have found what others have not.
@@ -92,9 +94,21 @@ def require_one_folder(fabric: Fabric, path: Path, found: Sequence[bool]) -> Non
     counts = cast("torch.Tensor", fabric.all_reduce(counts, reduce_op="sum"))
     if any(count not in (0, fabric.world_size) for count in counts.tolist()):
         raise InputError(
-            f"{path} is not one folder for all {fabric.world_size} processes: some find an earlier run there and some "
-            "do not; give an --out that all machines share"
+            f"{path} is not one folder for all {fabric.world_size} processes: what was written there before, some find "
+            f"and some do not; give {option} a folder that all machines share"
         )
+
+
+def agreed(fabric: Fabric, step: int, stop: bool) -> bool:
+    """Return whether to stop after this step: with several processes, all of them at the same one."""
+    if fabric.world_size == 1:
+        return stop
+    if step % AGREE_EVERY:
+        return False
+    import torch
+
+    wishes = fabric.all_reduce(torch.tensor(float(stop), device=fabric.device), reduce_op="sum")
+    return bool(cast("torch.Tensor", wishes) > 0)
 
 
 def leave() -> None:
@@ -108,13 +122,16 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def given_up(error: RuntimeError, runtime: Runtime, checkpoint: Path) -> RunFailed | None:
-    """Return what to raise where an error says that another process of the run no longer answers, else None."""
+def given_up(error: RuntimeError, runtime: Runtime, to_go_on: str) -> RunFailed | None:
+    """Return what to raise where an error says that another process of the run no longer answers, else None.
+
+    ``to_go_on`` says to the user how what was done is not lost.
+    """
     text = str(error).lower()
     signs = ("timed out", "timeout", "connection closed", "connection reset", "nccl", "gloo", "broken pipe")
     if not is_launched() or not any(sign in text for sign in signs):
         return None
     return RunFailed(
         f"another process of this run has died or has not answered for {runtime.timeout_seconds:g} s "
-        f"({one_line(error)[:120]}); --resume goes on from the last checkpoint in {checkpoint.parent}"
+        f"({one_line(error)[:120]}); {to_go_on}"
     )

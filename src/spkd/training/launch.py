@@ -25,12 +25,12 @@ GRACE = 10.0
 """Seconds that the others have to end by themselves once one process has ended with an error."""
 
 
-def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], processes: int) -> int:
+def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], processes: int, to_go_on: str) -> int:
     """Call ``main(arguments)`` in so many processes, as ``torchrun`` would, and return the exit code.
 
     Each has its rank in the environment. The first one speaks; what another one says is shown where it fails alone.
     SIGINT and SIGTERM are handed on once, upon which the processes agree on a step to stop after; a second one ends
-    them. When one dies, the others, which wait for it, are ended too.
+    them. When one dies, the others, which wait for it, are ended too, and ``to_go_on`` says how nothing is lost.
 
     Raises:
         InputError: for more processes than the machine can be meant to run.
@@ -52,8 +52,8 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
             return codes[0]
         if codes[first] < 0:
             name = signal.Signals(-codes[first]).name
-            line = f"process {first + 1} of {processes} died ({name}), so the run has ended; --resume goes on from its "
-            print(f"spkd: error: {line}last checkpoint", file=sys.stderr)
+            line = f"process {first + 1} of {processes} died ({name}), so the run has ended; {to_go_on}"
+            print(f"spkd: error: {line}", file=sys.stderr)
             return 1
         if codes[0] <= 0 and said[first].exists():
             print(said[first].read_text().strip().splitlines()[-1], file=sys.stderr)

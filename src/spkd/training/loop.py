@@ -22,6 +22,7 @@ from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError, RunFailed
 from spkd.losses.objective import LossBreakdown
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from spkd.training.devices import agreed
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
@@ -37,9 +38,6 @@ PENDING_STEPS = 25
 
 COMPILED_NETWORKS = 64
 """Combinations of networks and losses that one process may compile; equal ones share what was compiled."""
-
-AGREE_EVERY = 10
-"""Steps after which several processes ask each other whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,8 @@ class Training:
                     self._step(images, targets, upcoming)
                     self.state.seconds += time.perf_counter() - begun
                     now = time.monotonic()
-                    stop = self._agreed(bool(received) or (limits.deadline is not None and now >= limits.deadline))
+                    stop = bool(received) or (limits.deadline is not None and now >= limits.deadline)
+                    stop = agreed(self._fabric, self._steps_done(), stop)
                     if stop or now - saved >= limits.checkpoint_seconds:
                         self.save()
                         saved = time.monotonic()
@@ -188,15 +187,6 @@ class Training:
                 self._end_epoch(writer)
             self.save()
         return True
-
-    def _agreed(self, stop: bool) -> bool:
-        """Return whether to stop after this step: with several processes all of them at the same one."""
-        if self._alone:
-            return stop
-        if self._steps_done() % AGREE_EVERY:
-            return False
-        wishes = self._fabric.all_reduce(torch.tensor(float(stop), device=self._fabric.device), reduce_op="sum")
-        return bool(cast(Tensor, wishes) > 0)
 
     def _steps_done(self) -> int:
         return self.state.epoch * self._stream.batches_per_epoch + self.state.batch

@@ -1,4 +1,7 @@
-"""Recording what a teacher says, and playing it: which tape fits a run, and what it gives each step."""
+"""Recording what a teacher says, and playing it: which tape fits a run, and what it gives each step.
+
+Several processes with a part of each batch record what the teacher says of the whole batch; the first one writes it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spkd.data.stream import TrainStream
@@ -18,18 +23,22 @@ from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.files import locked
 from spkd.losses.methods import joined_methods
-from spkd.losses.objective import Objective
+from spkd.losses.objective import Objective, Term
 from spkd.models.classifier import same_classes
-from spkd.models.inference import InferenceForm, inference_form
+from spkd.models.inference import InferenceForm, Precision, inference_form
 from spkd.pairing import block_ends
+from spkd.processes import divide
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
-from spkd.training.devices import make_fabric
+from spkd.training.devices import agreed, given_up, make_fabric, require_one_folder
 from spkd.training.evaluation import top1_error
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.progress import Display
 from spkd.training.setup import Setup, set_up
 from spkd.training.signals import stop_signals
 from spkd.training.tape import Manifest, Tape, TapeDtype
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 class Player:
@@ -43,6 +52,8 @@ class Player:
         distiller: with the teacher; None where all that is needed has been recorded.
         device: where the values are wanted.
         part: which part of each batch's images this process has, and of how many.
+        recorded: the steps that are on the tape, where several processes must all ask the teacher or none. None asks
+            it whenever something is missing.
     """
 
     def __init__(
@@ -52,25 +63,28 @@ class Player:
         distiller: Distiller | None,
         device: torch.device,
         part: tuple[int, int] = (0, 1),
+        recorded: NDArray[np.bool_] | None = None,
     ) -> None:
         self._tape, self._distiller, self._device = tape, distiller, device
         self._part, self._parts = part
-        self._divided = {term.name: term.loss.mean_over_images for term in objective.terms}
-        self._names = objective.memories
-        self._memories = {term.name: term.memory for term in objective.terms}
+        self._recorded = recorded
+        self._objective = objective
 
     def __call__(self, step: int, images: Tensor) -> dict[str, Tensor]:
         """Return by term name what the teacher says of the images of a step.
 
         Raises:
-            RunFailed: when the tape turns out to be damaged at this step and there is no teacher to ask.
+            RunFailed: when the tape turns out to be damaged at this step, and there is no teacher to ask or the other
+                processes play the step.
         """
-        found = self._tape.read(step, self._names)
+        found = None
+        if self._recorded is None or self._recorded[step]:
+            found = self._tape.read(step, self._objective.memories)
         if found is None:
             found = self._record(step, images)
         return {
-            name: self._to_device(self._own(found[memory]) if self._divided[name] else found[memory])
-            for name, memory in self._memories.items()
+            term.name: self._to_device(self._own(found[term.memory]) if _is_divided(term) else found[term.memory])
+            for term in self._objective.terms
         }
 
     def _own(self, value: Tensor) -> Tensor:
@@ -78,13 +92,14 @@ class Player:
         return torch.tensor_split(value, self._parts)[self._part].contiguous()
 
     def _record(self, step: int, images: Tensor) -> dict[str, Tensor]:
-        if self._distiller is None:
-            self._tape.forget(step, self._names)
+        alone = self._recorded is not None and self._recorded[step]
+        if self._distiller is None or alone:
+            self._tape.forget(step, self._objective.memories)
             raise RunFailed(
                 f"--tape {self._tape.folder} is damaged at step {step + 1}: the same command records that part again"
             )
-        said = self._distiller.remember(images)
-        return self._tape.write(step, {self._memories[name]: value for name, value in said.items()})
+        said = _said_of_all(self._distiller, self._objective, images)
+        return self._tape.rounded(step, said) if self._part else self._tape.write(step, said)
 
     def _to_device(self, value: Tensor) -> Tensor:
         if self._device.type != "cuda":
@@ -92,33 +107,84 @@ class Player:
         return value.pin_memory().to(self._device, non_blocking=True)
 
 
-def prepared_tape(
-    setup: Setup, runtime: Runtime, distiller: Distiller, form: InferenceForm, stream: TrainStream
-) -> Tape:
-    """Return the tape that ``runtime`` names, begun or widened so that all of the objective's memories have a place.
+def recorder(
+    setup: Setup,
+    runtime: Runtime,
+    distiller: Distiller,
+    form: InferenceForm,
+    stream: TrainStream,
+    fabric: Fabric,
+    display: Display,
+) -> Player:
+    """Return what plays the tape that ``runtime`` names and records on it what is missing.
+
+    The tape is begun or widened so that all of the objective's memories have a place.
 
     Raises:
         InputError: when a term's loss cannot be recorded, or the disk has too little room for the whole run.
     """
+    tape = _prepared(setup, runtime, distiller, form, stream, fabric)
+    display.say(announcement(tape, setup))
+    part, recorded = (fabric.global_rank, fabric.world_size), None
+    if fabric.world_size > 1:
+        recorded = tape.is_recorded(setup.objective.memories, setup.recipe.epochs * stream.batches_per_epoch)
+        require_one_folder(fabric, "--tape", tape.folder, recorded.tolist())
+    return Player(tape, setup.objective, distiller, fabric.device, part, recorded)
+
+
+def require_one_tape(setup: Setup, runtime: Runtime, fabric: Fabric) -> None:
+    """Return when all processes of the run have found the same in the folder of its tape, if it has one.
+
+    Raises:
+        InputError: in all of them, when they have not.
+    """
+    if runtime.tape is not None:
+        require_one_folder(fabric, "--tape", Path(runtime.tape), [setup.tape is not None, setup.plays])
+
+
+def _prepared(
+    setup: Setup, runtime: Runtime, distiller: Distiller, form: InferenceForm, stream: TrainStream, fabric: Fabric
+) -> Tape:
+    """Return the tape, begun or widened by the first process."""
     images, _ = first_batch(stream)
-    rest = stream.last_batch_size
     for term in setup.objective.terms:
         if not term.memory:
             raise InputError(f"--tape: what the term {term.name!r} remembers has no name, so it cannot be recorded")
     folder = Path(str(runtime.tape))
     begun = setup.tape or Tape(folder, _manifest(setup, runtime.tape_dtype or "float16", form, stream, images))
-    full = distiller.remember(images)
-    last = full if rest == len(images) else distiller.remember(images[:rest])
+    full = _said_of_all(distiller, setup.objective, images)
+    last = _said_of_all(distiller, setup.objective, images[: stream.own_size(stream.batches_per_epoch - 1)])
     _check_room(begun, setup, full)
-    # Another process may have begun the same tape, or another one in the same folder, since the setup looked.
-    with locked(folder, wait=True):
-        tape = Tape.open(folder) or begun
-        tape.check(setup.tape_identity(), form.precision, runtime.tape_dtype)
-        for term in setup.objective.terms:
-            if term.memory not in tape.manifest.memories:
-                tape.add(term.memory, full[term.name], last[term.name])
-        tape.save()
-    return tape
+    if fabric.is_global_zero:
+        # Another run may have begun the same tape, or another one in the same folder, since the setup looked.
+        with locked(folder, wait=True):
+            tape = Tape.open(folder) or begun
+            tape.check(setup.tape_identity(), form.precision, runtime.tape_dtype)
+            for memory in full:
+                if memory not in tape.manifest.memories:
+                    tape.add(memory, full[memory], last[memory])
+            tape.save()
+    fabric.barrier()
+    found = Tape.open(folder)
+    require_one_folder(fabric, "--tape", folder, [found is not None])
+    if found is None:
+        raise InputError(f"--tape {folder} could not be opened")
+    return found
+
+
+def _said_of_all(distiller: Distiller, objective: Objective, images: Tensor) -> dict[str, Tensor]:
+    """Return by memory what the teacher says of a batch, of the whole one where processes have divided it."""
+    division = divide(len(images), images.device)
+    said = distiller.remember(images)
+    return {
+        term.memory: said[term.name] if division is None or not _is_divided(term) else division.gather(said[term.name])
+        for term in objective.terms
+    }
+
+
+def _is_divided(term: Term) -> bool:
+    """Return whether each of several processes is given what the term remembers of its own images only."""
+    return term.loss.mean_over_images
 
 
 def announcement(tape: Tape, setup: Setup) -> str:
@@ -149,20 +215,24 @@ def record(
     deadline = None if limit is None else time.monotonic() + limit
     runtime = replace(runtime, tape=str(folder))
     setup = set_up(replace(request, method=joined_methods(methods)), runtime)
-    for note in setup.notes:
-        display.say(note)
-    device = make_fabric(runtime).device
-    stream = make_stream(setup, device)
-    tape = setup.tape
-    if setup.teacher is not None:
-        form = cheapest_teacher(setup, stream, device)
-        display.say(f"teacher: {form.note}")
-        with contextlib.closing(distiller_of(setup, form).to(device)) as distiller:
-            tape = prepared_tape(setup, runtime, distiller, form, stream)
-            display.say(announcement(tape, setup))
-            player = Player(tape, setup.objective, distiller, device)
-            if not _record_all(player, stream, setup, display, deadline):
-                return None
+    fabric = make_fabric(runtime)
+    try:
+        require_one_tape(setup, runtime, fabric)
+        for note in setup.notes:
+            display.say(note)
+        stream = make_stream(setup, fabric.device, (fabric.global_rank, fabric.world_size))
+        if setup.teacher is not None:
+            form = cheapest_teacher(setup, stream, fabric)
+            display.say(f"teacher: {form.note}")
+            with contextlib.closing(distiller_of(setup, form).to(fabric.device)) as distiller:
+                player = recorder(setup, runtime, distiller, form, stream, fabric, display)
+                if not _record_all(player, stream, setup, fabric, display, deadline):
+                    return None
+    except RuntimeError as error:
+        if (told := given_up(error, runtime, "the same command goes on")) is not None:
+            raise told from error
+        raise
+    tape = Tape.open(Path(folder))
     if tape is None:
         raise InputError(f"--tape {folder} could not be opened")
     return {
@@ -175,22 +245,28 @@ def record(
     }
 
 
-def cheapest_teacher(setup: Setup, stream: TrainStream, device: torch.device) -> InferenceForm:
-    """Return the teacher on the device in its cheapest form.
+def cheapest_teacher(setup: Setup, stream: TrainStream, fabric: Fabric) -> InferenceForm:
+    """Return the teacher on the device in its cheapest form, of one precision in all processes.
 
     Raises:
         InputError: when the setup has no teacher.
     """
     if setup.teacher is None:
         raise InputError("a teacher is needed: give --teacher")
-    objective = setup.objective
-    return inference_form(
-        setup.teacher.to(device),
-        objective.teacher_taps,
-        first_batch(stream)[0][:LOOKED_AT],
-        logits=objective.reads_teacher_logits,
-        precision=setup.recipe.teacher_precision if setup.tape is None else setup.tape.manifest.precision,
-    )
+    teacher, objective = setup.teacher.to(fabric.device), setup.objective
+    images = first_batch(stream)[0][:LOOKED_AT]
+
+    def form(precision: Precision) -> InferenceForm:
+        return inference_form(
+            teacher, objective.teacher_taps, images, logits=objective.reads_teacher_logits, precision=precision
+        )
+
+    own = form(setup.recipe.teacher_precision if setup.tape is None else setup.tape.manifest.precision)
+    if fabric.world_size == 1:
+        return own
+    # Each has looked at images of its own, and what they gather must be of one kind.
+    first: Precision = fabric.broadcast(own.precision)
+    return own if own.precision == first else form(first)
 
 
 def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
@@ -198,20 +274,23 @@ def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
     return Distiller(setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size)
 
 
-def _record_all(player: Player, stream: TrainStream, setup: Setup, display: Display, deadline: float | None) -> bool:
+def _record_all(
+    player: Player, stream: TrainStream, setup: Setup, fabric: Fabric, display: Display, deadline: float | None
+) -> bool:
     """Record what is missing; return whether the end was reached."""
     epochs = setup.recipe.epochs
     with display, stop_signals() as received:
         display.begin(f"tape of {setup.request.teacher}", epochs * stream.batches_per_epoch, 0)
         step, images_done, begun = 0, 0, time.perf_counter()
         for epoch in range(epochs):
-            for images, _ in stream.epoch(epoch):
+            for batch, (images, _) in enumerate(stream.epoch(epoch)):
                 player(step, images)
                 step += 1
-                images_done += len(images)
+                images_done += stream.size(batch)
                 rate = images_done / (time.perf_counter() - begun)
                 display.update(step, f"epoch {epoch + 1}/{epochs}, {rate:,.0f} images/s")
-                if received or (deadline is not None and time.monotonic() >= deadline):
+                stop = bool(received) or (deadline is not None and time.monotonic() >= deadline)
+                if agreed(fabric, step, stop):
                     return False
     return True
 
@@ -238,11 +317,10 @@ def _manifest(setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: Train
 
 
 def _check_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> None:
-    """Refuse to begin what will not fit; ``full`` is what the terms remember of a full batch."""
+    """Refuse to begin what will not fit; ``full`` is, by memory, what is remembered of a full batch."""
     steps = setup.recipe.epochs * tape.manifest.batches_per_epoch
     missing = steps - tape.recorded(setup.objective.memories, steps)
-    kinds = {term.memory: full[term.name] for term in setup.objective.terms}
-    needed = missing * sum(tape.slot_bytes(value) for value in kinds.values())
+    needed = missing * sum(tape.slot_bytes(value) for value in full.values())
     above = next(path for path in (tape.folder, *tape.folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(above).free
     if needed > free:

@@ -28,7 +28,14 @@ from spkd.training.evaluation import evaluate, top1_error
 from spkd.training.loop import Limits, Training
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.progress import Display
-from spkd.training.recording import Player, announcement, cheapest_teacher, distiller_of, prepared_tape
+from spkd.training.recording import (
+    Player,
+    announcement,
+    cheapest_teacher,
+    distiller_of,
+    recorder,
+    require_one_tape,
+)
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import Setup, set_up
 
@@ -80,7 +87,7 @@ def run(
     try:
         # Before the first process writes there.
         found = [refusal is not None, finished is not None, folder.checkpoint.exists()]
-        require_one_folder(fabric, folder.path, found)
+        require_one_folder(fabric, "--out", folder.path, found)
         if refusal is not None:
             raise refusal
         if finished is not None:
@@ -100,7 +107,8 @@ def run(
         limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
         return _train(setup, identity, runtime, limits, fabric, folder, display, overwrite=overwrite)
     except RuntimeError as error:
-        if (told := given_up(error, runtime, folder.checkpoint)) is not None:
+        to_go_on = f"--resume goes on from the last checkpoint in {folder.checkpoint.parent}"
+        if (told := given_up(error, runtime, to_go_on)) is not None:
             raise told from error
         raise
 
@@ -205,27 +213,21 @@ def _distiller(
 ) -> tuple[Distiller, Player | None]:
     """Return student, teacher and objective on the device in their quickest forms, and what plays the tape, if any."""
     device = fabric.device
+    require_one_tape(setup, runtime, fabric)
     _prepare_student(setup, runtime, fabric, display)
-    part = (fabric.global_rank, fabric.world_size)
     if setup.teacher is None:
         distiller = Distiller(setup.student, None, setup.objective).to(device)
         if setup.tape is None:
             return distiller, None
         display.say(announcement(setup.tape, setup))
+        part = (fabric.global_rank, fabric.world_size)
         return distiller, Player(setup.tape, setup.objective, None, device, part)
-    form = cheapest_teacher(setup, stream, device)
+    form = cheapest_teacher(setup, stream, fabric)
     display.say(f"teacher: {form.note}")
     distiller = distiller_of(setup, form).to(device)
     if runtime.tape is None:
         return distiller, None
-    if fabric.world_size > 1:
-        raise InputError(
-            f"--tape {runtime.tape} does not hold all that this run needs, and several processes record nothing: "
-            "fill it with `spkd tape record` first"
-        )
-    tape = prepared_tape(setup, runtime, distiller, form, stream)
-    display.say(announcement(tape, setup))
-    return distiller, Player(tape, setup.objective, distiller, device)
+    return distiller, recorder(setup, runtime, distiller, form, stream, fabric, display)
 
 
 def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Display) -> None:

@@ -171,17 +171,19 @@ class Tape:
         """Return up to which step a memory has been recorded, with or without gaps."""
         return len(self._sums(self.manifest.memories[name]))
 
-    def recorded(self, names: Sequence[str], steps: int) -> int:
-        """Return for how many of the first ``steps`` steps all of these memories have been written."""
+    def is_recorded(self, names: Sequence[str], steps: int) -> NDArray[np.bool_]:
+        """Return for each of the first ``steps`` steps whether all of these memories have been written."""
         done = np.ones(steps, dtype=bool)
         for name in names:
             memory = self.manifest.memories.get(name)
-            if memory is None:
-                return 0
-            sums = self._sums(memory)[:steps]
+            sums = np.zeros(0, np.uint64) if memory is None else self._sums(memory)[:steps]
             done[: len(sums)] &= sums != 0
             done[len(sums) :] = False
-        return int(done.sum())
+        return done
+
+    def recorded(self, names: Sequence[str], steps: int) -> int:
+        """Return for how many of the first ``steps`` steps all of these memories have been written."""
+        return int(self.is_recorded(names, steps).sum())
 
     def read(self, step: int, names: Iterable[str]) -> dict[str, Tensor] | None:
         """Return what was written of a step, or None where any of it is missing or incomplete."""
@@ -203,7 +205,21 @@ class Tape:
         """Write what a teacher said of a step, and return it as :meth:`read` will.
 
         Raises:
-            InputError: when the disk is full, or a value is too large for the tape's precision.
+            InputError: when the disk is full, or as :meth:`rounded`.
+        """
+        stored = self.rounded(step, values)
+        for name, value in stored.items():
+            memory, content = self.manifest.memories[name], value.numpy().tobytes()
+            self._put(self._path(memory, "data"), step * memory.slot_bytes, content)
+            self._put(self._path(memory, "sums"), 8 * step, np.uint64(_check_sum(content)).tobytes())
+        return stored
+
+    def rounded(self, step: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what a teacher said of a step as the tape keeps it, in the main memory.
+
+        Raises:
+            InputError: when a value is too large for the tape's precision, or has another shape than there is room
+                for.
         """
         stored = {}
         for name, value in values.items():
@@ -219,9 +235,6 @@ class Tape:
                     f"--tape {self.folder}: the memory {name!r} had shape {self._shape(memory, step)}, now "
                     f"{tuple(rounded.shape)}; what a loss remembers must depend on the batch's size alone"
                 )
-            content = rounded.numpy().tobytes()
-            self._put(self._path(memory, "data"), step * memory.slot_bytes, content)
-            self._put(self._path(memory, "sums"), 8 * step, np.uint64(_check_sum(content)).tobytes())
             stored[name] = rounded
         return stored
 
