@@ -105,17 +105,20 @@ def student(tiny: str, teacher: Path | str, method: str = "sp", *, epochs: int =
 def test_a_study_runs_in_order_and_only_once(tiny: str, functions: ModuleType, tmp_path: Path) -> None:
     folder, path = tmp_path / "study", str(tmp_path / "noted")
     (tmp_path / "noted").touch()
-    request = student(tiny, folder / "teacher")
-    tasks = [
-        Task("measured", Measurement(functions.note, {"path": path, "text": "last"}), ("sp/seed-0", "kd/seed-0")),
-        Task("sp/seed-0", request, ("tape",), {"method": "sp", "seed": 0}),
-        Task("kd/seed-0", student(tiny, folder / "teacher", "kd"), ("tape",), {"method": "kd", "seed": 0}),
-        Task("tape", Recording(request, ("sp", "kd")), ("teacher",)),
-        Task("teacher", Request(model=f"{tiny}?width=8", overrides={"epochs": 1})),
-    ]
-    state = study(tasks, folder)
+
+    def tasks(folder: Path) -> list[Task]:
+        request = student(tiny, folder / "teacher")
+        return [
+            Task("measured", Measurement(functions.note, {"path": path, "text": "last"}), ("sp/seed-0", "kd/seed-0")),
+            Task("sp/seed-0", request, ("tape",), {"method": "sp", "seed": 0}),
+            Task("kd/seed-0", student(tiny, folder / "teacher", "kd"), ("tape",), {"method": "kd", "seed": 0}),
+            Task("tape", Recording(request, ("sp", "kd")), ("teacher",)),
+            Task("teacher", Request(model=f"{tiny}?width=8", overrides={"epochs": 1})),
+        ]
+
+    state = study(tasks(folder), folder)
     assert not state.failed
-    assert list(state.results) == [task.name for task in tasks]
+    assert list(state.results) == [task.name for task in tasks(folder)]
     assert state.results["measured"]["OMP_NUM_THREADS"] == "1"
     made = {name: (folder / name / "result.json").stat().st_mtime_ns for name in state.results}
     order = sorted(made, key=lambda name: made[name])
@@ -127,15 +130,16 @@ def test_a_study_runs_in_order_and_only_once(tiny: str, functions: ModuleType, t
     assert set(states(folder).values()) == {"done"}
     assert study_state(folder)[1].labels == {"method": "sp", "seed": 0}
 
-    again = study(tasks, folder)
-    assert again == state
+    assert study(tasks(folder), folder) == state
+    folder = folder.rename(tmp_path / "moved")
+    assert study(tasks(folder), folder) == state
     assert {name: (folder / name / "result.json").stat().st_mtime_ns for name in made} == made
     assert Path(path).read_text() == "last begins\nlast ends\n"
 
     # A student that is to be trained again plays a tape, though that is gone too.
     Tape.erase(tape_folder(folder, "tape"))
     shutil.rmtree(folder / "sp" / "seed-0")
-    assert study(tasks, folder).results.keys() == state.results.keys()
+    assert study(tasks(folder), folder).results.keys() == state.results.keys()
     log = (folder / "sp" / "seed-0" / "task.log").read_text()
     assert re.search(r"tape .*: (\d+) of \1 steps recorded", log), "the tape was not recorded again before it"
 

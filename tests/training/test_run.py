@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,28 @@ def test_a_checkpoint_made_with_another_teacher_is_refused(tiny: str, tmp_path: 
         run(distillation(tiny, teacher), folder, CPU, Silent(), resume=True)
 
 
+def test_a_run_that_was_moved_with_all_that_it_names_goes_on(
+    tiny_source: str, tiny: str, teacher: Path, finished: Path, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(teacher, old / "teacher")
+    (old / "net.py").write_text(tiny_source)
+    assert (
+        run(distillation(f"{old}/net.py:Tiny", old / "teacher"), old / "run", Runtime("cpu", max_time="0"), Silent())
+        is None
+    )
+    old.rename(new)
+    wanted = distillation(f"{new}/net.py:Tiny", new / "teacher")
+    result = run(wanted, new / "run", CPU, Silent(), resume=True)
+    assert equal(new / "run", finished)
+    new.rename(old)
+    again = distillation(f"{old}/net.py:Tiny", old / "teacher")
+    assert run(again, old / "run", CPU, Silent(), resume=True) == result
+    (old / "net.py").write_text(tiny_source + "\n")
+    with pytest.raises(InputError, match="other weights, code or images"):
+        run(again, old / "run", CPU, Silent(), resume=True)
+
+
 def test_a_network_file_that_was_edited_is_noticed(tiny_source: str, tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(tiny_source)
@@ -155,12 +178,28 @@ def test_a_network_file_that_was_edited_is_noticed(tiny_source: str, tmp_path: P
         run(request, tmp_path / "run", CPU, Silent(), resume=True)
 
 
-def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
-    data = tmp_path / "pictures"
+def write_pictures(data: Path, kind: str = "png", blue: int = 0) -> None:
     for index in range(24):
         folder = data / f"class {index % 2}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (16, 16), (index * 10, 0, 0)).save(folder / f"{index}.png")
+        Image.new("RGB", (16, 16), (index * 10, 0, blue)).save(folder / f"{index}.{kind}")
+
+
+def test_other_images_of_the_same_names_and_sizes_are_noticed(tmp_path: Path) -> None:
+    data = tmp_path / "pictures"
+    write_pictures(data, "bmp")
+    sizes = {path: path.stat().st_size for path in data.rglob("*.bmp")}
+    request = Request(model="wrn-10-1", data=DataOptions(str(data)), overrides={"epochs": 1, "batch_size": 8})
+    assert run(request, tmp_path / "run", CPU, Silent()) is not None
+    write_pictures(data, "bmp", blue=200)
+    assert sizes == {path: path.stat().st_size for path in data.rglob("*.bmp")}
+    with pytest.raises(InputError, match="other weights, code or images"):
+        run(request, tmp_path / "run", CPU, Silent(), resume=True)
+
+
+def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
+    data = tmp_path / "pictures"
+    write_pictures(data)
     request = Request(model="wrn-10-1", data=DataOptions(str(data)), overrides={"epochs": 1, "batch_size": 8})
     folder = tmp_path / "run"
     assert run(request, folder, CPU, Silent()) is not None

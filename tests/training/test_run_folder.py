@@ -52,6 +52,21 @@ def test_resuming_another_configuration_names_what_differs(tmp_path: Path) -> No
         folder.check({**CONFIG, "seed": 1}, resume=True, overwrite=False)
 
 
+@pytest.mark.parametrize("place", ["/scratch/me", "/home/me/runs"])
+def test_a_run_goes_on_from_wherever_things_lie(tmp_path: Path, place: str) -> None:
+    def config(place: str, loss: str = "own") -> dict[str, object]:
+        return {**CONFIG, "teacher": f"{place}/teacher", "data_root": place, "method": f"sp+{place}/{loss}.py:Loss?w=2"}
+
+    folder = begun(tmp_path / "run", config("/home/me"))
+    folder.check(config(place), resume=True, overwrite=False)
+    folder.begin(config(place), overwrite=False)
+    assert folder.config() == config(place)
+    assert folder.checkpoint.exists()
+    for other in (config(place, "another"), {**config(place), "teacher": "wrn-40-2"}, {**config(place), "seed": 1}):
+        with pytest.raises(InputError, match="another configuration"):
+            folder.check(other, resume=True, overwrite=False)
+
+
 def test_overwriting_removes_the_run_s_own_files_and_nothing_else(tmp_path: Path) -> None:
     folder = begun(tmp_path)
     folder.write_result({"test_error": 1.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from torch import Tensor
 from spkd.data.decoding import read_image
 from spkd.errors import InputError
 
+READ_FILES = 64
+"""Of how many files, at least, the content goes into a fingerprint."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -142,7 +145,10 @@ class ImageData:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Return a hash of which images are in which split and class: of pixels, or of files' names and sizes."""
+        """Return a hash of which images are in which split and class.
+
+        Of images in memory it is of their pixels, of files of their names and sizes and of a few ones' content.
+        """
         return self._fingerprint
 
     @cached_property
@@ -151,6 +157,9 @@ class ImageData:
         splits = {"train": self.train, "val": self.val, "test": self.test}
         files = [path for images in splits.values() if isinstance(images, FileImages) for path in images.paths]
         root = os.path.commonpath(files) if files else ""
+        for path in files[:: max(1, len(files) // READ_FILES)]:
+            with contextlib.suppress(OSError):  # which is said where the image is wanted
+                digest.update(Path(path).read_bytes())
         for name, images in splits.items():
             if images is None:
                 continue

@@ -27,7 +27,7 @@ from spkd.studies.runner import run_study
 from spkd.studies.scales import SCALES, ReproduceOptions, ScaleName, in_float32
 from spkd.studies.state import StudyState
 from spkd.studies.tasks import Label, Task
-from spkd.training.options import Runtime
+from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.run_folder import RunFolder
 
@@ -189,9 +189,9 @@ def save_records(
         InputError: when they cannot be written.
     """
     records = [
-        _record(name, options.scale, task, state.results[task.name], study, command)
+        _record(name, options.scale, task, task.work, state.results[task.name], study, command)
         for task in tasks
-        if task.kind == "training" and task.name in state.results
+        if isinstance(task.work, Request) and task.name in state.results
     ]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -237,7 +237,9 @@ def load_reproduction(name: str, study: Path) -> Reproduction:
         raise InputError(f"the records in {folder} cannot be read ({error!r}); run the experiment again") from error
 
 
-def _record(name: str, scale: str, task: Task, result: Mapping[str, Any], study: Path, command: str) -> Record:
+def _record(
+    name: str, scale: str, task: Task, request: Request, result: Mapping[str, Any], study: Path, command: str
+) -> Record:
     labels = {key: "" if value is None else value for key, value in task.labels.items()}
     config = RunFolder(task.folder(study)).config() or {}
     return Record(
@@ -255,7 +257,7 @@ def _record(name: str, scale: str, task: Task, result: Mapping[str, Any], study:
         best_epoch=result["best_epoch"],
         epochs=result["epochs"],
         parameters=result["parameters"],
-        model=result["model"].removeprefix(f"{study.resolve()}/"),  # it may begin with what another task has left
+        model=request.model.removeprefix(f"{study.resolve()}/"),  # it may begin with what another task has left
         data=result["data"],
         train_images=result["images"]["train"],
         val_images=result["images"]["val"],

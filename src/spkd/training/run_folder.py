@@ -14,6 +14,7 @@ import yaml
 
 from spkd.errors import InputError
 from spkd.files import write_text_atomically
+from spkd.training.places import without_places
 
 MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
 """First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
@@ -97,16 +98,20 @@ class RunFolder:
             self.refuse_other(config)
 
     def begin(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
-        """Write ``config.yaml`` for a new run, after removing an earlier run's files; leave a run that goes on.
+        """Write ``config.yaml``, for a new run after removing an earlier run's files.
+
+        Of a run that goes on it says anew where weights and images lie.
 
         Raises:
             InputError: when the folder cannot be written.
         """
         if self.has_begun() and not overwrite:
-            return
-        for pattern in OWN_FILES:
-            for path in self.path.glob(pattern):
-                _remove(path)
+            if self.config() == config:
+                return
+        else:
+            for pattern in OWN_FILES:
+                for path in self.path.glob(pattern):
+                    _remove(path)
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         write_text_atomically(self.path / "config.yaml", f"{MARK}\n{text}")
 
@@ -127,13 +132,18 @@ class RunFolder:
     def refuse_other(self, config: Mapping[str, Any]) -> None:
         """Refuse a run of another configuration, naming the fields that differ; do nothing where there is none.
 
+        Places may differ: whether what lies there is the same, the run's identity tells.
+
         Raises:
             InputError: when the folder holds a run that was not made with ``config``.
         """
         present = self.config()
-        if present is None or present == config:
+        if present is None:
             return
-        differing = [key for key in present | dict(config) if present.get(key) != config.get(key)]
+        before, now = without_places(present), without_places(config)
+        differing = [key for key in before | now if before.get(key) != now.get(key)]
+        if not differing:
+            return
         shown = "; ".join(f"{key} was {present.get(key)!r}, is {config.get(key)!r}" for key in differing[:3])
         raise InputError(
             f"{self.path} holds a run of another configuration: {shown}. Give --overwrite or another --out"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,10 +29,10 @@ from spkd.models.network import HeadMismatch
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
 from spkd.training.options import Request, Runtime
+from spkd.training.places import absolute, without_place, without_places
 from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.tape import Tape
 
-_CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
 _LOSSES = 4  # sets this seed apart from those of the stream and of the steps
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
@@ -79,8 +78,8 @@ class Setup:
         request, recipe = self.request, asdict(self.recipe)
         losses = recipe.pop("losses")
         network: dict[str, Any] = {
-            "model" if request.teacher is None else "student": _absolute(request.model),
-            "weights": _absolute(request.weights),
+            "model" if request.teacher is None else "student": absolute(request.model),
+            "weights": absolute(request.weights),
         }
         data = asdict(request.data)
         for how in ("workers", "download"):
@@ -89,17 +88,17 @@ class Setup:
             recipe.pop("teacher_precision")
         else:
             network |= {
-                "teacher": _absolute(request.teacher),
-                "teacher_weights": _absolute(request.teacher_weights),
-                "method": _absolute(request.method),
+                "teacher": absolute(request.teacher),
+                "teacher_weights": absolute(request.teacher_weights),
+                "method": absolute(request.method),
                 "taps": list(request.taps),
             }
         return {
             **network,
             "replace_head": request.replace_head,
             **data,
-            "data": _absolute(data["data"]) if data["data"] not in ("digits", *VISION_SETS) else data["data"],
-            "data_root": _absolute(data["data_root"]),
+            "data": absolute(data["data"]) if data["data"] not in ("digits", *VISION_SETS) else data["data"],
+            "data_root": absolute(data["data_root"]),
             "image_size": self.image_size,
             "seed": request.seed,
             "recipe": recipe.pop("name"),
@@ -109,8 +108,12 @@ class Setup:
         }
 
     def identity(self) -> str:
-        """Return a hash of the configuration, of the weights and code files that it names, and of the images."""
-        decided = {"config": self.config(), "files": _file_hashes(self.request), "images": self.data.fingerprint()}
+        """Return a hash of the configuration, of the weights and code files that it names, and of the images.
+
+        Where these lie is left out.
+        """
+        config, files = without_places(self.config()), _file_hashes(self.request)
+        decided = {"config": config, "files": files, "images": self.data.fingerprint()}
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
@@ -298,7 +301,7 @@ def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: R
     files = _file_hashes(replace(request, model="", weights=None, method="none"))
     saved = find_saved(str(request.teacher))
     return {
-        "teacher": _absolute(request.teacher) if saved is None else read_info(saved).spec,
+        "teacher": without_place(absolute(request.teacher)) if saved is None else read_info(saved).spec,
         "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
         "teacher_files": files,
         "data": data.name,
@@ -333,13 +336,6 @@ def _file_hashes(request: Request) -> dict[str, str]:
         if saved is not None:
             hashes[f"{option} description"] = _sha256(saved / "model.json")
     return hashes
-
-
-def _absolute(text: str | None) -> str | None:
-    """Return ``text`` with the paths in it that exist made absolute, so that it means the same from any folder."""
-    if text is None or Path(text).exists():
-        return None if text is None else str(Path(text).resolve())
-    return _CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if Path(found[0]).is_file() else found[0], text)
 
 
 def _sha256(path: Path) -> str:
