@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from spkd.errors import InputError
@@ -83,8 +84,18 @@ def test_long_labels_do_not_run_into_each_other() -> None:
     canvas.draw()
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
     assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
-    key = figure.findobj(lambda artist: getattr(artist, "get_text", str)().startswith("dots:"))[0]
-    assert min(box.y0 for box in boxes) > key.get_window_extent().y1
+    assert min(box.y0 for box in boxes) > key(figure).get_window_extent().y1
+
+
+def key(figure: Figure) -> Text:
+    found: list[Text] = figure.findobj(lambda artist: getattr(artist, "get_text", str)().startswith("dots:"))
+    return found[0]
+
+
+def test_the_key_explains_p_where_there_is_one() -> None:
+    untested = tuple(dataclasses.replace(row, p_value=None) for row in COMPARISON.rows)
+    assert "p: paired t-test" in key(comparison_figure(COMPARISON)).get_text()
+    assert "p:" not in key(comparison_figure(dataclasses.replace(COMPARISON, rows=untested))).get_text()
 
 
 def test_two_files_are_written_and_are_the_same_every_time(tmp_path: Path) -> None:

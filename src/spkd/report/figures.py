@@ -21,7 +21,6 @@ from spkd.report.tables import p_value_text
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow
 
 _DOTS_AT, _MEAN_AT = -0.08, 0.24  # beside each other, so that neither covers the other
-_KEY = "dots: one seed each    diamond: mean ± s.e.m.    p: paired t-test against none"
 _LABEL_WIDTH = 15
 
 
@@ -42,7 +41,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
         width, height = _panel_size(comparison)
         figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
         _draw_panel(figure.add_subplot(), comparison, int(11 * width))
-        figure.supxlabel(_KEY, fontsize=8.5, color="#444444")
+        figure.supxlabel(_key([comparison]), fontsize=8.5, color="#444444")
     return figure
 
 
@@ -65,8 +64,15 @@ def comparisons_figure(comparisons: Sequence[Comparison], columns: int = 3) -> F
         figure = Figure(figsize=(across * width, down * height), dpi=160, layout="constrained")
         for place, comparison in enumerate(drawn):
             _draw_panel(figure.add_subplot(down, across, place + 1), comparison, int(11 * width))
-        figure.supxlabel(_KEY, fontsize=10, color="#444444")
+        figure.supxlabel(_key(drawn), fontsize=10, color="#444444")
     return figure
+
+
+def _key(comparisons: Sequence[Comparison]) -> str:
+    """Return what dots, diamonds and, where there are any, p-values mean."""
+    tested = any(row.p_value is not None for comparison in comparisons for row in comparison.rows)
+    parts = ["dots: one seed each", "diamond: mean ± s.e.m."]
+    return "    ".join([*parts, "p: paired t-test against none"] if tested else parts)
 
 
 def _panel_size(comparison: Comparison) -> tuple[float, float]:
