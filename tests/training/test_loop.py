@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,31 +19,37 @@ from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
 from spkd.training.devices import make_fabric
-from spkd.training.loop import Training, _looking_ahead
+from spkd.training.loop import PENDING_STEPS, Limits, Training, _looking_ahead
 from spkd.training.options import Runtime
 from spkd.training.progress import Silent
 from spkd.training.recipe import Precision, preset
 from spkd.training.run_folder import RunFolder
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
-def test_one_process_sees_what_fabrics_wrapper_shows(precision: Precision, dtype: torch.dtype, tmp_path: Path) -> None:
+def made(folder: Path, precision: Precision = "32-true") -> Training:
+    """Return a training of a small network alone on the digits, of one epoch."""
+    torch.manual_seed(0)
     data = load_data(DataOptions())
     info = ModelInfo("wrn-10-1", data.classes, 1, 8, Normalisation(data.normalisation_mean, data.normalisation_std))
     network = Classifier(WideResNet(10, 1, in_channels=1), info)
-    stream = TrainStream(data.train, image_size=8, flip=False, batch_size=16, seed=0, device=torch.device("cpu"))
-    images, targets = next(iter(stream.epoch(0)))
-    training = Training(
+    return Training(
         Distiller(network, None, Objective()),
-        stream,
+        TrainStream(data.train, image_size=8, flip=False, batch_size=16, seed=0, device=torch.device("cpu")),
         lambda student: 0.0,
-        replace(preset("digits"), precision=precision),
+        replace(preset("digits"), precision=precision, epochs=1),
         0,
         "identity",
         make_fabric(Runtime(accelerator="cpu"), precision),
-        RunFolder(tmp_path),
+        RunFolder(folder),
         Silent(),
     )
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_one_process_sees_what_fabrics_wrapper_shows(precision: Precision, dtype: torch.dtype, tmp_path: Path) -> None:
+    training = made(tmp_path, precision)
+    network = training.student
+    images, targets = next(iter(training._stream.epoch(0)))
     network.train()
     before = copy.deepcopy(network.state_dict())
     seen: list[Tensor] = []
@@ -53,6 +60,22 @@ def test_one_process_sees_what_fabrics_wrapper_shows(precision: Precision, dtype
     assert [shown.dtype for shown in seen] == [dtype, dtype]
     assert torch.equal(*seen)
     assert training.state.sums["total"] / training.state.images == pytest.approx(wrapped.total.item(), rel=1e-12)
+
+
+def test_losses_that_wait_to_be_read_are_in_the_checkpoint(tmp_path: Path) -> None:
+    """As on a GPU, where reading each step's would wait for the device."""
+    whole, stopped = made(tmp_path / "whole"), made(tmp_path / "stopped")
+    assert whole.run("", Limits())
+    stopped._every = PENDING_STEPS
+    stopped._distiller.train()
+    for images, targets in itertools.islice(stopped._stream.epoch(0), 3):
+        stopped._step(images, targets)
+    assert len(stopped._pending) == 3
+    stopped.save()
+    resumed = made(tmp_path / "stopped")
+    assert resumed.restore()
+    assert resumed.run("", Limits())
+    assert resumed.state.rows == whole.state.rows
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
