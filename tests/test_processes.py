@@ -29,6 +29,7 @@ from spkd.taps import Activations, TapPair
 PAIR = TapPair("2", "2")
 # Images of each process in each step; the last batch of an epoch is often smaller.
 STEPS = {2: [(4, 4), (3, 4), (1, 2)], 3: [(3, 3, 3), (3, 2, 2), (1, 4, 2)]}
+KINDS = (torch.int16, torch.bool, torch.bfloat16, torch.float64)
 METHODS = ("all", "whole", "alone")
 # Which module DDP wraps, and whether what the teacher says is passed (then DDP is told of a static graph, too).
 WAYS = [("student", False), ("distiller", False), ("student", True)]
@@ -151,7 +152,8 @@ def gathered(processes: int, rank: int) -> list[Tensor]:
     value = (rank + 1) * division.gather(own).pow(3).sum()
     (first,) = torch.autograd.grad(value, own, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), own)
-    return [division.gather(own.half()).detach(), first.detach(), second]
+    kinds = [division.gather_any(own.detach().to(kind)) for kind in KINDS]
+    return [division.gather(own.half()).detach(), first.detach(), second, *kinds]
 
 
 def work(rank: int, processes: int, folder: Path) -> None:
@@ -220,6 +222,9 @@ def test_what_is_gathered_is_differentiated_once_and_twice(results: list[dict[st
         torch.testing.assert_close(found["gathered"][1], 3 * factor * part.square())
         # Each process asks for the sum over its own part, and gets what the others' sums ask for as well.
         torch.testing.assert_close(found["gathered"][2], 6 * factor * part)
+        for kind, values in zip(KINDS, found["gathered"][3:], strict=True):
+            assert values.dtype == kind
+            assert torch.equal(values, whole.to(kind))
 
 
 def test_one_process_has_no_division() -> None:

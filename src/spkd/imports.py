@@ -83,13 +83,18 @@ def import_object(reference: str) -> object:
     return found
 
 
-def code_digest(found: object) -> str:
+def code_digest(found: object, reference: str | None = None) -> str:
     """Return a hash of the files in which an object is written; of a class also those of what it derives from.
 
-    What belongs to Python, PyTorch, torchvision, timm or this package is left out.
+    What belongs to Python, PyTorch, torchvision, timm or this package is left out. With the ``reference`` by which it
+    was imported, the file is hashed in which that name stands, too: what a call has made tells of no file.
     """
     classes = found.__mro__ if isinstance(found, type) else (found,)
     digest = hashlib.sha256()
+    where = "" if reference is None else reference.rpartition(":")[0]
+    if where and where.partition(".")[0] not in _LIBRARIES:
+        file = where if where.endswith(".py") else getattr(sys.modules[where], "__file__", None)
+        digest.update(Path(file).expanduser().read_bytes() if file is not None else where.encode())
     for one in classes:
         module = getattr(one, "__module__", None) or ""
         if module.partition(".")[0] in _LIBRARIES:

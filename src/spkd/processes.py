@@ -47,6 +47,11 @@ class Division:
         whole: Tensor = _Gather.apply(own, self)
         return whole
 
+    def gather_any(self, own: Tensor) -> Tensor:
+        """Return the same without gradient, of any type: bytes are sent, since gloo and nccl cannot send int16, say."""
+        rows: Tensor = self.gather(own.detach().reshape(len(own), -1).contiguous().view(torch.uint8))
+        return rows.view(own.dtype).reshape(-1, *own.shape[1:])
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of the processes' tensors of one shape, without gradient."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from spkd.training.progress import Silent
 from spkd.training.run import run
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import evaluate_saved
+from spkd.training.setup import set_up
 
 CPU = Runtime(accelerator="cpu")
 
@@ -146,26 +147,78 @@ def test_a_checkpoint_made_with_another_teacher_is_refused(tiny: str, tmp_path: 
         run(distillation(tiny, teacher), folder, CPU, Silent(), resume=True)
 
 
-def test_a_run_that_was_moved_with_all_that_it_names_goes_on(
-    tiny_source: str, tiny: str, teacher: Path, finished: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_was_moved_with_all_that_it_names_goes_on(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
-    shutil.copytree(teacher, old / "teacher")
-    (old / "net.py").write_text(tiny_source)
-    assert (
-        run(distillation(f"{old}/net.py:Tiny", old / "teacher"), old / "run", Runtime("cpu", max_time="0"), Silent())
-        is None
-    )
+    write_pictures(old / "pictures")
+    short = {"epochs": 1, "batch_size": 8}
+
+    def wanted(place: Path) -> Request:
+        data, weights = DataOptions("pictures", data_root=str(place)), place / "first" / "student" / "model.safetensors"
+        taught = Request(model="wrn-10-1", data=data, overrides=short, weights=str(weights), method="sp")
+        return replace(taught, teacher=str(place / "first"))
+
+    begun = Request(model="wrn-10-1", data=DataOptions(str(old / "pictures")), overrides=short)
+    assert run(begun, old / "first", CPU, Silent()) is not None
+    assert run(wanted(old), old / "run", Runtime("cpu", max_time="0"), Silent()) is None
     old.rename(new)
-    wanted = distillation(f"{new}/net.py:Tiny", new / "teacher")
-    result = run(wanted, new / "run", CPU, Silent(), resume=True)
-    assert equal(new / "run", finished)
+    result = run(wanted(new), new / "run", CPU, Silent(), resume=True)
+    assert result is not None
+    assert RunFolder(new / "run").config()["data_root"] == str(new)
     new.rename(old)
-    again = distillation(f"{old}/net.py:Tiny", old / "teacher")
-    assert run(again, old / "run", CPU, Silent(), resume=True) == result
-    (old / "net.py").write_text(tiny_source + "\n")
-    with pytest.raises(InputError, match="other weights, code or images"):
-        run(again, old / "run", CPU, Silent(), resume=True)
+    (old / "pictures").rename(old / "photos")
+    renamed = replace(wanted(old), data=DataOptions(str(old / "photos")))
+    assert run(renamed, old / "run", CPU, Silent(), resume=True) == result
+    # Of a finished run too, since its images are looked for where its configuration says.
+    assert RunFolder(old / "run").config()["data"] == str(old / "photos")
+
+
+def test_another_teacher_is_refused_before_anything_is_written(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run(distillation(tiny, teacher), folder, Runtime("cpu", max_time="0"), Silent()) is None
+    run(Request(model=tiny, overrides={"epochs": 1}), tmp_path / "other", CPU, Silent())
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(InputError, match=r"teacher was .*/run', is .*/other'"):
+        run(distillation(tiny, tmp_path / "other"), folder, CPU, Silent(), resume=True)
+    assert (folder / "config.yaml").read_text() == before
+
+
+def identity(request: Request) -> str:
+    return set_up(request).identity()
+
+
+def test_what_a_call_has_made_is_told_apart_by_its_file(tiny_source: str, tmp_path: Path) -> None:
+    made, path = set(), tmp_path / "net.py"
+    for width in (4, 8):
+        path.write_text(f"import functools\n{tiny_source}\nSmall = functools.partial(Tiny, width={width})\n")
+        made.add(identity(Request(model=f"{path}:Small")))
+    assert len(made) == 2
+
+
+def test_the_code_of_a_saved_teacher_and_what_lies_beside_weights_are_noticed(
+    tiny_source: str, tiny: str, tmp_path: Path
+) -> None:
+    code, folder = tmp_path / "net.py", tmp_path / "teacher"
+    code.write_text(tiny_source)
+    run(Request(model=f"{code}:Tiny", overrides={"epochs": 1}), folder, CPU, Silent())
+    taught, weights = distillation(tiny, folder), str(folder / "student" / "model.safetensors")
+    begun = Request(model=tiny, weights=weights)
+    before = identity(taught), identity(begun)
+    code.write_text(tiny_source.replace("dropout=0.1", "dropout=0.2"))
+    assert identity(taught) != before[0]
+    description = folder / "student" / "model.json"
+    content = json.loads(description.read_text())
+    description.write_text(json.dumps({**content, "normalisation": {"mean": [0.4], "std": [0.2]}}))
+    assert identity(begun) != before[1]
+
+
+def test_a_folder_called_like_a_method_is_not_the_method(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = distillation(tiny, teacher)
+    before = identity(wanted)
+    (tmp_path / "sp+kd").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert identity(wanted) == before
 
 
 def test_a_network_file_that_was_edited_is_noticed(tiny_source: str, tmp_path: Path) -> None:

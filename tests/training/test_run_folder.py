@@ -8,11 +8,12 @@ from spkd.errors import InputError
 from spkd.training.run_folder import MARK, RunFolder
 
 CONFIG: dict[str, object] = {"model": "wrn-10-1", "seed": 0}
+MADE_OF = "a0b1"
 
 
 def begun(path: Path, config: dict[str, object] = CONFIG) -> RunFolder:
     folder = RunFolder(path)
-    folder.begin(config, overwrite=False)
+    folder.begin(config, MADE_OF, overwrite=False)
     folder.checkpoint.parent.mkdir()
     folder.checkpoint.write_bytes(b"x")
     return folder
@@ -20,9 +21,9 @@ def begun(path: Path, config: dict[str, object] = CONFIG) -> RunFolder:
 
 def test_a_new_folder_gets_its_config(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "b")
-    folder.check(CONFIG, resume=False, overwrite=False)
+    folder.check(CONFIG, MADE_OF, resume=False, overwrite=False)
     assert not folder.path.exists(), "a check writes nothing"
-    folder.begin(CONFIG, overwrite=False)
+    folder.begin(CONFIG, MADE_OF, overwrite=False)
     assert folder.config() == CONFIG
     assert folder.result() is None
 
@@ -30,41 +31,41 @@ def test_a_new_folder_gets_its_config(tmp_path: Path) -> None:
 def test_a_folder_with_a_run_is_refused_unless_asked_for(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     with pytest.raises(InputError, match="already holds a run"):
-        folder.check(CONFIG, resume=False, overwrite=False)
-    folder.check(CONFIG, resume=True, overwrite=False)
-    folder.check(CONFIG, resume=False, overwrite=True)
+        folder.check(CONFIG, MADE_OF, resume=False, overwrite=False)
+    folder.check(CONFIG, MADE_OF, resume=True, overwrite=False)
+    folder.check(CONFIG, MADE_OF, resume=False, overwrite=True)
     with pytest.raises(InputError, match="exclude each other"):
-        folder.check(CONFIG, resume=True, overwrite=True)
+        folder.check(CONFIG, MADE_OF, resume=True, overwrite=True)
 
 
 def test_a_run_that_was_refused_before_its_first_checkpoint_is_in_nobody_s_way(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.begin(CONFIG, overwrite=False)
+    folder.begin(CONFIG, MADE_OF, overwrite=False)
     other = {**CONFIG, "seed": 1}
-    folder.check(other, resume=False, overwrite=False)
-    folder.begin(other, overwrite=False)
+    folder.check(other, MADE_OF, resume=False, overwrite=False)
+    folder.begin(other, MADE_OF, overwrite=False)
     assert folder.config() == other
 
 
 def test_resuming_another_configuration_names_what_differs(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run")
     with pytest.raises(InputError, match="seed was 0, is 1"):
-        folder.check({**CONFIG, "seed": 1}, resume=True, overwrite=False)
+        folder.check({**CONFIG, "seed": 1}, "c2d3", resume=True, overwrite=False)
 
 
-@pytest.mark.parametrize("place", ["/scratch/me", "/home/me/runs"])
-def test_a_run_goes_on_from_wherever_things_lie(tmp_path: Path, place: str) -> None:
-    def config(place: str, loss: str = "own") -> dict[str, object]:
-        return {**CONFIG, "teacher": f"{place}/teacher", "data_root": place, "method": f"sp+{place}/{loss}.py:Loss?w=2"}
-
-    folder = begun(tmp_path / "run", config("/home/me"))
-    folder.check(config(place), resume=True, overwrite=False)
-    folder.begin(config(place), overwrite=False)
-    assert folder.config() == config(place)
+def test_what_a_run_is_made_of_decides_and_not_where_that_lies(tmp_path: Path) -> None:
+    here, there = ({**CONFIG, "teacher": f"/{place}/teacher"} for place in ("here", "there"))
+    folder = begun(tmp_path / "run", here)
+    assert folder.identity() == MADE_OF
+    folder.check(there, MADE_OF, resume=True, overwrite=False)
+    folder.begin(there, MADE_OF, overwrite=False)
+    assert folder.config() == there
+    assert folder.identity() == MADE_OF
     assert folder.checkpoint.exists()
-    for other in (config(place, "another"), {**config(place), "teacher": "wrn-40-2"}, {**config(place), "seed": 1}):
-        with pytest.raises(InputError, match="another configuration"):
-            folder.check(other, resume=True, overwrite=False)
+    with pytest.raises(InputError, match="teacher was '/there/teacher', is '/here/teacher'"):
+        folder.check(here, "c2d3", resume=True, overwrite=False)
+    with pytest.raises(InputError, match="other weights, code or images"):
+        folder.check(there, "c2d3", resume=True, overwrite=False)
 
 
 def test_overwriting_removes_the_run_s_own_files_and_nothing_else(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_overwriting_removes_the_run_s_own_files_and_nothing_else(tmp_path: Path
     (tmp_path / "checkpoints" / "mine.pt").write_text("mine")
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "model.json").write_text("{}")
-    folder.begin({**CONFIG, "seed": 1}, overwrite=True)
+    folder.begin({**CONFIG, "seed": 1}, MADE_OF, overwrite=True)
     assert folder.result() is None
     assert not folder.checkpoint.exists()
     assert not folder.student.exists()
@@ -86,13 +87,13 @@ def test_overwriting_removes_the_run_s_own_files_and_nothing_else(tmp_path: Path
 def test_a_folder_with_other_files_is_refused_whatever_is_asked(tmp_path: Path, name: str, overwrite: bool) -> None:
     (tmp_path / name).write_text("lr: 0.1")
     with pytest.raises(InputError, match="holds other files"):
-        RunFolder(tmp_path).check(CONFIG, resume=False, overwrite=overwrite)
+        RunFolder(tmp_path).check(CONFIG, MADE_OF, resume=False, overwrite=overwrite)
 
 
 def test_what_a_study_writes_beside_a_run_is_no_other_file(tmp_path: Path) -> None:
     for name in ("task.log", "failed.json", "running.json"):
         (tmp_path / name).write_text("{}")
-    RunFolder(tmp_path).check(CONFIG, resume=True, overwrite=False)
+    RunFolder(tmp_path).check(CONFIG, MADE_OF, resume=True, overwrite=False)
 
 
 def test_a_run_begins_anew_whatever_it_would_go_on_from(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_run_begins_anew_whatever_it_would_go_on_from(tmp_path: Path) -> None:
     folder.begin_anew()
     assert folder.result() == {"epochs": 3}, "it is not known to be a run of ours"
     (tmp_path / "result.json").unlink()
-    folder.begin(CONFIG, overwrite=False)
+    folder.begin(CONFIG, MADE_OF, overwrite=False)
     folder.write_result({"epochs": 3})
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "mine.pt").write_text("mine")
@@ -109,14 +110,14 @@ def test_a_run_begins_anew_whatever_it_would_go_on_from(tmp_path: Path) -> None:
     folder.begin_anew()
     assert not folder.has_begun()
     assert (tmp_path / "checkpoints" / "mine.pt").exists()
-    folder.check({**CONFIG, "seed": 1}, resume=True, overwrite=False)
+    folder.check({**CONFIG, "seed": 1}, MADE_OF, resume=True, overwrite=False)
 
 
 def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")
     with pytest.raises(InputError, match="not a folder"):
-        RunFolder(path).check(CONFIG, resume=False, overwrite=False)
+        RunFolder(path).check(CONFIG, MADE_OF, resume=False, overwrite=False)
 
 
 def test_an_input_is_not_written_over(tmp_path: Path) -> None:

@@ -129,11 +129,14 @@ def _requests(request: Request, methods: Sequence[str], out: Path, overwrite: bo
     first = set_up(_with_method(request, leading))
     requests = {method: _with_method(pinned(request, first), method) for method in methods}
     for method, one in requests.items():
-        config = set_up(one).config()
-        for folder in (out / slug(method)).glob("seed-*"):
-            seed = folder.name.removeprefix("seed-")
-            if not overwrite and seed.isdigit():
-                RunFolder(folder).refuse_other({**config, "seed": int(seed)})
+        setup = set_up(one)
+        for path in (out / slug(method)).glob("seed-*"):
+            folder, seed = RunFolder(path), path.name.removeprefix("seed-")
+            if overwrite or not seed.isdigit():
+                continue
+            own = replace(setup, request=replace(one, seed=int(seed)))
+            if folder.config() not in (None, own.config()):
+                folder.refuse_other(own.config(), own.identity())
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file, not a folder")
     return requests, first.data.name

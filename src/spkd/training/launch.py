@@ -28,7 +28,7 @@ GRACE = 10.0
 def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], processes: int, to_go_on: str) -> int:
     """Call ``main(arguments)`` in so many processes, as ``torchrun`` would, and return the exit code.
 
-    Each has its rank in the environment. The first one speaks; what another one says is shown where it fails alone.
+    Each has its rank in the environment. The first one speaks; what another one says is shown where it fails first.
     SIGINT and SIGTERM are handed on once, upon which the processes agree on a step to stop after; a second one ends
     them. When one dies, the others, which wait for it, are ended too, and ``to_go_on`` says how nothing is lost.
 
@@ -55,7 +55,8 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
             line = f"process {first + 1} of {processes} died ({name}), so the run has ended; {to_go_on}"
             print(f"spkd: error: {line}", file=sys.stderr)
             return 1
-        if codes[0] <= 0 and said[first].exists():
+        # Where all have failed for one reason, the first has said so.
+        if codes[0] != codes[first] and said[first].exists():
             print(said[first].read_text().strip().splitlines()[-1], file=sys.stderr)
         return codes[first]
 

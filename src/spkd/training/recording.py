@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from spkd.losses.objective import Objective, Term
 from spkd.models.classifier import same_classes
 from spkd.models.inference import InferenceForm, Precision, inference_form
 from spkd.pairing import block_ends
-from spkd.processes import divide
+from spkd.processes import Division, divide
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.devices import agreed, given_up, make_fabric, require_one_folder
 from spkd.training.evaluation import top1_error
@@ -96,7 +96,8 @@ class Player:
         if self._distiller is None or alone:
             self._tape.forget(step, self._objective.memories)
             raise RunFailed(
-                f"--tape {self._tape.folder} is damaged at step {step + 1}: the same command records that part again"
+                f"--tape {self._tape.folder} is damaged at step {step + 1}: the same command, with --resume if there "
+                "is a checkpoint, records that part again"
             )
         said = _said_of_all(self._distiller, self._objective, images)
         return self._tape.rounded(step, said) if self._part else self._tape.write(step, said)
@@ -127,8 +128,10 @@ def recorder(
     display.say(announcement(tape, setup))
     part, recorded = (fabric.global_rank, fabric.world_size), None
     if fabric.world_size > 1:
-        recorded = tape.is_recorded(setup.objective.memories, setup.recipe.epochs * stream.batches_per_epoch)
-        require_one_folder(fabric, "--tape", tape.folder, recorded.tolist())
+        memories, steps = setup.objective.memories, setup.recipe.epochs * stream.batches_per_epoch
+        recorded = fabric.broadcast(tape.is_recorded(memories, steps))
+        # Another run may have recorded more since the first process looked.
+        require_one_folder(fabric, "--tape", tape.folder, [bool((tape.is_recorded(memories, steps) >= recorded).all())])
     return Player(tape, setup.objective, distiller, fabric.device, part, recorded)
 
 
@@ -145,7 +148,7 @@ def require_one_tape(setup: Setup, runtime: Runtime, fabric: Fabric) -> None:
 def _prepared(
     setup: Setup, runtime: Runtime, distiller: Distiller, form: InferenceForm, stream: TrainStream, fabric: Fabric
 ) -> Tape:
-    """Return the tape, begun or widened by the first process."""
+    """Return the tape, begun or widened by the first process, which tells the others what it holds."""
     images, _ = first_batch(stream)
     for term in setup.objective.terms:
         if not term.memory:
@@ -155,6 +158,7 @@ def _prepared(
     full = _said_of_all(distiller, setup.objective, images)
     last = _said_of_all(distiller, setup.objective, images[: stream.own_size(stream.batches_per_epoch - 1)])
     _check_room(begun, setup, full)
+    tape = begun
     if fabric.is_global_zero:
         # Another run may have begun the same tape, or another one in the same folder, since the setup looked.
         with locked(folder, wait=True):
@@ -164,12 +168,7 @@ def _prepared(
                 if memory not in tape.manifest.memories:
                     tape.add(memory, full[memory], last[memory])
             tape.save()
-    fabric.barrier()
-    found = Tape.open(folder)
-    require_one_folder(fabric, "--tape", folder, [found is not None])
-    if found is None:
-        raise InputError(f"--tape {folder} could not be opened")
-    return found
+    return Tape(folder, fabric.broadcast(tape.manifest))
 
 
 def _said_of_all(distiller: Distiller, objective: Objective, images: Tensor) -> dict[str, Tensor]:
@@ -177,9 +176,21 @@ def _said_of_all(distiller: Distiller, objective: Objective, images: Tensor) -> 
     division = divide(len(images), images.device)
     said = distiller.remember(images)
     return {
-        term.memory: said[term.name] if division is None or not _is_divided(term) else division.gather(said[term.name])
+        term.memory: said[term.name]
+        if division is None or not _is_divided(term)
+        else _gathered(term, said[term.name], division)
         for term in objective.terms
     }
+
+
+def _gathered(term: Term, own: Tensor, division: Division) -> Tensor:
+    """Return what the term remembers of all images."""
+    if own.shape[:1] != (division.sizes[division.rank],):
+        raise InputError(
+            f"--tape: the term {term.name!r} remembers a tensor of shape {tuple(own.shape)} of "
+            f"{division.sizes[division.rank]} images; a loss with mean_over_images must remember a row of each"
+        )
+    return division.gather_any(own)
 
 
 def _is_divided(term: Term) -> bool:
@@ -265,8 +276,9 @@ def cheapest_teacher(setup: Setup, stream: TrainStream, fabric: Fabric) -> Infer
     if fabric.world_size == 1:
         return own
     # Each has looked at images of its own, and what they gather must be of one kind.
-    first: Precision = fabric.broadcast(own.precision)
-    return own if own.precision == first else form(first)
+    short = torch.tensor(int(own.precision == "bf16-true"), device=fabric.device)
+    count = cast(Tensor, fabric.all_reduce(short, reduce_op="sum"))
+    return form("32-true") if 0 < int(count) < fabric.world_size and own.precision == "bf16-true" else own
 
 
 def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:

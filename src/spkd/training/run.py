@@ -77,12 +77,11 @@ def run(
     setup = set_up(request, runtime)
     fabric = make_fabric(runtime, setup.recipe.precision)
     folder.refuse_inputs(_inputs(request, runtime))
-    refusal = None
+    refusal, identity = None, setup.identity()
     try:
-        folder.check(setup.config(), resume=resume, overwrite=overwrite)
+        folder.check(setup.config(), identity, resume=resume, overwrite=overwrite)
     except InputError as error:
         refusal = error
-    identity = setup.identity()
     finished = None if overwrite else folder.result()
     try:
         # Before the first process writes there.
@@ -91,10 +90,8 @@ def run(
         if refusal is not None:
             raise refusal
         if finished is not None:
-            if finished.get("identity") != identity:
-                raise InputError(
-                    f"{folder.path} was made with other weights, code or images: give --overwrite to run again"
-                )
+            if fabric.is_global_zero:
+                folder.begin(setup.config(), identity, overwrite=False)
             display.say(f"{folder.path} is finished already: test error {finished['test_error']:.2f} %")
             return finished
         for note in setup.notes:
@@ -133,7 +130,7 @@ def _train(
         fabric.barrier()
         if fabric.is_global_zero:
             held.enter_context(locked(folder.path, wait=False))
-            folder.begin(setup.config(), overwrite=overwrite)
+            folder.begin(setup.config(), identity, overwrite=overwrite)
         fabric.barrier()
         training = _training(setup, identity, distiller, player, stream, runtime, fabric, folder, display)
         if training.restore():

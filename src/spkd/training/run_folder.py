@@ -14,10 +14,10 @@ import yaml
 
 from spkd.errors import InputError
 from spkd.files import write_text_atomically
-from spkd.training.places import without_places
 
 MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
 """First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
+_IDENTITY = "# Made of: "
 
 OWN_FILES = (
     "config.yaml",
@@ -68,6 +68,13 @@ class RunFolder:
         except (yaml.YAMLError, TypeError, ValueError) as error:
             raise InputError(f"{path} is damaged; remove it or choose another --out") from error
 
+    def identity(self) -> str | None:
+        """Return the hash of what the run is made of, as ``config.yaml`` says it."""
+        if self.config() is None:
+            return None
+        lines = (self.path / "config.yaml").read_text(encoding="utf-8").splitlines()
+        return next((line.removeprefix(_IDENTITY) for line in lines if line.startswith(_IDENTITY)), None)
+
     def result(self) -> dict[str, Any] | None:
         """Return what ``result.json`` holds, or ``None`` where the run has not finished, or the file is damaged.
 
@@ -79,12 +86,12 @@ class RunFolder:
         except ValueError:
             return None
 
-    def check(self, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    def check(self, config: Mapping[str, Any], identity: str, *, resume: bool, overwrite: bool) -> None:
         """Refuse a folder that a run of ``config`` may not be written to; write nothing.
 
         Raises:
-            InputError: when it already holds a run and neither flag is given, when ``resume`` meets a run of
-                another configuration (the differing fields are named), or when it holds something else.
+            InputError: when it already holds a run and neither flag is given, when ``resume`` meets another run
+                (see :meth:`refuse_other`), or when it holds something else.
         """
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other: give one")
@@ -95,9 +102,9 @@ class RunFolder:
         if self.has_begun() and not (resume or overwrite):
             raise InputError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
         if self.has_begun() and resume:
-            self.refuse_other(config)
+            self.refuse_other(config, identity)
 
-    def begin(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
+    def begin(self, config: Mapping[str, Any], identity: str, *, overwrite: bool) -> None:
         """Write ``config.yaml``, for a new run after removing an earlier run's files.
 
         Of a run that goes on it says anew where weights and images lie.
@@ -113,7 +120,7 @@ class RunFolder:
                 for path in self.path.glob(pattern):
                     _remove(path)
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        write_text_atomically(self.path / "config.yaml", f"{MARK}\n{text}")
+        write_text_atomically(self.path / "config.yaml", f"{MARK}\n{_IDENTITY}{identity}\n{text}")
 
     def begin_anew(self) -> None:
         """Have the next run in this folder begin anew, whatever it goes on from: remove result and checkpoint.
@@ -129,21 +136,20 @@ class RunFolder:
         """Return whether there is a run to go on with, or its result: one that was refused at once leaves neither."""
         return self.config() is not None and (self.checkpoint.exists() or (self.path / "result.json").exists())
 
-    def refuse_other(self, config: Mapping[str, Any]) -> None:
-        """Refuse a run of another configuration, naming the fields that differ; do nothing where there is none.
+    def refuse_other(self, config: Mapping[str, Any], identity: str) -> None:
+        """Refuse a run that is made of something else, naming the fields that differ; do nothing where there is none.
 
-        Places may differ: whether what lies there is the same, the run's identity tells.
+        The identity decides: a run whose images or weights only lie elsewhere is the same.
 
         Raises:
-            InputError: when the folder holds a run that was not made with ``config``.
+            InputError: when the folder holds another run.
         """
         present = self.config()
-        if present is None:
+        if present is None or self.identity() == identity:
             return
-        before, now = without_places(present), without_places(config)
-        differing = [key for key in before | now if before.get(key) != now.get(key)]
+        differing = [key for key in present | dict(config) if present.get(key) != config.get(key)]
         if not differing:
-            return
+            raise InputError(f"{self.path} was made with other weights, code or images: give --overwrite to run again")
         shown = "; ".join(f"{key} was {present.get(key)!r}, is {config.get(key)!r}" for key in differing[:3])
         raise InputError(
             f"{self.path} holds a run of another configuration: {shown}. Give --overwrite or another --out"

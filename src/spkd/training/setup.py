@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,10 +30,10 @@ from spkd.models.network import HeadMismatch
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
 from spkd.training.options import Request, Runtime
-from spkd.training.places import absolute, without_place, without_places
 from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.tape import Tape
 
+_CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
 _LOSSES = 4  # sets this seed apart from those of the stream and of the steps
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
@@ -78,8 +79,8 @@ class Setup:
         request, recipe = self.request, asdict(self.recipe)
         losses = recipe.pop("losses")
         network: dict[str, Any] = {
-            "model" if request.teacher is None else "student": absolute(request.model),
-            "weights": absolute(request.weights),
+            "model" if request.teacher is None else "student": _absolute(request.model),
+            "weights": _absolute(request.weights),
         }
         data = asdict(request.data)
         for how in ("workers", "download"):
@@ -88,17 +89,17 @@ class Setup:
             recipe.pop("teacher_precision")
         else:
             network |= {
-                "teacher": absolute(request.teacher),
-                "teacher_weights": absolute(request.teacher_weights),
-                "method": absolute(request.method),
+                "teacher": _absolute(request.teacher),
+                "teacher_weights": _absolute(request.teacher_weights),
+                "method": _with_absolute_code(request.method),
                 "taps": list(request.taps),
             }
         return {
             **network,
             "replace_head": request.replace_head,
             **data,
-            "data": absolute(data["data"]) if data["data"] not in ("digits", *VISION_SETS) else data["data"],
-            "data_root": absolute(data["data_root"]),
+            "data": _absolute(data["data"]) if data["data"] not in ("digits", *VISION_SETS) else data["data"],
+            "data_root": _absolute(data["data_root"]),
             "image_size": self.image_size,
             "seed": request.seed,
             "recipe": recipe.pop("name"),
@@ -110,10 +111,23 @@ class Setup:
     def identity(self) -> str:
         """Return a hash of the configuration, of the weights and code files that it names, and of the images.
 
-        Where these lie is left out.
+        Where images, saved models and files of weights lie is left out: their content is in it.
         """
-        config, files = without_places(self.config()), _file_hashes(self.request)
-        decided = {"config": config, "files": files, "images": self.data.fingerprint()}
+        config, data = self.config(), self.data
+        for name in ("data", "data_root"):
+            config.pop(name)
+        for name in ("model", "student", "teacher"):
+            if name in config and find_saved(config[name]) is not None:
+                config[name] = "a saved model"
+        for name in ("weights", "teacher_weights"):
+            if config.get(name) is not None and Path(config[name]).is_file():
+                config[name] = "a file"
+        decided = {
+            "config": config,
+            "files": _file_hashes(self.request),
+            "images": data.fingerprint(),
+            "seen": [data.flip, data.normalisation_mean, data.normalisation_std],
+        }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
@@ -301,10 +315,9 @@ def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: R
     files = _file_hashes(replace(request, model="", weights=None, method="none"))
     saved = find_saved(str(request.teacher))
     return {
-        "teacher": without_place(absolute(request.teacher)) if saved is None else read_info(saved).spec,
+        "teacher": _absolute(request.teacher) if saved is None else read_info(saved).spec,
         "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
         "teacher_files": files,
-        "data": data.name,
         "images": data.fingerprint(),
         "image_size": image_size,
         "augmentation": f"{AUGMENTATION}{' and flip' if data.flip else ''}",
@@ -324,18 +337,34 @@ def _file_hashes(request: Request) -> dict[str, str]:
     }
     hashes = {}
     for option, text in named.items():
-        if text is None:
+        if not text:
             continue
         for reference in term_names(text) if option == "method" else (text.partition("?")[0],):
             if ":" in reference and not Path(reference).exists():
-                hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference))
+                hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
         saved = find_saved(text)
         file = saved / "model.safetensors" if saved is not None else Path(text)
         if file.is_file():
             hashes[option] = _sha256(file)
+            description = file.with_name("model.json")
+            if file.name == "model.safetensors" and description.is_file():
+                hashes[f"{option} description"] = _sha256(description)
         if saved is not None:
-            hashes[f"{option} description"] = _sha256(saved / "model.json")
+            code = Path(read_info(saved).spec.partition("?")[0].rpartition(":")[0])
+            if code.suffix == ".py" and code.is_file():
+                hashes[f"{option} code"] = _sha256(code)
     return hashes
+
+
+def _absolute(text: str | None) -> str | None:
+    """Return ``text`` with the paths in it that exist made absolute, so that it means the same from any folder."""
+    if text is None or Path(text).exists():
+        return None if text is None else str(Path(text).resolve())
+    return _with_absolute_code(text)
+
+
+def _with_absolute_code(text: str) -> str:
+    return _CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if Path(found[0]).is_file() else found[0], text)
 
 
 def _sha256(path: Path) -> str:
