@@ -14,11 +14,12 @@ import inspect
 import sys
 import traceback
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import cast
 
 from spkd.errors import InputError, nearest, one_line
 
+_USER = "spkd_user_"  # begins the names of modules that are made of a file
 _LIBRARIES = frozenset({"torch", "torchvision", "timm", "spkd", *sys.stdlib_module_names})
 _WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
 
@@ -87,14 +88,16 @@ def code_digest(found: object, reference: str | None = None) -> str:
     """Return a hash of the files in which an object is written; of a class also those of what it derives from.
 
     What belongs to Python, PyTorch, torchvision, timm or this package is left out. With the ``reference`` by which it
-    was imported, the file is hashed in which that name stands, too: what a call has made tells of no file.
+    was imported, the file is hashed in which that name stands, since what a call has made tells of no file, and what
+    that imports of its neighbours.
     """
     classes = found.__mro__ if isinstance(found, type) else (found,)
     digest = hashlib.sha256()
     where = "" if reference is None else reference.rpartition(":")[0]
     if where and where.partition(".")[0] not in _LIBRARIES:
-        file = where if where.endswith(".py") else getattr(sys.modules[where], "__file__", None)
-        digest.update(Path(file).expanduser().read_bytes() if file is not None else where.encode())
+        first = _import_file(where) if where.endswith(".py") else _import_module(where)
+        for file in sorted(_own_files(first, first, set()), key=lambda file: (file.name, file)):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
     for one in classes:
         module = getattr(one, "__module__", None) or ""
         if module.partition(".")[0] in _LIBRARIES:
@@ -104,6 +107,37 @@ def code_digest(found: object, reference: str | None = None) -> str:
         except (TypeError, OSError):  # made by a call, or written in no file
             digest.update(f"{module}.{getattr(one, '__qualname__', one)}".encode())
     return digest.hexdigest()
+
+
+def _own_files(module: ModuleType, first: ModuleType, known: set[Path]) -> set[Path]:
+    """Return, with ``known``, the file of a module and of those below it that it uses.
+
+    Below ``first``: what lies in its folder, or of a package's module what is of the same package.
+    """
+    file = getattr(module, "__file__", None)
+    if file is None or (path := Path(file).resolve()) in known:
+        return known
+    known.add(path)
+    for value in list(vars(module).values()):
+        if isinstance(value, ModuleType):
+            name = value.__name__
+            if name.startswith(f"{module.__name__}."):
+                continue  # which of a package's modules hang on it depends on what else has been imported
+        else:
+            name = value.__module__ if isinstance(value, type | FunctionType) else type(value).__module__
+        other = sys.modules.get(name)
+        if other is not None and _belongs(other, first):
+            _own_files(other, first, known)
+    return known
+
+
+def _belongs(module: ModuleType, first: ModuleType) -> bool:
+    file, own = getattr(module, "__file__", None), getattr(first, "__file__", None)
+    if file is None or own is None or "site-packages" in Path(file).parts:
+        return False
+    if first.__name__.startswith(_USER):
+        return Path(file).resolve().is_relative_to(Path(own).resolve().parent)
+    return module.__name__.partition(".")[0] == first.__name__.partition(".")[0]
 
 
 def failure(error: BaseException, file: str | None = None) -> str:
@@ -142,7 +176,7 @@ def _import_file(name: str) -> ModuleType:
         digest = hashlib.sha256(bytes(path) + b"\0" + path.read_bytes()).hexdigest()[:12]
     except OSError as error:
         raise InputError(f"file {name} cannot be read: {error.strerror}; check its permissions") from error
-    module_name = f"spkd_user_{path.stem}_{digest}"
+    module_name = f"{_USER}{path.stem}_{digest}"
     if module_name in sys.modules:
         return sys.modules[module_name]
     _append_to_path(path.parent)

@@ -16,6 +16,7 @@ from scipy import stats
 import spkd
 from spkd.cli.main import main
 from spkd.training.recipe import PRESETS
+from spkd.training.run_folder import RunFolder
 
 CPU = ["--accelerator", "cpu"]
 
@@ -169,6 +170,23 @@ def test_compare_refuses_a_folder_of_another_configuration(
     captured = capsys.readouterr()
     assert code == 2
     assert "lr was 0.1, is 0.05" in captured.err.splitlines()[-1]
+
+
+def test_a_comparison_among_the_images_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    assert main(["compare", "--data", str(tmp_path), "--student", "wrn-10-1", "--out", str(tmp_path / "cmp")]) == 2
+    assert "lie in each other: choose another --out" in capsys.readouterr().err
+    assert not (tmp_path / "cmp").exists()
+
+
+def test_going_on_with_a_run_on_other_images_without_its_options_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    RunFolder(tmp_path / "run").begin({"data": "/home/me/photos"}, "a0b1", overwrite=False)
+    assert main(["distill", "--resume", "--out", "run"]) == 2
+    assert "run holds a run on /home/me/photos" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"], "a teacher was trained first"
 
 
 def test_compare_runs_again_what_it_is_told_to_overwrite(

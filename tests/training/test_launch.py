@@ -211,6 +211,17 @@ def test_a_stop_leaves_a_checkpoint_that_goes_on(
     assert "going on from" in again.stderr
 
 
+def test_a_signal_before_there_is_anything_to_save_is_an_interruption(
+    options: list[str], tmp_path: Path, running: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = running(*options, "--devices", "2", "--out", str(tmp_path / "run"))
+    while len(children(process)) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.strip()) == (130, "spkd: error: interrupted")
+
+
 @pytest.mark.parametrize(
     ("number", "line"),
     [

@@ -1,6 +1,7 @@
 """What is played is what the teacher would have said."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from spkd.data.options import DataOptions
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.training import recording
@@ -146,6 +148,25 @@ def test_a_damaged_part_is_noticed_and_recorded_again(tiny: str, teacher: Path, 
     assert_same_run(tmp_path / "sound", tmp_path / "damaged")
 
 
+def test_recording_ahead_notices_what_is_damaged(tiny: str, teacher: Path, tmp_path: Path, heard: Any) -> None:
+    tape = tmp_path / "tape"
+    record(request(tiny, teacher), ["kd"], tape, CPU, Silent())
+    sound = (tape / "logits.data").read_bytes()
+    (tape / "logits.data").write_bytes(sound[:1000])
+    record(request(tiny, teacher), ["kd"], tape, CPU, heard)
+    assert (tape / "logits.data").read_bytes() == sound
+    assert any(re.search("tape .*: 16 damaged steps, which are recorded again", line) for line in heard.lines)
+
+
+def test_a_tape_among_the_images_is_refused(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures" / "train").mkdir(parents=True)
+    data = DataOptions("pictures", data_root=str(tmp_path))
+    wanted = request(tiny, teacher, data=data)
+    with pytest.raises(InputError, match=r"--tape .* lie in each other"):
+        run(wanted, tmp_path / "run", replace(CPU, tape=str(tmp_path / "pictures" / "tape")), Silent())
+    assert list((tmp_path / "pictures").iterdir()) == [tmp_path / "pictures" / "train"]
+
+
 def test_recording_that_is_stopped_goes_on(tiny: str, teacher: Path, tmp_path: Path) -> None:
     tape = tmp_path / "tape"
     assert record(request(tiny, teacher), ["sp"], tape, replace(CPU, max_time="0"), Silent()) is None
@@ -278,7 +299,8 @@ def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Pa
     """The others would play the step, and the one that asked would wait for them."""
     record(request(tiny, teacher), ["kd"], tmp_path / "tape", CPU, Silent())
     path = tmp_path / "tape" / "logits.data"
-    path.write_bytes(bytes([path.read_bytes()[0] ^ 255]) + path.read_bytes()[1:])
+    sound = path.read_bytes()
+    path.write_bytes(bytes([sound[0] ^ 255]) + sound[1:-1000])
     setup, tape = set_up(request(tiny, teacher, method="kd")), Tape.open(tmp_path / "tape")
     assert tape is not None
     assert setup.teacher is not None
@@ -287,7 +309,7 @@ def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Pa
     player = Player(tape, setup.objective, distiller, torch.device("cpu"), (1, 2), there)
     with pytest.raises(RunFailed, match=r"is damaged at step 1: the same command, .* records that part again"):
         player(0, torch.rand(32, 1, 8, 8))
-    assert tape.is_recorded(setup.objective.memories, 16).tolist() == [False, *[True] * 15]
+    assert tape.is_recorded(setup.objective.memories, 16).tolist() == [False, *[True] * 14, False], "all are marked"
     assert player(1, torch.rand(32, 1, 8, 8))["kd"].shape == (32, 10)
 
 

@@ -194,6 +194,40 @@ def test_what_a_call_has_made_is_told_apart_by_its_file(tiny_source: str, tmp_pa
     assert len(made) == 2
 
 
+def test_a_neighbour_that_the_code_imports_is_noticed(tiny_source: str, tmp_path: Path) -> None:
+    neighbour, path = tmp_path / "noticed_rate.py", tmp_path / "net.py"
+    neighbour.write_text("def rate():\n    return 0.1\n")
+    path.write_text(f"import noticed_rate\n{tiny_source}")
+    wanted = Request(model=f"{path}:Tiny")
+    before = identity(wanted)
+    (tmp_path / "unused.py").write_text("")
+    assert identity(wanted) == before
+    neighbour.write_text("def rate():\n    return 0.2\n")
+    assert identity(wanted) != before
+
+
+def test_a_saved_network_finds_its_code_after_both_were_moved(tiny_source: str, tiny: str, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "c++"
+    (old / "nets").mkdir(parents=True)
+    (old / "nets" / "net.py").write_text(tiny_source)
+    made = Request(model=f"{old}/nets/net.py:Tiny?width=8", overrides={"epochs": 1})
+    run(made, old / "runs" / "teacher", CPU, Silent())
+    taped = replace(CPU, tape=str(tmp_path / "tape"))
+    short = distillation(tiny, old / "runs" / "teacher", epochs=1)
+    result = run(short, tmp_path / "run", taped, Silent())
+    old.rename(new)
+    moved = distillation(tiny, new / "runs" / "teacher", epochs=1)
+    assert spkd.load_model(new / "runs" / "teacher").info.spec == f"{new}/nets/net.py:Tiny?width=8"
+    assert run(moved, tmp_path / "run", CPU, Silent(), resume=True) == result
+    assert run(moved, tmp_path / "played", taped, Silent()) is not None
+    again = replace(made, model=f"{new}/nets/net.py:Tiny?width=8")
+    assert run(again, new / "runs" / "teacher", CPU, Silent(), resume=True) is not None
+    with pytest.raises(InputError, match="another configuration"):
+        run(
+            replace(made, model=f"{new}/nets/net.py:Tiny?width=4"), new / "runs" / "teacher", CPU, Silent(), resume=True
+        )
+
+
 def test_the_code_of_a_saved_teacher_and_what_lies_beside_weights_are_noticed(
     tiny_source: str, tiny: str, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from spkd.errors import InputError
-from spkd.training.run_folder import MARK, RunFolder
+from spkd.training.run_folder import MARK, RunFolder, refuse_inputs
 
 CONFIG: dict[str, object] = {"model": "wrn-10-1", "seed": 0}
 MADE_OF = "a0b1"
@@ -129,8 +129,10 @@ def test_an_input_is_not_written_over(tmp_path: Path) -> None:
         ("data", "teacher", "data/student"),
     ):
         with pytest.raises(InputError, match=f"--{option} "):
-            RunFolder(tmp_path / out).refuse_inputs({option: str(tmp_path / named)})
-    RunFolder(tmp_path / "run").refuse_inputs({"data": str(tmp_path / "data"), "teacher": None, "model": "wrn-10-1"})
+            refuse_inputs("--out", tmp_path / out, {option: str(tmp_path / named)})
+    refuse_inputs("--out", tmp_path / "run", {"data": str(tmp_path / "data"), "teacher": None, "model": "wrn-10-1"})
+    with pytest.raises(InputError, match=r"--out .*/new and --tape .*/new lie in each other: choose another --out"):
+        refuse_inputs("--out", tmp_path / "new", {"tape": str(tmp_path / "new")})
 
 
 def test_a_damaged_result_is_none_and_a_damaged_config_one_clear_line(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def distill(options: Namespace) -> int:
     _print(network_table(rows))
     if (gain := gain_text(rows)) is not None:
         print(gain)
+    if len(rows) > 2:
+        print(f"the student alone is in {out}-alone")
     print(f"saved in {out / 'student'}; for a file to deploy: spkd export {shlex.quote(str(out))}")
     return 0
 

@@ -262,5 +262,9 @@ def _add_training(
 def _add_out(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("where to")
     _add_text(group, "out", "folder of the run (default: below runs/, named by what is trained)")
-    group.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the folder's checkpoint, with the same options (or --config OUT/config.yaml)",
+    )
     group.add_argument("--overwrite", action="store_true", help="remove the run that the folder holds")

@@ -194,6 +194,8 @@ def find_saved(folder: str | Path) -> Path | None:
 def read_info(folder: Path) -> ModelInfo:
     """Return what ``folder/model.json`` says.
 
+    A file of code that has been moved is looked for in the folders above this one, then in the working folder.
+
     Raises:
         InputError: when it is not JSON or lacks a field.
     """
@@ -205,7 +207,7 @@ def read_info(folder: Path) -> ModelInfo:
             std=tuple(float(value) for value in content["normalisation"]["std"]),
         )
         return ModelInfo(
-            spec=str(content["spec"]),
+            spec=_where_it_lies(str(content["spec"]), folder),
             classes=tuple(str(name) for name in content["classes"]),
             channels=int(content["channels"]),
             image_size=int(content["image_size"]),
@@ -214,6 +216,21 @@ def read_info(folder: Path) -> ModelInfo:
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{path} does not describe a saved model: {reason}; save the model again.") from error
+
+
+def _where_it_lies(spec: str, folder: Path) -> str:
+    """Return a spec whose file of code is there, if it can be found: the network may have been moved with its code."""
+    reference, mark, arguments = spec.partition("?")
+    where, _, name = reference.rpartition(":")
+    path = Path(where)
+    if path.suffix != ".py" or path.is_file():
+        return spec
+    for above in (*folder.resolve().parents, Path.cwd()):
+        for first in range(1, len(path.parts)):
+            candidate = above.joinpath(*path.parts[first:])
+            if candidate.is_file():
+                return f"{candidate}:{name}{mark}{arguments}"
+    return spec
 
 
 def not_saved(folder: Path) -> str:

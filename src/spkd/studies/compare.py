@@ -26,7 +26,7 @@ from spkd.studies.work import tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
 from spkd.training.run import slug, software
-from spkd.training.run_folder import RunFolder
+from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import pinned, set_up
 from spkd.training.tape import Tape
 
@@ -57,6 +57,7 @@ def compare(
         RunFailed: when runs failed, after the others finished.
     """
     methods = _checked(methods, seeds)
+    refuse_inputs("--out", out, request.paths())
     deadline = runtime.deadline()
     if request.teacher is None and any(method != BASELINE for method in methods):
         with_teacher = request_with_teacher(request, default_teacher, runtime, display())

@@ -34,6 +34,7 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
 
     Raises:
         InputError: for more processes than the machine can be meant to run.
+        KeyboardInterrupt: when a signal came before there was anything to save.
     """
     if processes > max(usable_cpus(), MOST_PROCESSES):
         raise InputError(f"--devices {processes}: this machine has {usable_cpus()} processor cores; give fewer")
@@ -43,13 +44,15 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
         workers: list[BaseProcess] = [
             context.Process(target=_work, args=(main, list(arguments), rank, said[rank])) for rank in range(processes)
         ]
-        with _signals_to(workers):
+        with _signals_to(workers) as received:
             for worker in workers:
                 worker.start()
             first = _watch(workers)
         codes = [worker.exitcode or 0 for worker in workers]
         if first is None:
             return codes[0]
+        if codes[first] == -signal.SIGTERM and received:  # before it could note a signal and save
+            raise KeyboardInterrupt
         if codes[first] < 0:
             name = signal.Signals(-codes[first]).name
             line = f"process {first + 1} of {processes} died ({name}), so the run has ended; {to_go_on}"
@@ -112,8 +115,8 @@ def _environment(processes: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _signals_to(workers: Sequence[BaseProcess]) -> Iterator[None]:
-    """Hand the first SIGINT or SIGTERM on; kill at a second one."""
+def _signals_to(workers: Sequence[BaseProcess]) -> Iterator[list[int]]:
+    """Hand the first SIGINT or SIGTERM on; kill at a second one; give the list of those received."""
     received: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
@@ -124,7 +127,7 @@ def _signals_to(workers: Sequence[BaseProcess]) -> Iterator[None]:
 
     earlier = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from spkd.data.options import DataOptions
@@ -31,6 +32,19 @@ class Request:
     recipe: str | None = None
     overrides: Mapping[str, object] = field(default_factory=dict)
     seed: int = 0
+
+    def paths(self) -> dict[str, str | None]:
+        """Return by option what may be a path, which is not to be written to."""
+        data, root = self.data.data, self.data.data_root
+        below = Path(root or ".") / data
+        return {
+            "data": str(below) if not Path(data).is_dir() and below.is_dir() else data,
+            "data_root": root,
+            "model": self.model,
+            "weights": self.weights,
+            "teacher": self.teacher,
+            "teacher_weights": self.teacher_weights,
+        }
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class Player:
     def _record(self, step: int, images: Tensor) -> dict[str, Tensor]:
         alone = self._recorded is not None and self._recorded[step]
         if self._distiller is None or alone:
-            self._tape.forget(step, self._objective.memories)
+            self._tape.forget_damaged()
             raise RunFailed(
                 f"--tape {self._tape.folder} is damaged at step {step + 1}: the same command, with --resume if there "
                 "is a checkpoint, records that part again"
@@ -225,6 +225,9 @@ def record(
     limit = seconds(runtime.max_time)
     deadline = None if limit is None else time.monotonic() + limit
     runtime = replace(runtime, tape=str(folder))
+    earlier = Tape.open(Path(folder))
+    if earlier is not None and (damaged := earlier.forget_damaged()):
+        display.say(f"tape {folder}: {damaged:,} damaged steps, which are recorded again")
     setup = set_up(replace(request, method=joined_methods(methods)), runtime)
     fabric = make_fabric(runtime)
     try:

@@ -36,7 +36,7 @@ from spkd.training.recording import (
     recorder,
     require_one_tape,
 )
-from spkd.training.run_folder import RunFolder
+from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import Setup, set_up
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run(
     folder = RunFolder(Path(out))
     setup = set_up(request, runtime)
     fabric = make_fabric(runtime, setup.recipe.precision)
-    folder.refuse_inputs(_inputs(request, runtime))
+    refuse_inputs("--out", folder.path, {**request.paths(), "tape": runtime.tape})
     refusal, identity = None, setup.identity()
     try:
         folder.check(setup.config(), identity, resume=resume, overwrite=overwrite)
@@ -190,19 +190,6 @@ def slug(text: str) -> str:
 
 def _title(setup: Setup) -> str:
     return f"{setup.request.model} {'alone' if setup.request.teacher is None else setup.request.method}"
-
-
-def _inputs(request: Request, runtime: Runtime) -> dict[str, str | None]:
-    """Return the paths that the request names, by option, which its run must not write to."""
-    return {
-        "data": request.data.data,
-        "data_root": request.data.data_root,
-        "model": request.model,
-        "weights": request.weights,
-        "teacher": request.teacher,
-        "teacher_weights": request.teacher_weights,
-        "tape": runtime.tape,
-    }
 
 
 def _distiller(

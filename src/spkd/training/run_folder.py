@@ -152,25 +152,9 @@ class RunFolder:
             raise InputError(f"{self.path} was made with other weights, code or images: give --overwrite to run again")
         shown = "; ".join(f"{key} was {present.get(key)!r}, is {config.get(key)!r}" for key in differing[:3])
         raise InputError(
-            f"{self.path} holds a run of another configuration: {shown}. Give --overwrite or another --out"
+            f"{self.path} holds a run of another configuration: {shown}. Give --overwrite, another --out, or its own "
+            f"options by --config {self.path / 'config.yaml'}"
         )
-
-    def refuse_inputs(self, inputs: Mapping[str, str | None]) -> None:
-        """Refuse to write where an input lies, or into a folder of images.
-
-        Args:
-            inputs: a path or None, by the option that names it.
-
-        Raises:
-            InputError: when an input lies in this folder, or this folder in that of ``data``.
-        """
-        own = self.path.resolve()
-        for option, named in inputs.items():
-            if named is None or not Path(named).exists():
-                continue
-            given = Path(named).resolve()
-            if own in (given, *given.parents) or (option == "data" and given in own.parents):
-                raise InputError(f"--out {self.path} and --{option} {named} lie in each other: choose another --out")
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write ``metrics.csv`` anew: one row per epoch, the union of the rows' keys as columns."""
@@ -184,6 +168,26 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``: the last thing that a run does."""
         write_text_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def refuse_inputs(option: str, path: Path, inputs: Mapping[str, str | None]) -> None:
+    """Refuse to write where an input lies, or into a folder of images.
+
+    Args:
+        option: that names the folder to be written to.
+        path: the folder.
+        inputs: a path or None, by the option that names it.
+
+    Raises:
+        InputError: when an input lies in the folder, or the folder in that of ``data``.
+    """
+    own = path.resolve()
+    for other, named in inputs.items():
+        if named is None or not (other == "tape" or Path(named).exists()):
+            continue
+        given = Path(named).resolve()
+        if own in (given, *given.parents) or (other == "data" and given in own.parents):
+            raise InputError(f"{option} {path} and --{other} {named} lie in each other: choose another {option}")
 
 
 def _holds_files(path: Path) -> bool:

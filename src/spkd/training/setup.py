@@ -31,6 +31,7 @@ from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
+from spkd.training.run_folder import refuse_inputs
 from spkd.training.tape import Tape
 
 _CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
@@ -111,17 +112,18 @@ class Setup:
     def identity(self) -> str:
         """Return a hash of the configuration, of the weights and code files that it names, and of the images.
 
-        Where images, saved models and files of weights lie is left out: their content is in it.
+        Where these lie is left out.
         """
         config, data = self.config(), self.data
         for name in ("data", "data_root"):
             config.pop(name)
         for name in ("model", "student", "teacher"):
-            if name in config and find_saved(config[name]) is not None:
-                config[name] = "a saved model"
+            if name in config:
+                config[name] = "a saved model" if find_saved(config[name]) is not None else _code_name(config[name])
         for name in ("weights", "teacher_weights"):
             if config.get(name) is not None and Path(config[name]).is_file():
                 config[name] = "a file"
+        config["method"] = _CODE_FILE.sub(lambda found: Path(found[0]).name, self.request.method)
         decided = {
             "config": config,
             "files": _file_hashes(self.request),
@@ -148,6 +150,8 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     """
     request = replace(request, method=method_label(request.method))
     _check_request(request)
+    if runtime is not None and runtime.tape is not None:
+        refuse_inputs("--tape", Path(runtime.tape), request.paths())
     data = load_data(request.data)
     notes = list(data.notes)
     image_size = _image_size(request, data)
@@ -315,7 +319,7 @@ def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: R
     files = _file_hashes(replace(request, model="", weights=None, method="none"))
     saved = find_saved(str(request.teacher))
     return {
-        "teacher": _absolute(request.teacher) if saved is None else read_info(saved).spec,
+        "teacher": _code_name(str(request.teacher) if saved is None else read_info(saved).spec),
         "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
         "teacher_files": files,
         "images": data.fingerprint(),
@@ -349,11 +353,16 @@ def _file_hashes(request: Request) -> dict[str, str]:
             description = file.with_name("model.json")
             if file.name == "model.safetensors" and description.is_file():
                 hashes[f"{option} description"] = _sha256(description)
-        if saved is not None:
-            code = Path(read_info(saved).spec.partition("?")[0].rpartition(":")[0])
-            if code.suffix == ".py" and code.is_file():
-                hashes[f"{option} code"] = _sha256(code)
+        if saved is not None and ":" in (reference := read_info(saved).spec.partition("?")[0]):
+            hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
     return hashes
+
+
+def _code_name(spec: str) -> str:
+    """Return a network's spec with the name of its file of code, without the path."""
+    reference, mark, arguments = spec.partition("?")
+    where, _, name = reference.rpartition(":")
+    return f"{Path(where).name}:{name}{mark}{arguments}" if where.endswith(".py") else spec
 
 
 def _absolute(text: str | None) -> str | None:

@@ -243,6 +243,16 @@ class Tape:
         for name in names:
             self._put(self._path(self.manifest.memories[name], "sums"), 8 * step, bytes(8))
 
+    def forget_damaged(self) -> int:
+        """Read the whole tape, mark the damaged steps as not recorded, and return how many there are."""
+        damaged = 0
+        for name in self.manifest.memories:
+            for step in np.flatnonzero(self._sums(self.manifest.memories[name])).tolist():
+                if self.read(step, [name]) is None:
+                    self.forget(step, [name])
+                    damaged += 1
+        return damaged
+
     def _shape(self, memory: Memory, step: int) -> tuple[int, ...]:
         is_last = (step + 1) % self.manifest.batches_per_epoch == 0
         return memory.last if is_last else memory.full
