@@ -54,11 +54,11 @@ def distill(
     deadline = runtime.deadline()
     alone = alone or request.teacher is None
     if request.teacher is None:
-        begun = RunFolder(Path(out)).config() or {}
-        if resume and begun.get("data", "digits") != request.data.data:
+        begun = RunFolder(Path(out)).config()
+        if resume and begun is not None and begun.get("data") != request.data.data:
             config = Path(out) / "config.yaml"
             raise InputError(
-                f"{out} holds a run on {begun['data']}: to go on with it, give its options, by --config {config}"
+                f"{out} holds a run on {begun.get('data')}: to go on with it, give its options, by --config {config}"
             )
         with_teacher = request_with_teacher(request, default_teacher, runtime, display)
         if with_teacher is None:
