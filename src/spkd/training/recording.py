@@ -82,13 +82,12 @@ class Player:
             found = self._tape.read(step, self._objective.memories)
         if found is None:
             found = self._record(step, images)
-        return {
-            term.name: self._to_device(self._own(found[term.memory]) if _is_divided(term) else found[term.memory])
-            for term in self._objective.terms
-        }
+        return {term.name: self._to_device(self._own(term, found[term.memory])) for term in self._objective.terms}
 
-    def _own(self, value: Tensor) -> Tensor:
-        """Return the rows of this process's images."""
+    def _own(self, term: Term, value: Tensor) -> Tensor:
+        """Return what this process is to have of a memory: the rows of its images, where the term reads no others."""
+        if not term.loss.mean_over_images:
+            return value
         return torch.tensor_split(value, self._parts)[self._part].contiguous()
 
     def _record(self, step: int, images: Tensor) -> dict[str, Tensor]:
@@ -177,7 +176,7 @@ def _said_of_all(distiller: Distiller, objective: Objective, images: Tensor) -> 
     said = distiller.remember(images)
     return {
         term.memory: said[term.name]
-        if division is None or not _is_divided(term)
+        if division is None or not term.loss.mean_over_images
         else _gathered(term, said[term.name], division)
         for term in objective.terms
     }
@@ -191,11 +190,6 @@ def _gathered(term: Term, own: Tensor, division: Division) -> Tensor:
             f"{division.sizes[division.rank]} images; a loss with mean_over_images must remember a row of each"
         )
     return division.gather_any(own)
-
-
-def _is_divided(term: Term) -> bool:
-    """Return whether each of several processes is given what the term remembers of its own images only."""
-    return term.loss.mean_over_images
 
 
 def announcement(tape: Tape, setup: Setup) -> str:
