@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import loss, overhead, startup, step, tape, teacher, whole
+from benchmarks import loss, overhead, startup, step, student, tape, teacher, whole
 from spkd.training.run import hardware, software
 
 MEASUREMENTS = {
     "step": step.measure,
     "overhead": overhead.measure,
     "teacher": teacher.measure,
+    "student": student.measure,
     "tape": tape.measure,
     "whole": whole.measure,
     "loss": loss.measure,

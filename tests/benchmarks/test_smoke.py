@@ -14,11 +14,12 @@ def test_every_measurement_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())["measurements"]
-    assert set(found) == {"step", "overhead", "teacher", "tape", "whole", "loss", "startup"}
+    assert set(found) == {"step", "overhead", "teacher", "student", "tape", "whole", "loss", "startup"}
     differences = found["step"]["relative_difference_of_the_first_loss"]
     assert differences["float32 throughout"] < 1e-4
     assert max(differences.values()) < 0.02
     assert set(found["tape"]["seconds"]) == {"plain teacher", "record", "play"}
+    assert all(timing["median"] > 0 for timing in found["student"]["MobileNet-V3-S"]["seconds"].values())
     assert found["overhead"]["seconds"]["spkd"]["median"] > 0
     assert all(rate > 0 for rate in found["whole"]["training_images_per_second"].values())
     # Of random features: in a step of untrained networks the similarity term hides behind the cross-entropy.

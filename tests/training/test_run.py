@@ -392,6 +392,17 @@ def test_mixed_precision_trains_and_resumes(tiny: str, teacher: Path, tmp_path: 
     assert equal(straight, stopped)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_depthwise_convolutions_stay_in_float32_in_mixed_precision(
+    precision: str, heard: Any, tmp_path: Path
+) -> None:
+    model = "spkd.models.mobilenet_v1:mobilenet_v1?width=0.05"
+    request = Request(model=model, overrides={"epochs": 1, "precision": precision})
+    assert run(request, tmp_path / "run", Runtime("cpu", max_time="0"), heard) is None
+    said = any(line.startswith("student: 13 depthwise convolutions in float32") for line in heard.lines)
+    assert said == (precision == "bf16-mixed")
+
+
 @pytest.mark.parametrize("emulated", [True, False])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_emulated_bfloat16_is_warned_of(

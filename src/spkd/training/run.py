@@ -21,6 +21,7 @@ from spkd.errors import InputError, one_line
 from spkd.files import locked
 from spkd.models.classifier import same_classes, save_classifier
 from spkd.models.cost import parameter_count
+from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.devices import given_up, make_fabric, require_one_folder
@@ -219,6 +220,10 @@ def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Di
     student = setup.student
     if fabric.device.type == "cpu" or setup.recipe.precision != "32-true":
         student.to(memory_format=torch.channels_last)
+    if fabric.device.type == "cpu" and setup.recipe.precision == "bf16-mixed":
+        count = depthwise_in_float32(student)
+        if count:
+            display.say(f"student: {count} depthwise convolutions in float32, which is quicker here than bfloat16")
     if runtime.sync_batchnorm:
         if fabric.device.type != "cuda":
             raise InputError("--sync_batchnorm needs GPUs: PyTorch has no such batch norm for the CPU")
