@@ -136,7 +136,7 @@ def test_a_comparison_s_students_play_one_tape_and_its_status_is_shown(
 ) -> None:
     folder, _ = comparison
     printed = succeed(capsys, "status", str(folder))
-    assert "12 tasks: 12 done, 0 running, 0 failed, 0 missing" in printed
+    assert "12 tasks: 12 done, 0 running, 0 failed, 0 stopped, 0 missing" in printed
     error = json.loads((folder / "sp" / "seed-1" / "result.json").read_text())["test_error"]
     row = next(line for line in printed.splitlines() if "sp/seed-1" in line)
     assert row.split()[1:] == ["training", "done", "test", "error", f"{error:.2f}", "%"]

@@ -268,6 +268,10 @@ def test_a_signal_stops_with_checkpoints_and_the_next_call_goes_on(tiny: str, te
     assert not state.failed
     assert state.missing
     assert not (folder / "seed-2").exists()
+    stopped = [task for task in study_state(folder) if task.state == "stopped"]
+    assert stopped
+    assert all(0 <= done < total == 30 for done, total in (task.epochs for task in stopped))
+    assert states(folder)["seed-2"] == "missing"
     again = study(tasks, folder)
     assert not again.missing
     assert "going on from" in "".join((folder / f"seed-{seed}" / "task.log").read_text() for seed in range(2))

@@ -393,9 +393,7 @@ def test_mixed_precision_trains_and_resumes(tiny: str, teacher: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_depthwise_convolutions_stay_in_float32_in_mixed_precision(
-    precision: str, heard: Any, tmp_path: Path
-) -> None:
+def test_depthwise_convolutions_stay_in_float32_in_mixed_precision(precision: str, heard: Any, tmp_path: Path) -> None:
     model = "spkd.models.mobilenet_v1:mobilenet_v1?width=0.05"
     request = Request(model=model, overrides={"epochs": 1, "precision": precision})
     assert run(request, tmp_path / "run", Runtime("cpu", max_time="0"), heard) is None

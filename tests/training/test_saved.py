@@ -7,6 +7,7 @@ import pytest
 
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
+from spkd.training.run_folder import MARK
 from spkd.training.saved import evaluate_saved, own_data, real_images
 
 
@@ -15,6 +16,16 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
     assert own_data(teacher, {"workers": 0}).workers == 0
     assert own_data(teacher, {"data": "cifar10", "data_root": "x"}) == DataOptions(data="cifar10", data_root="x")
     assert own_data(tmp_path, {"data": "digits"}) == DataOptions(data="digits")
+
+
+def test_images_that_were_moved_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(f"{MARK}\ndata: {tmp_path / 'photos'}\ntrain_images: 30\n")
+    with pytest.raises(InputError, match=r"the images of .*run are no longer in .*photos: say by --data where"):
+        own_data(tmp_path / "run", {"data": None})
+    assert own_data(tmp_path / "run", {"data": "elsewhere"}).data == "elsewhere"
+    (tmp_path / "photos").mkdir()
+    assert own_data(tmp_path / "run", {}).train_images == 30
 
 
 def test_the_splits_are_the_run_s(teacher: Path) -> None:

@@ -94,8 +94,10 @@ def test_what_a_kill_or_a_fault_left_incomplete_counts_as_not_recorded(tmp_path:
     assert found.read(2, names) is None
     assert found.read(1, names) is not None
     assert found.read(2, ["logits"]) is not None
+    assert {name: found.damaged(name) for name in names} == {names[0]: [2], names[1]: []}
     found.write(2, values(2))
     assert torch.equal(found.read(2, names)["similarity of a.b"], values(2)["similarity of a.b"])  # type: ignore[index]
+    assert found.damaged(names[0]) == []
     found.forget(1, names)
     assert found.recorded(names, 3) == 2
 

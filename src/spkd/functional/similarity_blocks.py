@@ -101,10 +101,10 @@ def distance_and_gradients(
         sums.append(squares)
         slopes.mul_(2 * weight * columns.factors)
         for part in _slices(columns.count, columns.block):
-            gradient[block].addmm_(slopes[:, part], columns.tile(part))
+            gradient[block].addmm_(slopes[:, part], columns.column_tile(part))
             batch_gradient[part].addmm_(slopes[:, part].T, tile)
         # Not beside those of the next block.
-        del tile, slopes
+        del slopes
     value = weight * torch.stack(sums).sum()
     gradient.div_(rows.scales)
     return value, gradient, None if rows is columns else batch_gradient.div_(columns.scales)
@@ -112,6 +112,9 @@ def distance_and_gradients(
 
 class _Rows:
     """Features ``(n, d)``, each row divided by its largest absolute value when a tile of them is asked for.
+
+    Tiles and products lie in rooms that are used again for the next ones: of blocks that are allocated and freed in
+    turn a processor's memory keeps pieces, several times as much as is in use.
 
     Attributes:
         scales: the divisors, see :func:`row_scales`.
@@ -128,14 +131,34 @@ class _Rows:
         self.scales = row_scales(features)
         self.factors = (self.scales / self.scales.amax()).T
         self._whole = features / self.scales if self.is_whole else None
+        self._rooms: dict[str, Tensor] = {}
 
     def tile(self, rows: slice) -> Tensor:
-        if self._whole is not None:
-            return self._whole[rows]
-        return self.features[rows] / self.scales[rows]
+        """Return rows, which are good until the next ones are asked for."""
+        return self._tile("rows", rows)
+
+    def column_tile(self, rows: slice) -> Tensor:
+        """Return rows that stand for columns, beside those of :meth:`tile`; good until the next ones."""
+        return self._tile("columns", rows)
+
+    def products(self, rows: int) -> Tensor:
+        """Return room for ``rows`` rows of products with all of these."""
+        return self._room("products", rows, self.count)
 
     def zeros(self) -> Tensor:
         return self.scales.new_zeros(self.features.shape)
+
+    def _tile(self, name: str, rows: slice) -> Tensor:
+        if self._whole is not None:
+            return self._whole[rows]
+        features = self.features[rows]
+        return self._room(name, *features.shape).copy_(features).div_(self.scales[rows])
+
+    def _room(self, name: str, rows: int, width: int) -> Tensor:
+        room = self._rooms.get(name)
+        if room is None or len(room) < rows:
+            room = self._rooms[name] = self.scales.new_empty(rows, width)
+        return room[:rows]
 
 
 def _rows_and_columns(own: Tensor, batch: Tensor | None) -> tuple[_Rows, _Rows]:
@@ -169,13 +192,13 @@ def _sum_of_squares(difference: Tensor) -> Tensor:
 
 
 def _unit_similarities(tile: Tensor, columns: _Rows) -> tuple[Tensor, Tensor]:
-    """Return rows of G and, ``(rows, 1)``, what the scaled products were divided by."""
+    """Return rows of G, good until the next ones, and, ``(rows, 1)``, what the scaled products were divided by."""
     if columns.is_whole:
         products = tile @ columns.tile(slice(None)).T
     else:
-        products = tile.new_empty(tile.shape[0], columns.count)
+        products = columns.products(tile.shape[0])
         for part in _slices(columns.count, columns.block):
-            products[:, part] = tile @ columns.tile(part).T
+            products[:, part] = tile @ columns.column_tile(part).T
     products.mul_(columns.factors)
     tiny = torch.finfo(products.dtype).tiny
     peak = peaks(products).clamp_min_(tiny)

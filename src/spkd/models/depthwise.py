@@ -1,4 +1,4 @@
-"""Depthwise convolutions under autocast on a processor: in float32, where the library's kernels for bfloat16 are slow."""
+"""Depthwise convolutions under autocast on a processor: in float32, since their kernels for bfloat16 are slow."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from spkd.training.tape import Tape
 
 
 def tape_table(tape: Tape) -> RenderableType:
-    """Return two tables: what decided the tape, and how much there is of each memory."""
+    """Return two tables: what decided the tape, and how much there is of each memory, all of which is read for it."""
     manifest = tape.manifest
     facts = Table(show_header=False)
     facts.add_column("what")
@@ -20,12 +20,15 @@ def tape_table(tape: Tape) -> RenderableType:
     for name, value in {**manifest.identity, **stored, **errors}.items():
         if value not in (None, {}):
             facts.add_row(name.replace("_", " "), Text(str(value), overflow="ellipsis", no_wrap=True))
-    memories = Table("memory", "shape", "each step", "steps recorded", "of it on disk")
+    memories = Table("memory", "shape", "each step", "steps recorded", "damaged", "of it on disk")
     for name, memory in manifest.memories.items():
-        steps = tape.recorded([name], tape.steps(name))
+        damaged = len(tape.damaged(name))
+        steps = tape.recorded([name], tape.steps(name)) - damaged
         size = memory.slot_bytes
         shape = " × ".join(map(str, memory.full))
-        memories.add_row(Text(name), shape, _size(size), f"{steps:,}", _size(steps * size))
+        memories.add_row(
+            Text(name), shape, _size(size), f"{steps:,}", f"{damaged:,}" if damaged else "–", _size(steps * size)
+        )
     epoch = f"{manifest.batches_per_epoch:,} steps make an epoch"
     return Group(facts, memories, epoch)
 

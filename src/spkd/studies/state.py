@@ -65,11 +65,12 @@ class TaskState:
         name: its folder below the study's.
         kind: training, recording or measurement.
         labels: as in the plan.
-        state: done, running, failed or missing.
+        state: done, running, failed, stopped (a training that goes on from its checkpoint) or missing.
         result: of a task that is done, what its ``result.json`` holds.
         reason: of a task that has failed, in one line.
         host: of a task that is running, where.
         since: of a task that is running or has failed, when that began, as of ``time.time()``.
+        epochs: of a training, how many are done and of how many; both 0 before it has begun, and of others.
     """
 
     name: str
@@ -80,6 +81,7 @@ class TaskState:
     reason: str = ""
     host: str = ""
     since: float | None = None
+    epochs: tuple[int, int] = (0, 0)
 
 
 def save_plan(tasks: Sequence[Task], folder: Path) -> None:
@@ -117,14 +119,24 @@ def study_state(folder: Path) -> tuple[TaskState, ...]:
 
 
 def _task_state(study: Path, name: str, kind: str, labels: Mapping[str, Label]) -> TaskState:
-    folder = study / name
-    if (running := read_running(folder)) is not None:
-        return TaskState(name, kind, labels, "running", host=running["host"], since=running["since"])
-    if (failed := _read(folder / FAILED)) is not None:
+    run = RunFolder(study / name)
+    begun, epochs = _progress(run)
+    if (running := read_running(run.path)) is not None:
+        since, host = running["since"], running["host"]
+        return TaskState(name, kind, labels, "running", host=host, since=since, epochs=epochs)
+    if (failed := _read(run.path / FAILED)) is not None:
         return TaskState(name, kind, labels, "failed", reason=str(failed["reason"]), since=failed["since"])
-    if (result := RunFolder(folder).result()) is not None:
+    if (result := run.result()) is not None:
         return TaskState(name, kind, labels, "done", result=result)
-    return TaskState(name, kind, labels, "missing")
+    return TaskState(name, kind, labels, "stopped" if begun else "missing", epochs=epochs)
+
+
+def _progress(run: RunFolder) -> tuple[bool, tuple[int, int]]:
+    """Return whether there is something to go on from, and how many epochs are done and of how many."""
+    try:
+        return run.has_begun(), run.epochs()
+    except InputError:  # a damaged file, which the run itself will complain of
+        return False, (0, 0)
 
 
 def mark_failed(task: Task, study: Path, reason: str) -> None:

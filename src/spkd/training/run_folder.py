@@ -136,6 +136,15 @@ class RunFolder:
         """Return whether there is a run to go on with, or its result: one that was refused at once leaves neither."""
         return self.config() is not None and (self.checkpoint.exists() or (self.path / "result.json").exists())
 
+    def epochs(self) -> tuple[int, int]:
+        """Return how many epochs are done, and of how many; both 0 where no run has begun."""
+        path = self.path / "metrics.csv"
+        try:
+            done = max(0, len(path.read_text(encoding="utf-8").splitlines()) - 1)
+        except OSError:
+            done = 0
+        return done, int((self.config() or {}).get("epochs", 0))
+
     def refuse_other(self, config: Mapping[str, Any], identity: str) -> None:
         """Refuse a run that is made of something else, naming the fields that differ; do nothing where there is none.
 

@@ -85,9 +85,15 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     """Return the images that the run in ``folder`` was made with, with the ``given`` options (None: not given) over it.
 
     Another ``data`` than the run's starts from the defaults.
+
+    Raises:
+        InputError: when no ``data`` is given and the folder of the run's own is not there.
     """
     given = {name: value for name, value in given.items() if value is not None}
     config = _config(folder)
+    own = config.get("data", "")
+    if "data" not in given and Path(own).is_absolute() and not Path(own).exists():
+        raise InputError(f"the images of {folder} are no longer in {own}: say by --data where they are")
     if given.get("data", config.get("data")) == config.get("data"):
         names = {field.name for field in fields(DataOptions)} - {"image_size"}
         given = {**{name: config[name] for name in names & set(config)}, **given}

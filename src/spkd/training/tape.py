@@ -243,14 +243,18 @@ class Tape:
         for name in names:
             self._put(self._path(self.manifest.memories[name], "sums"), 8 * step, bytes(8))
 
+    def damaged(self, name: str) -> list[int]:
+        """Read all that was written of a memory and return the steps whose values do not fit their check sums."""
+        written = np.flatnonzero(self._sums(self.manifest.memories[name])).tolist()
+        return [step for step in written if self.read(step, [name]) is None]
+
     def forget_damaged(self) -> int:
-        """Read the whole tape, mark the damaged steps as not recorded, and return how many there are."""
+        """Mark the damaged steps of all memories as not recorded, and return how many there are."""
         damaged = 0
         for name in self.manifest.memories:
-            for step in np.flatnonzero(self._sums(self.manifest.memories[name])).tolist():
-                if self.read(step, [name]) is None:
-                    self.forget(step, [name])
-                    damaged += 1
+            for step in self.damaged(name):
+                self.forget(step, [name])
+                damaged += 1
         return damaged
 
     def _shape(self, memory: Memory, step: int) -> tuple[int, ...]:

@@ -1,0 +1,38 @@
+"""The table of a tape says how much of it can be played."""
+
+import io
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from spkd.report.tapes import tape_table
+from spkd.training.tape import Manifest, Tape
+
+
+def shown(tape: Tape) -> list[list[str]]:
+    """The cells of the line of each memory."""
+    written = io.StringIO()
+    Console(width=200, file=written).print(tape_table(tape))
+    lines = [line for line in written.getvalue().splitlines() if "logits" in line or "similarity" in line]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
+
+
+def test_damaged_steps_are_counted_and_not_taken_for_recorded(tmp_path: Path) -> None:
+    tape = Tape(tmp_path, Manifest({"seed": 0}, "float32", 2, "32-true", (), {}))
+    full = {"logits": torch.ones(4, 10), "similarity": torch.ones(4, 4)}
+    for name, value in full.items():
+        tape.add(name, value, value)
+    tape.save()
+    for step in range(3):
+        tape.write(step, full)
+    assert shown(tape) == [
+        ["logits", "4 × 10", "0.2 kB", "3", "–", "0.5 kB"],
+        ["similarity", "4 × 4", "0.1 kB", "3", "–", "0.2 kB"],
+    ]
+    content = bytearray((tmp_path / "logits.data").read_bytes())
+    content[0] ^= 1
+    (tmp_path / "logits.data").write_bytes(content)
+    reopened = Tape.open(tmp_path)
+    assert reopened is not None
+    assert [cells[3:5] for cells in shown(reopened)] == [["2", "1"], ["3", "–"]]
