@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller, Remembered
+from spkd.errors import RunFailed
 from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
@@ -66,7 +68,7 @@ def test_losses_that_wait_to_be_read_are_in_the_checkpoint(tmp_path: Path) -> No
     """As on a GPU, where reading each step's would wait for the device."""
     whole, stopped = made(tmp_path / "whole"), made(tmp_path / "stopped")
     assert whole.run("", Limits())
-    stopped._every = PENDING_STEPS
+    stopped._patience = math.inf
     stopped._distiller.train()
     for images, targets in itertools.islice(stopped._stream.epoch(0), 3):
         stopped._step(images, targets)
@@ -76,6 +78,35 @@ def test_losses_that_wait_to_be_read_are_in_the_checkpoint(tmp_path: Path) -> No
     assert resumed.restore()
     assert resumed.run("", Limits())
     assert resumed.state.rows == whole.state.rows
+
+
+@pytest.mark.parametrize(("patience", "most"), [(0.0, 0), (math.inf, PENDING_STEPS - 1)])
+def test_losses_wait_no_longer_than_they_may(patience: float, most: int, tmp_path: Path) -> None:
+    training = made(tmp_path)
+    training._patience = patience
+    training._distiller.train()
+    waiting = []
+    for images, targets in itertools.islice(training._stream.epoch(0), PENDING_STEPS + 1):
+        training._step(images, targets)
+        waiting.append(len(training._pending))
+    assert max(waiting) == most
+    assert waiting[PENDING_STEPS - 1] == 0
+
+
+@pytest.mark.parametrize("patience", [0.0, math.inf])
+def test_a_loss_that_is_not_finite_is_told_by_its_step_whenever_it_is_read(patience: float, tmp_path: Path) -> None:
+    training = made(tmp_path)
+    training._patience = patience
+    training._distiller.train()
+    batches = training._stream.epoch(0)
+    for _ in range(2):
+        training._step(*next(batches))
+    images, targets = next(batches)
+    with pytest.raises(RunFailed, match="in epoch 1, step 3"):
+        training._step(images * math.nan, targets)
+        training._step(*next(batches))
+        training.save()
+    assert not training._folder.checkpoint.exists()
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 _STEPS = 3  # sets these seeds apart from those of the stream
 PENDING_STEPS = 25
-"""Steps on an accelerator whose losses are read together: each reading waits for the device."""
+"""Steps whose losses are read together at the most: on an accelerator each reading waits for the device."""
+READING_SECONDS = 0.1
+"""After which a processor reads them sooner: to a person every step, and no cost to the steps of small networks."""
 
 COMPILED_NETWORKS = 64
 """Combinations of networks and losses that one process may compile; equal ones share what was compiled."""
@@ -119,7 +121,7 @@ class Training:
                 compute = functools.partial(self._losses, forward)
                 self._graph = StepGraph(ask, compute, trained, display.say, ahead=ahead)
         self._pending: list[tuple[int, int, LossBreakdown]] = []
-        self._every = 1 if fabric.device.type == "cpu" else PENDING_STEPS
+        self._read_at, self._patience = 0.0, READING_SECONDS if fabric.device.type == "cpu" else math.inf
 
     def restore(self) -> bool:
         """Go back to the folder's checkpoint; return whether there was one.
@@ -207,7 +209,7 @@ class Training:
             ask, forward = self._full if is_full else self._rest
             breakdown = self._losses(forward, images, targets, ask(images) if said is None else said)
         self._pending.append((step, size, breakdown))
-        if len(self._pending) >= self._every:
+        if len(self._pending) >= PENDING_STEPS or time.monotonic() - self._read_at >= self._patience:
             self._read_pending()
         if self._recipe.clip_norm:
             self._fabric.clip_gradients(
@@ -235,6 +237,7 @@ class Training:
     def _read_pending(self) -> None:
         """Add the losses of the steps since the last reading to the epoch's sums; stop at one not finite."""
         pending, self._pending = self._pending, []
+        self._read_at = time.monotonic()
         if not pending:
             return
         names = ["total", *pending[0][2].terms]
