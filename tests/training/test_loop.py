@@ -102,10 +102,14 @@ def test_a_loss_that_is_not_finite_is_told_by_its_step_whenever_it_is_read(patie
     for _ in range(2):
         training._step(*next(batches))
     images, targets = next(batches)
-    with pytest.raises(RunFailed, match="in epoch 1, step 3"):
+
+    def go_on() -> None:
         training._step(images * math.nan, targets)
         training._step(*next(batches))
         training.save()
+
+    with pytest.raises(RunFailed, match="in epoch 1, step 3"):
+        go_on()
     assert not training._folder.checkpoint.exists()
 
 
