@@ -49,6 +49,15 @@ def test_without_autocast_nothing_changes() -> None:
         assert torch.equal(changed(images), original(images))
 
 
+def test_float64_which_autocast_leaves_alone_stays_exact() -> None:
+    original = network()[1].double()
+    changed = copy.deepcopy(original)
+    depthwise_in_float32(changed)
+    images = torch.randn(2, 8, 9, 9, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(changed(images), original(images))
+
+
 def test_under_autocast_values_and_gradients_are_those_of_float64_on_the_rounded_input() -> None:
     layer = network()[1]
     depthwise_in_float32(layer)

@@ -192,6 +192,16 @@ def test_bad_input_is_told_once(options: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_loss_that_is_not_finite_ends_all_at_once(options: list[str], tmp_path: Path) -> None:
+    arguments = [*options, "--lr", "1e30", "--epochs", "300", "--devices", "2", "--out", str(tmp_path / "run")]
+    begun = time.monotonic()
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == 1
+    assert re.search("the loss is not finite: term .* in epoch 1, step [0-9]+", done.stderr), done.stderr
+    assert time.monotonic() - begun < 60
+
+
 def test_a_stop_leaves_a_checkpoint_that_goes_on(
     options: list[str], tmp_path: Path, running: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -11,8 +11,8 @@ def depthwise_in_float32(network: nn.Module) -> int:
 
     On a processor their gradients take several times as long in bfloat16 as in float32 (docs/performance.md), so that a
     MobileNet would train more slowly in mixed precision than without. The input, which autocast has rounded, is
-    multiplied in float32, and the result is rounded once, to autocast's type. Without autocast, and on other devices,
-    nothing changes. Module paths, weights and hooks stay as they are.
+    multiplied in float32, and the result is rounded once, to autocast's type. Without autocast, on other devices, and
+    of other weights than float32 nothing changes. Module paths, weights and hooks stay as they are.
 
     Args:
         network: changed in place. Convolutions of a class of one's own are left alone.
@@ -29,7 +29,8 @@ def depthwise_in_float32(network: nn.Module) -> int:
 
 class _DepthwiseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        lowered = torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32
+        if input.device.type != "cpu" or not lowered:
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             output = super().forward(input.float())

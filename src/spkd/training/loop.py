@@ -121,7 +121,10 @@ class Training:
                 compute = functools.partial(self._losses, forward)
                 self._graph = StepGraph(ask, compute, trained, display.say, ahead=ahead)
         self._pending: list[tuple[int, int, LossBreakdown]] = []
-        self._read_at, self._patience = 0.0, READING_SECONDS if fabric.device.type == "cpu" else math.inf
+        self._read_at, self._patience = 0.0, math.inf
+        if fabric.device.type == "cpu":
+            # Several processes read at the same steps, so that a loss that is not finite ends them together.
+            self._patience = READING_SECONDS if self._alone else 0.0
 
     def restore(self) -> bool:
         """Go back to the folder's checkpoint; return whether there was one.
