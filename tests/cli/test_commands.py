@@ -79,6 +79,32 @@ def test_distill_without_a_teacher_does_the_whole_job_and_keeps_what_is_finished
     assert [path.stat().st_mtime_ns for path in results] == made
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in float16")
+@pytest.mark.parametrize(
+    ("command", "mistake", "named"),
+    [
+        ("distill", ["--student", "nonsense-3"], "nonsense-3"),
+        ("distill", ["--taps", "blk.4=foo"], "blk.4"),
+        ("distill", ["--gamma", "-3"], "gamma"),
+        ("distill", ["--precision", "16-mixed"], "--precision 16-mixed"),
+        ("compare", ["--methods", "none", "sp", "sp+own.py:Loss"], "own.py"),
+        ("compare", ["--methods", "none", "sp", "--taps", "blk.4=foo"], "blk.4"),
+    ],
+)
+def test_mistakes_are_told_before_the_digits_teacher_is_trained(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+    mistake: list[str],
+    named: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *CPU, *mistake]) == 2
+    assert named in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def comparison(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("comparison") / "compare"

@@ -59,8 +59,9 @@ def compare(
     methods = _checked(methods, seeds)
     refuse_inputs("--out", out, request.paths())
     deadline = runtime.deadline()
-    if request.teacher is None and any(method != BASELINE for method in methods):
-        with_teacher = request_with_teacher(request, default_teacher, runtime, display())
+    taught = [method for method in methods if method != BASELINE]
+    if request.teacher is None and taught:
+        with_teacher = request_with_teacher(request, default_teacher, taught, runtime, display())
         if with_teacher is None:
             return None
         request = with_teacher

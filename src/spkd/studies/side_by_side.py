@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,10 @@ import torch
 
 from spkd.errors import InputError
 from spkd.losses.methods import term_names
-from spkd.models.classifier import Classifier, find_saved, load_classifier
+from spkd.models.classifier import Classifier, find_saved, load_classifier, save_classifier
 from spkd.models.cost import latency_ms, multiply_adds, parameter_count
 from spkd.studies.records import NetworkRow
+from spkd.training.devices import make_fabric
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.run import default_out, run
@@ -60,7 +63,7 @@ def distill(
             raise InputError(
                 f"{out} holds a run on {begun.get('data')}: to go on with it, give its options, by --config {config}"
             )
-        with_teacher = request_with_teacher(request, default_teacher, runtime, display)
+        with_teacher = request_with_teacher(request, default_teacher, [request.method], runtime, display)
         if with_teacher is None:
             return None
         request = with_teacher
@@ -99,14 +102,17 @@ def alone_request(request: Request) -> Request:
     return replace(request, teacher=None, teacher_weights=None, method="none", taps=("last",))
 
 
-def request_with_teacher(request: Request, spec: str, runtime: Runtime, display: Display) -> Request | None:
+def request_with_teacher(
+    request: Request, spec: str, methods: Sequence[str], runtime: Runtime, display: Display
+) -> Request | None:
     """Return the request with the digits' own teacher, trained now if it has not been before.
 
     Returns:
         The request, or None when the teacher's training was stopped in time.
 
     Raises:
-        InputError: when the data are not the digits.
+        InputError: when the data are not the digits, or the student cannot be taught as asked by one of ``methods``,
+            which is found out before the teacher is trained.
     """
     if request.data.data != "digits":
         raise InputError(
@@ -115,9 +121,20 @@ def request_with_teacher(request: Request, spec: str, runtime: Runtime, display:
         )
     own = Request(model=spec, data=request.data, overrides={"epochs": TEACHER_EPOCHS})
     folder = default_out(own)
+    if RunFolder(Path(folder)).result() is None:
+        _rehearse(request, own, methods, runtime)
     if run(own, folder, runtime.without_tape(), display, resume=True) is None:
         return None
     return replace(request, teacher=folder)
+
+
+def _rehearse(request: Request, teacher: Request, methods: Sequence[str], runtime: Runtime) -> None:
+    """Set up what is asked for with the teacher as it is before its training, so that mistakes are told at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_classifier(set_up(teacher).student, Path(folder))
+        for method in methods:
+            setup = set_up(replace(request, teacher=folder, method=method))
+            make_fabric(runtime, setup.recipe.precision)
 
 
 def network_row(label: str, folder: Path, result: dict[str, Any] | None) -> NetworkRow:

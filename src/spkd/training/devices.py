@@ -43,6 +43,12 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or it tells of every process
     if runtime.accelerator not in _KNOWN:
         raise InputError(f"--accelerator must be one of {', '.join(_KNOWN)}, not {runtime.accelerator!r}")
+    there = _accelerators()
+    if runtime.accelerator not in ("auto", *there):
+        raise InputError(
+            f"--accelerator {runtime.accelerator} cannot be used here: PyTorch finds {' and '.join(there)} only; "
+            "give --accelerator auto for the best there is"
+        )
     if runtime.devices > 1 and not is_launched():
         raise InputError(
             f"--devices {runtime.devices}: `spkd train`, `distill` and `tape record` alone divide a batch among "
@@ -78,6 +84,14 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
             f"--accelerator {runtime.accelerator} cannot be used here with --devices {devices} --precision "
             f"{precision}: {reason}. Try --accelerator cpu --precision 32-true"
         ) from error
+
+
+def _accelerators() -> list[str]:
+    """Return the names of the kinds of device that are there."""
+    from lightning_fabric.accelerators import CUDAAccelerator, MPSAccelerator
+
+    cuda, mps = CUDAAccelerator.is_available(), MPSAccelerator.is_available()
+    return ["cpu", *["cuda"] * cuda, *["mps"] * mps, *["gpu"] * (cuda or mps)]
 
 
 def require_one_folder(fabric: Fabric, option: str, path: Path, found: Sequence[bool]) -> None:
