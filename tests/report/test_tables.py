@@ -11,7 +11,7 @@ from rich.console import Console
 from spkd.report.tables import comparison_markdown, comparison_table
 from spkd.studies.records import Comparison, ComparisonRow
 
-NONE = ComparisonRow("none", (0, 1), (3.0, 4.0), (2.0, 2.0), 3.5, 3.5, 0.5)
+NONE = ComparisonRow("none", (0, 1), (3.0, 4.0), (2.0, 2.5), 3.5, 3.5, 0.5)
 SP = ComparisonRow("sp", (0, 1), (2.0, 2.5), (1.0, 1.0), 2.25, 2.25, 0.25, -1.25, (-4.426, 1.926), 0.12567)
 ONCE = ComparisonRow("kd", (0,), (3.0,), (1.0,), 3.0, 3.0, None, -0.001)
 COMPARISON = Comparison(
@@ -36,11 +36,11 @@ def test_every_line_of_the_markdown() -> None:
     lines = comparison_markdown(COMPARISON).splitlines()
     assert lines[0] == "**Digits**"
     assert lines[2:7] == [
-        "| method | seeds | median | mean ± s.e.m. | difference to none | 95 % interval | p |",
-        "|:---|---:|---:|---:|---:|---:|---:|",
-        "| none | 2 | 3.50 | 3.50 ± 0.50 | – | – | – |",
-        "| sp | 2 | 2.25 | 2.25 ± 0.25 | −1.25 | −4.43 to +1.93 | 0.13 |",
-        "| kd | 1 | 3.00 | 3.00 | 0.00 | – | – |",
+        "| method | seeds | val. | median | mean ± s.e.m. | difference to none | 95 % interval | p |",
+        "|:---|---:|---:|---:|---:|---:|---:|---:|",
+        "| none | 2 | 2.25 | 3.50 | 3.50 ± 0.50 | – | – | – |",
+        "| sp | 2 | 1.00 | 2.25 | 2.25 ± 0.25 | −1.25 | −4.43 to +1.93 | 0.13 |",
+        "| kd | 1 | 1.00 | 3.00 | 3.00 | 0.00 | – | – |",
     ]
     assert "wrn-10-1 on digits; teacher wrn-28-2 (1.90 %)" in lines[8]
     assert lines[-3:] == ["```", "spkd compare --seeds 2", "```"]

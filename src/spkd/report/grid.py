@@ -65,9 +65,14 @@ class Grid:
 def grid_table(grid: Grid) -> Table:
     """Return the table for a terminal."""
     table = Table(title=Text(grid.title), caption=Text("\n".join(grid.notes)), box=box.SIMPLE_HEAD)
-    table.caption_justify = "left"
+    table.pad_edge, table.collapse_padding, table.caption_justify = False, True, "left"
     for number, heading in enumerate(grid.headings):
-        table.add_column(Text(heading), justify="left" if number < grid.texts else "right", overflow="fold")
+        if number < grid.texts:
+            table.add_column(Text(heading), overflow="fold")
+        else:
+            # No number is divided, on however narrow a terminal.
+            width = max((len(word) for row in grid.rows for word in row[number].split()), default=None)
+            table.add_column(Text(heading), justify="right", overflow="fold", min_width=width)
     for row in grid.rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

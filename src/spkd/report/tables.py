@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 from rich.table import Table
 
 from spkd.report.grid import Grid, grid_markdown, grid_table
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow, weak_teacher
 
 NOT_KNOWN = "–"
-_HEADINGS = ("method", "seeds", "median", "mean ± s.e.m.", "difference to none", "95 % interval", "p")
+_HEADINGS = ("method", "seeds", "val.", "median", "mean ± s.e.m.", "difference to none", "95 % interval", "p")
 
 
 def p_value_text(p_value: float | None) -> str:
@@ -47,6 +49,7 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
     return (
         row.method,
         str(len(row.seeds)),
+        f"{mean(row.val_errors):.2f}",
         f"{row.median:.2f}",
         f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}",
         NOT_KNOWN if row.difference_to_none is None else signed(row.difference_to_none),
@@ -75,4 +78,4 @@ def _caption(comparison: Comparison) -> str:
         caption += f"; teacher {spec}"
         if isinstance(error, int | float):
             caption += f" ({error:.2f} %)"
-    return f"{caption}. p: two-sided t-test against none, paired by seed."
+    return f"{caption}. val.: mean validation error, to choose by. p: two-sided t-test against none, paired by seed."
