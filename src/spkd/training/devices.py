@@ -88,7 +88,8 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
 
 def _accelerators() -> list[str]:
     """Return the names of the kinds of device that are there."""
-    from lightning_fabric.accelerators import CUDAAccelerator, MPSAccelerator
+    from lightning_fabric.accelerators.cuda import CUDAAccelerator
+    from lightning_fabric.accelerators.mps import MPSAccelerator
 
     cuda, mps = CUDAAccelerator.is_available(), MPSAccelerator.is_available()
     return ["cpu", *["cuda"] * cuda, *["mps"] * mps, *["gpu"] * (cuda or mps)]
