@@ -325,6 +325,12 @@ def test_checking_finds_targets_without_a_logit() -> None:
         distiller().check(images, torch.full_like(targets, 10))
     with pytest.raises(InputError, match="got -1 to -1"):
         distiller().check(images, torch.full_like(targets, -1))
+    some = targets.clone()
+    some[0] = -100
+    distiller().check(images, some)
+    distiller().check(images, torch.full_like(targets, -100))
+    with pytest.raises(InputError, match=r"got -?\d+ to 10"):
+        distiller().check(images, some.index_fill(0, torch.tensor([1]), 10))
 
 
 def test_a_sound_distiller_passes_its_check_in_half_precision() -> None:

@@ -20,7 +20,7 @@ from spkd.distiller import Distiller
 from spkd.errors import InputError
 from spkd.losses.attention import AttentionTransferLoss
 from spkd.losses.base import DistillationLoss
-from spkd.losses.objective import Objective, Term
+from spkd.losses.objective import UNLABELLED, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.processes import divide
@@ -106,6 +106,7 @@ def train(
     found: dict[str, Any] = {"values": [], "gradients": []}
     for step, sizes in enumerate(STEPS[processes][: 1 if method == "sp" else None]):
         images, targets = batch(sum(sizes), step)
+        targets[0] = UNLABELLED  # in the last step the first process has no label at all
         if rank is not None:
             images, targets = images.split(sizes)[rank], targets.split(sizes)[rank]
         if step == 0 and rank is not None:

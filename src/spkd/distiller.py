@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spkd.errors import InputError
-from spkd.losses.objective import LossBreakdown, Objective
+from spkd.losses.objective import UNLABELLED, LossBreakdown, Objective
 from spkd.processes import Division, divide
 from spkd.taps import Taps
 
@@ -117,7 +117,7 @@ class Distiller(nn.Module):
 
         Args:
             images: (b, channels, h, w), given to both networks as they are.
-            targets: class indices (b,), int64.
+            targets: class indices (b,), int64; -100 for an image without a label.
             remembered: what :meth:`remember` returned for these images; the teacher then does not run.
 
         Returns:
@@ -242,7 +242,10 @@ def _divided(images: Tensor) -> Division | None:
 
 
 def _check_targets(logits: Tensor, targets: Tensor) -> None:
-    classes, least, most = logits.shape[-1], int(targets.min()), int(targets.max())
+    labels = targets[targets != UNLABELLED]
+    if not len(labels):
+        return
+    classes, least, most = logits.shape[-1], int(labels.min()), int(labels.max())
     if least < 0 or most >= classes:
         raise InputError(
             f"targets: expected class indices from 0 to {classes - 1}, as the student has {classes} logits, "

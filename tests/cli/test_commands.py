@@ -79,6 +79,30 @@ def test_distill_without_a_teacher_does_the_whole_job_and_keeps_what_is_finished
     assert [path.stat().st_mtime_ns for path in results] == made
 
 
+def test_images_without_a_label_help_the_student_and_not_the_one_alone(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    more, out = tmp_path / "more", tmp_path / "run"
+    more.mkdir()
+    for number in range(30):
+        Image.effect_noise((8, 8), 60).save(more / f"{number}.png")
+    options = ["--teacher", str(teacher), "--student", tiny, "--train_images", "20", "--unlabelled", str(more)]
+    options += ["--epochs", "1", *CPU]
+    too_many = ["distill", *options, "--alone", "--batch_size", "25", "--out", str(out)]
+    assert main(too_many) == 2
+    assert "a batch of 25 is larger than the training set of 20 images" in capsys.readouterr().err
+    assert not out.exists()
+    succeed(capsys, "distill", *options, "--alone", "--out", str(out))
+    for folder, count in ((out, 30), (Path(f"{out}-alone"), 0)):
+        images = RunFolder(folder).result()["images"]
+        assert (images["train"], images["unlabelled"]) == (20, count)
+    assert main(["train", "--model", tiny, "--unlabelled", str(more), *CPU]) == 2
+    config = out / "config.yaml"
+    assert yaml.safe_load(config.read_text())["unlabelled"] == str(more)
+    succeed(capsys, "distill", "--config", str(config), *CPU, "--out", str(tmp_path / "again"))
+    assert RunFolder(tmp_path / "again").result()["test_error"] == RunFolder(out).result()["test_error"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in float16")
 @pytest.mark.parametrize(
     ("command", "mistake", "named"),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from spkd.errors import InputError
 from spkd.functional import similarity_preserving_loss, soft_target_loss
 from spkd.losses.base import DistillationLoss
-from spkd.losses.objective import LossBreakdown, Objective, Term
+from spkd.losses.objective import UNLABELLED, LossBreakdown, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.taps import Activations, TapPair
@@ -54,6 +54,17 @@ def teacher() -> Activations:
 
 
 TARGETS = torch.tensor([0, 4, 2])
+
+
+def test_an_image_without_a_label_counts_as_zero_in_the_cross_entropy(student: Activations) -> None:
+    targets = torch.tensor([2, UNLABELLED, 4])
+    breakdown = Objective()(student, targets, {})
+    log_probabilities = student.logits.detach().double().log_softmax(1).tolist()
+    assert breakdown.total.item() == pytest.approx(-(log_probabilities[0][2] + log_probabilities[2][4]) / 3, rel=1e-6)
+    breakdown.total.backward()
+    assert student.logits.grad is not None
+    assert student.logits.grad.abs().sum(1).gt(0).tolist() == [True, False, True]
+    assert Objective()(student, torch.full((3,), UNLABELLED), {}).total.item() == 0
 
 
 def test_total_is_the_weighted_sum_of_the_unweighted_terms(student: Activations, teacher: Activations) -> None:

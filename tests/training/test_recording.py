@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from spkd.data.options import DataOptions
@@ -59,6 +60,26 @@ def test_float32_played_is_live_bit_for_bit(tiny: str, teacher: Path, tmp_path: 
     assert_same_run(tmp_path / "live", tmp_path / "recorded")
     assert_same_run(tmp_path / "live", tmp_path / "played")
     assert played["test"]["teacher_error"] == live["test"]["teacher_error"]
+
+
+def test_images_without_a_label_are_on_the_tape(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in range(9):
+        Image.new("L", (8, 8), 20 * number).save(more / f"{number}.png")
+    few = request(tiny, teacher, data=DataOptions(train_images=40))
+    wanted = replace(few, unlabelled=str(more))
+    taped = replace(CPU, tape=str(tmp_path / "tape"), tape_dtype="float32")
+    trained(wanted, tmp_path / "live")
+    trained(wanted, tmp_path / "recorded", taped)
+    trained(wanted, tmp_path / "played", taped)
+    assert_same_run(tmp_path / "live", tmp_path / "recorded")
+    assert_same_run(tmp_path / "live", tmp_path / "played")
+    with pytest.raises(InputError, match="recorded of other images without a label"):
+        trained(few, tmp_path / "other", taped)
+    Image.new("L", (8, 8), 255).save(more / "0.png")
+    with pytest.raises(InputError, match="recorded of other images without a label"):
+        trained(wanted, tmp_path / "changed", taped)
 
 
 def test_recording_ahead_first_use_and_playing_give_the_same(

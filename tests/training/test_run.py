@@ -59,7 +59,7 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     assert 0 <= result["val_error"] <= 100
     assert result["parameters"] == sum(p.numel() for p in spkd.load_model(finished).parameters())
     assert result["images_per_second"] > 0
-    assert result["images"] == {"train": 500, "val": 297, "test": 1000}
+    assert result["images"] == {"train": 500, "unlabelled": 0, "val": 297, "test": 1000}
     lines = (finished / "metrics.csv").read_text().splitlines()
     assert lines[0] == "epoch,lr,train_total,train_ce,train_sp,train_kd,val_error"
     assert len(lines) == 3
@@ -170,6 +170,47 @@ def test_a_run_that_was_moved_with_all_that_it_names_goes_on(tmp_path: Path) -> 
     assert run(renamed, old / "run", CPU, Silent(), resume=True) == result
     # Of a finished run too, since its images are looked for where its configuration says.
     assert RunFolder(old / "run").config()["data"] == str(old / "photos")
+
+
+def write_unlabelled(folder: Path, count: int = 20) -> Path:
+    folder.mkdir()
+    for number, pixels in enumerate(torch.randint(256, (count, 8, 8), generator=torch.Generator().manual_seed(5))):
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def test_images_without_a_label_are_learnt_from_and_belong_to_the_run(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    few = replace(distillation(tiny, teacher), data=DataOptions(train_images=50))
+    wanted = replace(few, unlabelled=str(write_unlabelled(tmp_path / "more")))
+    without = run(few, tmp_path / "without", CPU, Silent())
+    result = run(wanted, tmp_path / "run", CPU, Silent())
+    assert without is not None
+    assert result is not None
+    assert result["images"] == {"train": 50, "unlabelled": 20, "val": 297, "test": 1000}
+    assert not equal(tmp_path / "run", tmp_path / "without")
+    assert result["images_fingerprint"] == without["images_fingerprint"]
+    said: list[str] = []
+    evaluate_saved(tmp_path / "run", few.data, split="test", teacher=None, accelerator="cpu", say=said.append)
+    assert said == []
+    folder = tmp_path / "stopped"
+    while run(wanted, folder, Runtime(accelerator="cpu", max_time="0"), Silent(), resume=True) is None:
+        pass
+    assert equal(tmp_path / "run", folder)
+    moved = replace(wanted, unlabelled=str((tmp_path / "more").rename(tmp_path / "elsewhere")))
+    assert run(moved, tmp_path / "run", CPU, Silent(), resume=True) == result
+    (tmp_path / "elsewhere" / "00.png").unlink()
+    with pytest.raises(InputError, match=r"/run was made with other weights, code or images"):
+        run(moved, tmp_path / "run", CPU, Silent(), resume=True)
+
+
+def test_images_without_a_label_need_a_teacher_and_nothing_is_written_among_them(
+    tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    more = write_unlabelled(tmp_path / "more")
+    with pytest.raises(InputError, match="--unlabelled: there is nothing to learn"):
+        run(Request(model=tiny, unlabelled=str(more)), tmp_path / "run", CPU, Silent())
+    with pytest.raises(InputError, match="lie in each other"):
+        run(replace(distillation(tiny, teacher), unlabelled=str(more)), more / "run", CPU, Silent())
 
 
 def test_another_teacher_is_refused_before_anything_is_written(tiny: str, teacher: Path, tmp_path: Path) -> None:

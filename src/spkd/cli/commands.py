@@ -236,6 +236,7 @@ def _request(options: Namespace, model: str, seed: int) -> Request:
         method=options.get("method", "none"),
         taps=tuple(options.taps) if distilled else ("last",),
         data=DataOptions(**_pick(DataOptions, options)),
+        unlabelled=options.unlabelled if distilled else None,
         recipe=options.recipe,
         overrides=overrides,
         seed=seed,

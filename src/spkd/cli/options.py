@@ -54,7 +54,7 @@ def distill_parser() -> ArgumentParser:
     group = parser.add_argument_group("method")
     _add_text(group, "method", _METHOD, "sp+kd")
     group.add_argument("--alone", action="store_true", help="train the student alone as well, and show both")
-    _add_fields(parser, DataOptions, "images")
+    _add_images(parser)
     _add_training(parser)
     _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
     _add_out(parser)
@@ -72,7 +72,7 @@ def compare_parser() -> ArgumentParser:
     methods = ["none", "kd", "at", "sp", "sp+kd"]
     group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=_METHOD)
     group.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
-    _add_fields(parser, DataOptions, "images")
+    _add_images(parser)
     _add_training(parser, seed=False, but=("tape", *_DIVIDING))
     _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
     _add_fields(parser, RunnerOptions, "where the runs are carried out")
@@ -110,7 +110,7 @@ def _record_parser() -> ArgumentParser:
     _add_networks(parser)
     group = parser.add_argument_group("methods")
     group.add_argument("--methods", type=str, nargs="+", default=["sp+kd"], metavar="METHOD", help=_METHOD)
-    _add_fields(parser, DataOptions, "images")
+    _add_images(parser)
     _add_training(parser, but=("tape", "compile", "checkpoint_seconds", "sync_batchnorm"))
     return parser
 
@@ -236,6 +236,14 @@ def _add_networks(parser: ArgumentParser, *, train: bool = True) -> None:
     _add_weights(group, train=train)
     taps = "layers to compare: last, stages, or pairs as student_path=teacher_path (see `spkd taps`)"
     group.add_argument("--taps", type=str, nargs="+", default=["last"], metavar="TAP", help=taps)
+
+
+def _add_images(parser: ArgumentParser) -> None:
+    """Add the options of the images that a student is taught with."""
+    _add_fields(parser, DataOptions, "images")
+    group = parser.add_argument_group("images without a label")
+    text = "folder of more training images, in any folders below it, of which only the teacher tells the student"
+    _add_text(group, "unlabelled", text)
 
 
 def _add_weights(group: Any, *, train: bool = True) -> None:

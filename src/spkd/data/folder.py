@@ -88,18 +88,19 @@ def _split_roots(folder: Path) -> dict[str, Path]:
 
 def _class_folders(root: Path) -> list[str]:
     try:
-        return [entry.name for entry in root.iterdir() if entry.is_dir() and not _passed_over(entry.name)]
+        return [entry.name for entry in root.iterdir() if entry.is_dir() and not passed_over(entry.name)]
     except OSError as error:
         raise InputError(f"data: cannot look into {root} ({reason(error)}); check its permissions") from error
 
 
-def _passed_over(name: str) -> bool:
+def passed_over(name: str) -> bool:
     """Tell whether a name is hidden or an archive's litter."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_image(name: str) -> bool:
-    return not _passed_over(name) and Path(name).suffix.lower() in EXTENSIONS
+def is_image(name: str) -> bool:
+    """Tell whether a name is that of a file to be taken for an image."""
+    return not passed_over(name) and Path(name).suffix.lower() in EXTENSIONS
 
 
 def _list_images(root: Path) -> _Listing:
@@ -108,8 +109,8 @@ def _list_images(root: Path) -> _Listing:
     for label in sorted(_class_folders(root)):
         found: list[str] = []
         for above, folders, files in os.walk(root / label, followlinks=True):
-            folders[:] = [name for name in folders if not _passed_over(name)]
-            found.extend(str(Path(above) / name) for name in files if _is_image(name))
+            folders[:] = [name for name in folders if not passed_over(name)]
+            found.extend(str(Path(above) / name) for name in files if is_image(name))
         paths.extend(sorted(found))
         labels.extend([label] * len(found))
     return _Listing(paths, labels)
@@ -120,7 +121,7 @@ def _check_classes(
 ) -> None:
     train = roots["train"]
     if not classes:
-        loose = sum(_is_image(entry.name) for entry in train.iterdir())
+        loose = sum(is_image(entry.name) for entry in train.iterdir())
         found = f"{loose} images that lie in no class folder" if loose else "an empty folder"
         raise InputError(
             f"data: expected one folder per class in {train}, got {found}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -125,6 +125,7 @@ class ImageData:
         train: images to learn from.
         val: images to choose by.
         test: images for the one evaluation at the end.
+        unlabelled: images without a label to learn from besides, by what a teacher says of them.
         native_size: side length in pixels when the images are small and alike, else None.
         flip: whether an image and its mirror image are of one class.
         normalisation_mean: mean of each channel, of pixels in [0, 1].
@@ -143,33 +144,58 @@ class ImageData:
     normalisation_mean: tuple[float, ...]
     normalisation_std: tuple[float, ...]
     notes: tuple[str, ...] = ()
+    unlabelled: Images | None = None
+
+    def seen(self) -> Images:
+        """Return the images that a student is trained on: those with a label, then those without."""
+        return self.train if self.unlabelled is None else _joined(self.train, self.unlabelled)
 
     def fingerprint(self) -> str:
-        """Return a hash of which images are in which split and class.
+        """Return a hash of which images are in which split and class, the unlabelled ones left out.
 
         Of images in memory it is of their pixels, of files of their names and sizes and of a few ones' content.
         """
         return self._fingerprint
 
+    def unlabelled_fingerprint(self) -> str | None:
+        """Return the same of the unlabelled images, None where there are none."""
+        return self._unlabelled_fingerprint
+
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(repr(self.classes).encode())
-        splits = {"train": self.train, "val": self.val, "test": self.test}
-        files = [path for images in splits.values() if isinstance(images, FileImages) for path in images.paths]
-        root = os.path.commonpath(files) if files else ""
-        for path in files[:: max(1, len(files) // READ_FILES)]:
-            with contextlib.suppress(OSError):  # which is said where the image is wanted
-                digest.update(Path(path).read_bytes())
-        for name, images in splits.items():
-            if images is None:
-                continue
-            digest.update(f"{name} {images.targets.tolist()}".encode())
-            if isinstance(images, FileImages):
-                named = [(os.path.relpath(path, root), Path(path).stat().st_size) for path in images.paths]
-                digest.update(repr(named).encode())
-            elif isinstance(images, MemoryImages):
-                digest.update(images.pixels.contiguous().numpy().data)
-        return digest.hexdigest()
+        return _fingerprint(repr(self.classes), {"train": self.train, "val": self.val, "test": self.test})
+
+    @cached_property
+    def _unlabelled_fingerprint(self) -> str | None:
+        return None if self.unlabelled is None else _fingerprint("", {"unlabelled": self.unlabelled})
+
+
+def _fingerprint(beginning: str, splits: Mapping[str, Images | None]) -> str:
+    digest = hashlib.sha256(beginning.encode())
+    files = [path for images in splits.values() if isinstance(images, FileImages) for path in images.paths]
+    root = os.path.commonpath(files) if files else ""
+    for path in files[:: max(1, len(files) // READ_FILES)]:
+        with contextlib.suppress(OSError):  # which is said where the image is wanted
+            digest.update(Path(path).read_bytes())
+    for name, images in splits.items():
+        if images is None:
+            continue
+        digest.update(f"{name} {images.targets.tolist()}".encode())
+        if isinstance(images, FileImages):
+            named = [(os.path.relpath(path, root), Path(path).stat().st_size) for path in images.paths]
+            digest.update(repr(named).encode())
+        elif isinstance(images, MemoryImages):
+            digest.update(images.pixels.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _joined(first: Images, second: Images) -> Images:
+    targets = torch.cat([first.targets, second.targets])
+    if isinstance(first, MemoryImages) and isinstance(second, MemoryImages):
+        return MemoryImages(torch.cat([first.pixels, second.pixels]), targets)
+    if isinstance(first, FileImages) and isinstance(second, FileImages):
+        return FileImages([*first.paths, *second.paths], targets, first.channels)
+    raise TypeError(f"images of one kind can be joined, not {type(first).__name__} and {type(second).__name__}")
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

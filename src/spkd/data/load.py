@@ -13,13 +13,14 @@ from spkd.data.images import ImageData
 from spkd.data.kept import kept
 from spkd.data.options import DataOptions
 from spkd.data.splits import hold_out
+from spkd.data.unlabelled import with_unlabelled
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
 from spkd.imports import split_arguments
 
 
-def load_data(options: DataOptions) -> ImageData:
-    """Find and load the images that the options name.
+def load_data(options: DataOptions, unlabelled: str | None = None) -> ImageData:
+    """Find and load the images that the options name, and those of the folder ``unlabelled``.
 
     ``digits`` and torchvision's names go before folders of the same name; ``./name`` is always a folder.
     Other spellings of the names (``CIFAR-10``) do where there is no such folder. A folder is looked for in
@@ -31,12 +32,17 @@ def load_data(options: DataOptions) -> ImageData:
             are asked for; see :func:`spkd.data.folder.load_folder` and
             :func:`spkd.data.vision_sets.load_vision_set`.
     """
-    return kept(options, _load)
+    return kept((options, unlabelled), _load)
 
 
-def _load(options: DataOptions) -> ImageData:
+def _load(named: tuple[DataOptions, str | None]) -> ImageData:
+    options, unlabelled = named
     data = _load_whole(options)
-    return data if options.train_images is None else _with_fewer(data, options.train_images)
+    if options.train_images is not None:
+        data = _with_fewer(data, options.train_images)
+    if unlabelled is None:
+        return data
+    return with_unlabelled(data, Path(unlabelled).expanduser(), skip_bad_images=options.skip_bad_images)
 
 
 def _load_whole(options: DataOptions) -> ImageData:

@@ -19,6 +19,9 @@ from spkd.losses.base import DistillationLoss
 from spkd.processes import Division
 from spkd.taps import Activations
 
+UNLABELLED = -100
+"""The target of an image without a label: PyTorch's own for what a cross-entropy passes over."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -57,7 +60,8 @@ class Objective(nn.Module):
 
     Terms are summed, never averaged. A term of weight 0 is computed and reported but is no part of the
     total, so that not even its NaN reaches the gradient. Cross-entropy is in nats, the mean over the
-    batch, computed in float32.
+    batch, computed in float32; an image without a label (target -100) counts as zero in it, so that each
+    labelled one weighs the same in an epoch, however many there are without.
 
     Args:
         terms: the distillation losses with their names and weights.
@@ -134,7 +138,7 @@ class Objective(nn.Module):
 
         Args:
             student: the student's activations for a batch, logits ``(b, k)``, or for this process's images of it.
-            targets: class indices ``(b,)``, int64, of the same images.
+            targets: class indices ``(b,)``, int64, of the same images; -100 where there is no label.
             remembered: what :meth:`remember` returned for the same images.
             division: as for :meth:`remember`.
 
@@ -169,7 +173,8 @@ class Objective(nn.Module):
             InputError: when ``remembered`` lacks a term or a loss is no scalar, or as the losses do.
         """
         # Autocast leaves a cross-entropy of float32 as it is.
-        values = {"ce": F.cross_entropy(upcast(student.logits), targets)}
+        logits = upcast(student.logits)
+        values = {"ce": F.cross_entropy(logits, targets, ignore_index=UNLABELLED, reduction="sum") / len(targets)}
         for term, activations in self._seen(student, division):
             if term.name not in remembered:
                 known = ", ".join(remembered) or "nothing"

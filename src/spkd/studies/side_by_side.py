@@ -69,6 +69,8 @@ def distill(
         request = with_teacher
     if alone:
         request = pinned(request, set_up(request))
+        if request.unlabelled is not None:
+            set_up(alone_request(request))  # without these images a batch may be too large
     # The student first: a folder that is refused is refused before hours are spent on another.
     student = run(request, out, runtime.until(deadline), display, resume=resume, overwrite=overwrite)
     if student is None:
@@ -98,8 +100,8 @@ def _teacher_row(request: Request, student: dict[str, Any]) -> NetworkRow:
 
 
 def alone_request(request: Request) -> Request:
-    """Return the request for the same student trained alone: same data, recipe and seed, no teacher."""
-    return replace(request, teacher=None, teacher_weights=None, method="none", taps=("last",))
+    """Return the request for the same student trained alone: same labelled images, recipe and seed, no teacher."""
+    return replace(request, teacher=None, teacher_weights=None, method="none", taps=("last",), unlabelled=None)
 
 
 def request_with_teacher(

@@ -22,7 +22,7 @@ PIXELS_PER_BATCH = LARGEST_BATCH * 64 * 64
 def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 1)) -> TrainStream:
     """Return the training batches, or this process's ``part`` of them."""
     return TrainStream(
-        setup.data.train,
+        setup.data.seen(),
         image_size=setup.image_size,
         flip=setup.data.flip,
         batch_size=setup.recipe.batch_size,

@@ -29,6 +29,7 @@ class Request:
     method: str = "none"
     taps: tuple[str, ...] = ("last",)
     data: DataOptions = field(default_factory=DataOptions)
+    unlabelled: str | None = None
     recipe: str | None = None
     overrides: Mapping[str, object] = field(default_factory=dict)
     seed: int = 0
@@ -40,6 +41,7 @@ class Request:
         return {
             "data": str(below) if not Path(data).is_dir() and below.is_dir() else data,
             "data_root": root,
+            "unlabelled": self.unlabelled,
             "model": self.model,
             "weights": self.weights,
             "teacher": self.teacher,

@@ -338,6 +338,7 @@ def _finish(setup: Setup, training: Training, identity: str, fabric: Fabric, dis
         "data": setup.data.name,
         "images": {
             "train": len(setup.data.train),
+            "unlabelled": len(setup.data.unlabelled or ()),
             "val": len(setup.data.val),
             "test": len(setup.data.test) if setup.data.test is not None else 0,
         },

@@ -188,14 +188,14 @@ def refuse_inputs(option: str, path: Path, inputs: Mapping[str, str | None]) -> 
         inputs: a path or None, by the option that names it.
 
     Raises:
-        InputError: when an input lies in the folder, or the folder in that of ``data``.
+        InputError: when an input lies in the folder, or the folder among images.
     """
     own = path.resolve()
     for other, named in inputs.items():
         if named is None or not (other == "tape" or Path(named).exists()):
             continue
         given = Path(named).resolve()
-        if own in (given, *given.parents) or (other == "data" and given in own.parents):
+        if own in (given, *given.parents) or (other in ("data", "unlabelled") and given in own.parents):
             raise InputError(f"{option} {path} and --{other} {named} lie in each other: choose another {option}")
 
 

@@ -101,6 +101,7 @@ class Setup:
             **data,
             "data": _absolute(data["data"]) if data["data"] not in ("digits", *VISION_SETS) else data["data"],
             "data_root": _absolute(data["data_root"]),
+            **({} if request.unlabelled is None else {"unlabelled": _absolute(request.unlabelled)}),
             "image_size": self.image_size,
             "seed": request.seed,
             "recipe": recipe.pop("name"),
@@ -115,8 +116,8 @@ class Setup:
         Where these lie is left out.
         """
         config, data = self.config(), self.data
-        for name in ("data", "data_root"):
-            config.pop(name)
+        for name in ("data", "data_root", "unlabelled"):
+            config.pop(name, None)
         for name in ("model", "student", "teacher"):
             if name in config:
                 config[name] = "a saved model" if find_saved(config[name]) is not None else _code_name(config[name])
@@ -129,6 +130,7 @@ class Setup:
             "files": _file_hashes(self.request),
             "images": data.fingerprint(),
             "seen": [data.flip, data.normalisation_mean, data.normalisation_std],
+            **_unlabelled(data),
         }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
@@ -152,10 +154,11 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     _check_request(request)
     if runtime is not None and runtime.tape is not None:
         refuse_inputs("--tape", Path(runtime.tape), request.paths())
-    data = load_data(request.data)
+    data = load_data(request.data, request.unlabelled)
     notes = list(data.notes)
     image_size = _image_size(request, data)
-    counts = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test or ())} test images"
+    without = "" if data.unlabelled is None else f" (and {len(data.unlabelled)} without a label)"
+    counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test or ())} test images"
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
     normalisation = Normalisation(data.normalisation_mean, data.normalisation_std)
     torch.manual_seed(request.seed)
@@ -191,6 +194,8 @@ def _check_request(request: Request) -> None:
     (Recipe() if request.recipe is None else preset(request.recipe)).override(request.overrides)
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
+    if request.unlabelled is not None and request.teacher is None:
+        raise InputError("--unlabelled: there is nothing to learn from images without a label but by a teacher")
     if request.teacher is not None and not term_names(request.method):
         raise InputError("--method none learns nothing from a teacher: leave out --teacher, or name a method")
 
@@ -213,14 +218,15 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
         chosen, why = choose_preset(request.data.data, request.model, trained)
         reason = f" ({why})"
     recipe = chosen.override(request.overrides)
-    if request.overrides.get("batch_size") is None and recipe.batch_size > len(data.train) // 4:
-        fitting = max(2, 2 ** int(math.log2(max(2, len(data.train) // 4))))
-        reason += f", batch lowered from {recipe.batch_size} for {len(data.train)} images"
+    images = len(data.train) + len(data.unlabelled or ())
+    if request.overrides.get("batch_size") is None and recipe.batch_size > images // 4:
+        fitting = max(2, 2 ** int(math.log2(max(2, images // 4))))
+        reason += f", batch lowered from {recipe.batch_size} for {images} images"
         recipe = replace(recipe, batch_size=fitting)
-    if recipe.batch_size > len(data.train):
+    if recipe.batch_size > images:
         raise InputError(
-            f"a batch of {recipe.batch_size} is larger than the training set of {len(data.train)} images: "
-            f"give --batch_size {max(2, len(data.train) // 4)}, say"
+            f"a batch of {recipe.batch_size} is larger than the training set of {images} images: "
+            f"give --batch_size {max(2, images // 4)}, say"
         )
     notes.append(
         f"recipe {recipe.name}{reason}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
@@ -323,11 +329,18 @@ def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: R
         "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
         "teacher_files": files,
         "images": data.fingerprint(),
+        **_unlabelled(data),
         "image_size": image_size,
         "augmentation": f"{AUGMENTATION}{' and flip' if data.flip else ''}",
         "batch_size": recipe.batch_size,
         "seed": request.seed,
     }
+
+
+def _unlabelled(data: ImageData) -> dict[str, str]:
+    """Return what an identity holds of images without a label: nothing where there are none."""
+    fingerprint = data.unlabelled_fingerprint()
+    return {} if fingerprint is None else {"unlabelled": fingerprint}
 
 
 def _file_hashes(request: Request) -> dict[str, str]:

@@ -20,7 +20,11 @@ from spkd.errors import InputError
 from spkd.files import write_text_atomically
 
 FORMAT = 1
-_HASHED = {"teacher_files": "with other weights or code of the teacher", "images": "of other images"}
+_HASHED = {
+    "teacher_files": "with other weights or code of the teacher",
+    "images": "of other images",
+    "unlabelled": "of other images without a label",
+}
 TapeDtype = Literal["float16", "float32"]
 
 
