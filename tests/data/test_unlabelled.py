@@ -82,6 +82,28 @@ def test_labels_are_as_they_were_and_what_was_added_has_a_fingerprint(small: Ima
     assert with_unlabelled(small, tmp_path / "two").unlabelled_fingerprint() != first.unlabelled_fingerprint()
 
 
+@pytest.mark.parametrize("height", [8, 9], ids=["in memory", "in files"])
+def test_validation_and_test_images_are_left_out(tmp_path: Path, height: int) -> None:
+    names = [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(8)]
+    labelled = pictures(tmp_path / "photos", {name: (8, height) for name in names})
+    data = load_folder(labelled)
+    (tmp_path / "copies").mkdir()
+    for number, path in enumerate(labelled.rglob("*.png")):
+        (tmp_path / "copies" / f"{number}.png").write_bytes(path.read_bytes())
+    assert data.test is not None
+    held_out = len(data.val) + len(data.test)
+    for folder in (labelled, tmp_path / "copies"):
+        added = with_unlabelled(data, folder)
+        assert added.unlabelled is not None
+        shown = {added.unlabelled.image(place).numpy().tobytes() for place in range(len(added.unlabelled))}
+        assert shown == {data.train.image(place).numpy().tobytes() for place in range(len(data.train))}
+        assert f"left out {held_out} of {held_out + len(data.train)} images" in added.notes[-1]
+    (tmp_path / "tests").mkdir()
+    Image.fromarray(data.test.image(0).permute(1, 2, 0).numpy()).save(tmp_path / "tests" / "a.png", format="PNG")
+    with pytest.raises(InputError, match="are validation or test images"):
+        with_unlabelled(data, tmp_path / "tests")
+
+
 def test_an_epoch_shows_each_of_them_once(small: ImageData, tmp_path: Path) -> None:
     data = with_unlabelled(small, pictures(tmp_path / "more", {f"{n}.png": (8, 8) for n in range(6)}))
     stream = TrainStream(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from spkd.data.checked_files import open_files
 from spkd.data.folder import is_image, passed_over
 from spkd.data.images import FileImages, ImageData, Images, MemoryImages
 from spkd.errors import InputError
+from spkd.files import sha256
 from spkd.losses.objective import UNLABELLED
 
 
@@ -20,9 +22,11 @@ def with_unlabelled(data: ImageData, folder: Path, *, skip_bad_images: bool = Fa
     """Return the data with the images anywhere below ``folder`` as its unlabelled ones.
 
     They are read as the training images are. Where those are small ones in memory, these must have the same size.
+    Images that are validation or test images too (the same pixels, of files the same content) are left out.
 
     Raises:
-        InputError: when there is no such folder, no image in it, one that cannot be read, or one of another size.
+        InputError: when there is no such folder, no image in it that is not left out, one that cannot be read, or one
+            of another size.
     """
     if not folder.is_dir():
         raise InputError(f"unlabelled: no folder {folder}; give one of images, which may lie in folders of their own")
@@ -39,7 +43,41 @@ def with_unlabelled(data: ImageData, folder: Path, *, skip_bad_images: bool = Fa
         images = opened.images
         if not isinstance(images, MemoryImages) or images.pixels.shape[1:] != data.train.pixels.shape[1:]:
             images = MemoryImages(_read(files, data.train.size), files.targets)
-    return replace(data, unlabelled=images, notes=(*data.notes, *opened.notes))
+    fresh = _not_among(images, [part for part in (data.val, data.test) if part is not None])
+    notes = [*data.notes, *opened.notes]
+    if len(fresh) < len(images):
+        notes.append(
+            f"left out {len(images) - len(fresh)} of {len(images)} images without a label, which are validation or "
+            "test images"
+        )
+        images = images.select(torch.tensor(fresh, dtype=torch.int64))
+    if not fresh:
+        raise InputError(f"unlabelled: all images in {folder} are validation or test images; give others")
+    return replace(data, unlabelled=images, notes=tuple(notes))
+
+
+def _not_among(images: Images, others: Sequence[Images]) -> list[int]:
+    """Return the places of the images that are not among others."""
+    if not isinstance(images, FileImages):
+        pixels = {_pixels(part, place) for part in others for place in range(len(part))}
+        return [place for place in range(len(images)) if _pixels(images, place) not in pixels]
+    held_out = [path for part in others if isinstance(part, FileImages) for path in part.paths]
+    # Only files of one size can be the same, so that not all need be read.
+    common = {_size(path) for path in held_out} & {_size(path) for path in images.paths}
+    known = {sha256(Path(path)) for path in held_out if _size(path) in common}
+
+    def is_known(path: str) -> bool:
+        return _size(path) in common and sha256(Path(path)) in known
+
+    return [place for place, path in enumerate(images.paths) if not is_known(path)]
+
+
+def _size(path: str) -> int:
+    return Path(path).stat().st_size
+
+
+def _pixels(images: Images, place: int) -> bytes:
+    return images.image(place).contiguous().numpy().tobytes()
 
 
 def _read(files: FileImages, size: int) -> Tensor:

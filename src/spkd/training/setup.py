@@ -21,6 +21,7 @@ from spkd.data.seeds import mixed_seed
 from spkd.data.stream import evaluation_batches
 from spkd.data.vision_sets import VISION_SETS
 from spkd.errors import InputError
+from spkd.files import sha256
 from spkd.imports import code_digest, import_object
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
@@ -362,10 +363,10 @@ def _file_hashes(request: Request) -> dict[str, str]:
         saved = find_saved(text)
         file = saved / "model.safetensors" if saved is not None else Path(text)
         if file.is_file():
-            hashes[option] = _sha256(file)
+            hashes[option] = sha256(file)
             description = file.with_name("model.json")
             if file.name == "model.safetensors" and description.is_file():
-                hashes[f"{option} description"] = _sha256(description)
+                hashes[f"{option} description"] = sha256(description)
         if saved is not None and ":" in (reference := read_info(saved).spec.partition("?")[0]):
             hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
     return hashes
@@ -387,11 +388,3 @@ def _absolute(text: str | None) -> str | None:
 
 def _with_absolute_code(text: str) -> str:
     return _CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if Path(found[0]).is_file() else found[0], text)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
