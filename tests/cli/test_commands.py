@@ -77,6 +77,10 @@ def test_distill_without_a_teacher_does_the_whole_job_and_keeps_what_is_finished
     made = [path.stat().st_mtime_ns for path in results]
     assert succeed(capsys, *options).count("%") == printed.count("%")
     assert [path.stat().st_mtime_ns for path in results] == made
+    succeed(capsys, *options, "--train_images", "50", "--skip_bad_images", "--out", "few")
+    assert [path.stat().st_mtime_ns for path in results] == made  # fewer images for the student: the same teacher
+    succeed(capsys, *options, "--image_size", "12", "--out", "larger")
+    assert len(list((tmp_path / "runs").glob("*-12px/result.json"))) == 1
 
 
 def test_images_without_a_label_help_the_student_and_not_the_one_alone(

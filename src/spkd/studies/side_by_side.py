@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.losses.methods import term_names
 from spkd.models.classifier import Classifier, find_saved, load_classifier, save_classifier
@@ -107,7 +108,7 @@ def alone_request(request: Request) -> Request:
 def request_with_teacher(
     request: Request, spec: str, methods: Sequence[str], runtime: Runtime, display: Display
 ) -> Request | None:
-    """Return the request with the digits' own teacher, trained now if it has not been before.
+    """Return the request with the digits' own teacher, trained on all of them now if it has not been before.
 
     Returns:
         The request, or None when the teacher's training was stopped in time.
@@ -121,8 +122,9 @@ def request_with_teacher(
             f"--data {request.data.data} needs --teacher: a run folder (`spkd train --data {request.data.data}` makes "
             "one), or a model with --teacher_weights"
         )
-    own = Request(model=spec, data=request.data, overrides={"epochs": TEACHER_EPOCHS})
-    folder = default_out(own)
+    size = request.data.image_size
+    own = Request(model=spec, data=DataOptions(image_size=size), overrides={"epochs": TEACHER_EPOCHS})
+    folder = default_out(own) + ("" if size is None else f"-{size}px")
     if RunFolder(Path(folder)).result() is None:
         _rehearse(request, own, methods, runtime)
     if run(own, folder, runtime.without_tape(), display, resume=True) is None:
