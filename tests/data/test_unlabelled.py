@@ -85,7 +85,7 @@ def test_labels_are_as_they_were_and_what_was_added_has_a_fingerprint(small: Ima
 @pytest.mark.parametrize("height", [8, 9], ids=["in memory", "in files"])
 def test_validation_and_test_images_are_left_out(tmp_path: Path, height: int) -> None:
     names = [f"{label}/{number}.png" for label in ("cat", "dog") for number in range(8)]
-    labelled = pictures(tmp_path / "photos", {name: (8, height) for name in names})
+    labelled = pictures(tmp_path / "photos", dict.fromkeys(names, (8, height)))
     data = load_folder(labelled)
     (tmp_path / "copies").mkdir()
     for number, path in enumerate(labelled.rglob("*.png")):
