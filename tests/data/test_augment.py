@@ -1,4 +1,5 @@
 import math
+import random
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from spkd.data.augment import (
     ASPECT,
     SCALE,
     Crops,
+    _draw_part,
     centre_view,
     crop_views,
     draw_crops,
@@ -140,3 +142,9 @@ def test_bytes_to_floats():
     assert torch.allclose(floats, torch.tensor([0.0, 0.2, 1.0]), atol=1e-7)
     assert floats[0] == 0
     assert floats[2] == 1
+
+
+def test_the_aspect_of_a_random_part_is_log_uniform():
+    parts = [_draw_part(4000, 4000, random.Random(seed)) for seed in range(4000)]
+    aspects = sorted(math.log(width / height) for _, _, height, width in parts)
+    assert abs(aspects[2000]) < 0.015  # uniform it would be 0.041

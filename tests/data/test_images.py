@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from spkd.data.images import IMAGENET_MEAN, IMAGENET_STD, FileImages, MemoryImages, channel_statistics
+from spkd.data.images import IMAGENET_MEAN, IMAGENET_STD, FileImages, ImageData, MemoryImages, channel_statistics
 from spkd.errors import InputError
 
 
@@ -55,3 +55,26 @@ def test_a_constant_channel_can_be_divided_by():
 
 def test_statistics_of_files_are_imagenets(file_images):
     assert channel_statistics(file_images) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_the_fingerprint_is_of_pixels_classes_and_splits():
+    pixels = torch.randint(256, (6, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+    def fingerprint(pixels, targets=(0, 1, 0, 1, 0, 1), parts=(2, 2, 2), classes=("a", "b")):
+        split = [
+            MemoryImages(*part) for part in zip(pixels.split(parts), torch.tensor(targets).split(parts), strict=True)
+        ]
+        data = ImageData("own", classes, 1, *split, 4, False, (0.5,), (0.5,))
+        return data.fingerprint()
+
+    other = pixels.clone()
+    other[5, 0, 3, 3] += 1
+    made = [
+        fingerprint(pixels),
+        fingerprint(other),
+        fingerprint(pixels, targets=(0, 1, 0, 1, 1, 0)),
+        fingerprint(pixels, parts=(2, 3, 1)),
+        fingerprint(pixels, classes=("a", "c")),
+    ]
+    assert fingerprint(pixels.clone()) == made[0]
+    assert len(set(made)) == len(made)

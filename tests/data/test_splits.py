@@ -1,8 +1,11 @@
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spkd.data.digits import load_digits
 from spkd.data.images import MemoryImages
 from spkd.data.splits import complete_splits, hold_out
 from spkd.errors import InputError
@@ -103,3 +106,9 @@ def test_the_label_stays_with_its_image():
     splits = complete_splits(images_of(targets), None, None, "abc")
     for part in (splits.train, splits.val, splits.test):
         assert targets[numbers_of(part)].tolist() == part.targets.tolist()
+
+
+def test_the_digits_split_is_that_of_every_version():
+    data = load_digits()
+    digest = hashlib.sha256(b"".join(part.pixels.numpy().tobytes() for part in (data.train, data.val, data.test)))
+    assert digest.hexdigest() == "0fdf610d06fa5069f7d1e98f2e7077ca78995b4f4f470a173b64021555ccbdb1"

@@ -64,6 +64,12 @@ class TestDeterminism:
         assert content(first for first, _ in pairs) == content(batches.epoch(0))
         assert content(second for _, second in pairs) == content(batches.epoch(1))
 
+    def test_a_file_is_seen_otherwise_in_every_epoch(self, file_images):
+        only = file_images.select(torch.tensor([0, 0]))
+        stream = TrainStream(only, image_size=12, flip=True, batch_size=2, seed=0, device=torch.device("cpu"))
+        views = torch.cat([images for epoch in range(3) for images, _ in stream.epoch(epoch)])
+        assert len(views.unique(dim=0)) == 6
+
     def test_workers_do_not_matter(self, file_images):
         assert content(stream(file_images, 3, workers=0).epoch(2)) == content(
             stream(file_images, 3, workers=2).epoch(2)

@@ -286,3 +286,39 @@ def test_errors_say_what_came() -> None:
         similarity_matrix(x, torch.ones(0, 3))
     with pytest.raises(InputError, match="student must have shape"):
         matrix_preserving_loss(torch.ones(0, 3), torch.eye(2))
+
+
+def test_both_gradients_of_a_part_are_multiplied_before_they_are_rounded() -> None:
+    def gradients(dtype: torch.dtype, factor: float) -> list[Tensor]:
+        own = (20000 * random(40, 16, 8)).clamp(-60000, 60000).half().to(dtype).requires_grad_()
+        batch = (20000 * random(41, 64, 8)).clamp(-60000, 60000).half().to(dtype).requires_grad_()
+        (factor * matrix_preserving_loss(own, random(42, 16, 64), batch)).backward()
+        assert own.grad is not None
+        assert batch.grad is not None
+        return [own.grad, batch.grad]
+
+    for rounded, plain, exact in zip(
+        gradients(torch.float16, 1e9), gradients(torch.float16, 1.0), gradients(torch.float64, 1e9), strict=True
+    ):
+        assert (plain == 0).double().mean() > 0.5  # too small for half
+        torch.testing.assert_close(rounded.double(), exact, rtol=2e-3, atol=1e-4)
+
+
+def test_the_differentiable_matrix_does_not_overflow() -> None:
+    features = (3e38 * random(43, 5, 7).clamp(-1, 1)).float()
+    expected = similarity_matrix(features)
+    matrix = similarity_matrix(features.clone().requires_grad_())
+    assert matrix.isfinite().all()
+    torch.testing.assert_close(matrix.detach(), expected)
+
+
+def test_autocast_leaves_a_second_derivative_in_float32() -> None:
+    features, teacher = random(44, 6, 64).float(), random(45, 6, 64).float()
+
+    def twice(autocast: bool) -> Tensor:
+        given = features.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            (gradient,) = torch.autograd.grad(similarity_preserving_loss(given, teacher), given, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), given)[0]
+
+    torch.testing.assert_close(twice(True), twice(False), rtol=1e-4, atol=1e-7)

@@ -235,3 +235,14 @@ def test_classes_of_one_name_in_two_files_are_told_apart_by_their_files(own: str
     other.write_text(Path(own).read_text())
     terms = build_objective(f"{own}:Logits+{other}:Logits", [], LossWeights()).terms
     assert [term.name for term in terms] == ["own_losses.Logits", "other.Logits"]
+
+
+def test_what_an_own_loss_remembers_is_named_by_code_arguments_and_layer(own: str) -> None:
+    def memories(method: str, pairs: list[TapPair]) -> tuple[str, ...]:
+        return build_objective(method, pairs, LossWeights()).memories
+
+    two = [TapPair("group2", "layer3"), TapPair("group3", "layer4")]
+    assert memories(f"{own}:Logits?weight=2", []) == memories(f"{own}:Logits", [])
+    assert memories(f"{own}:Logits?power=3", []) != memories(f"{own}:Logits", [])
+    assert len(memories(f"{own}:Layers", two)) == 2
+    assert memories(f"{own}:Layers", two[1:]) == memories(f"{own}:Layers", two)[1:]

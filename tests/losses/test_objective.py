@@ -272,3 +272,14 @@ def test_errors(student: Activations) -> None:
         Objective([Term("kd", 1.0, loss)])(student, TARGETS, {"kdd": torch.ones(3, 5)})
     with pytest.raises(InputError, match=r"^term 'own' \(class Fixed\): .* scalar tensor, got shape \(2,\)"):
         Objective([Term("own", 1.0, Fixed(torch.ones(2)))])(student, TARGETS, {"own": torch.ones(())})
+
+
+def test_a_user_s_loss_remembers_a_bfloat16_teacher_in_float32(teacher: Activations) -> None:
+    class Own(Fixed):
+        def remember(self, teacher: Activations) -> Tensor:
+            assert {tap.dtype for tap in teacher.taps.values()} == {torch.float32}
+            return teacher.logits
+
+    short = Activations(teacher.logits.bfloat16(), {name: tap.bfloat16() for name, tap in teacher.taps.items()})
+    remembered = Objective([Term("own", 1.0, Own(torch.ones(())))]).remember(short)
+    assert remembered["own"].dtype == torch.float32

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import spkd
 from spkd.errors import InputError
 from spkd.models.build import build_model
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, save_classifier
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, same_classes, save_classifier
 
 HALF = Normalisation((0.5,), (0.25,))
 
@@ -239,3 +239,12 @@ def test_refuses_state_that_is_no_tensor(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="_extra_state in its state dict is a str"):
         save_classifier(Classifier(Extra(3), info(3)), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize(("classes", "same"), [(("a", "b"), True), (("b", "a"), False), (("a", "b", "c"), False)])
+def test_the_same_classes_are_those_of_one_order(classes: tuple[str, ...], same: bool) -> None:
+    one, other = (
+        Classifier(nn.Identity(), ModelInfo("own", names, 3, 8, Normalisation((0.5,) * 3, (0.25,) * 3)))
+        for names in (("a", "b"), classes)
+    )
+    assert same_classes(one, other) == same

@@ -1,6 +1,7 @@
 """The cheapest form of a frozen network gives the same answers."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -221,3 +222,63 @@ def test_a_form_is_run_in_micro_batches_on_a_processor(monkeypatch: pytest.Monke
     form = inference_form(original, ("group3",), torch.rand(4, 3, 32, 32))
     assert form.micro_batch_size == inference.micro_batch_size(form.network, torch.rand(4, 3, 32, 32))
     assert 1 <= form.micro_batch_size <= 2
+
+
+class PoolsInFloat32(nn.Module):
+    """A network that mixes types in bfloat16, and that cannot be copied where it holds a lock."""
+
+    def __init__(self, lock: object = None) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+        self.lock = lock
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.convolution(images)).float().mean((2, 3)))
+
+
+def test_a_network_that_fails_in_bfloat16_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: True)
+    original, images = classifier(lived_in(PoolsInFloat32()), 8), torch.rand(4, 3, 8, 8)
+    form = inference_form(original, ("norm",), images, precision="auto")
+    assert form.precision == "32-true"
+    assert "1 batch norms folded" in form.note
+    assert "float32, since it fails in bfloat16: RuntimeError" in form.note
+    torch.testing.assert_close(form.network(images), original(images))
+    with pytest.raises(InputError, match="--teacher_precision bf16-true: the teacher does not compute in bfloat16"):
+        inference_form(original, ("norm",), images, precision="bf16-true")
+
+
+def test_a_network_that_cannot_be_copied_runs_as_it_is() -> None:
+    original = classifier(lived_in(PoolsInFloat32(threading.Lock())), 8)
+    form = inference_form(original, ("norm",), torch.rand(4, 3, 8, 8))
+    assert form.network is original
+    assert form.note.startswith("runs as it is, since its cheaper form failed: TypeError")
+
+
+@pytest.mark.parametrize("tracks", [False, True])
+def test_a_norm_by_the_batch_s_own_statistics_is_left_alone(tracks: bool) -> None:
+    norm = nn.BatchNorm2d(2, track_running_stats=tracks)
+    norm.running_mean = norm.running_var = None
+    network, images = nn.Sequential(nn.Conv2d(3, 2, 1), norm).eval(), torch.rand(4, 3, 5, 5)
+    twin, count = folded(network)
+    assert count == 0
+    torch.testing.assert_close(twin(images), network(images))
+
+
+def test_a_layer_that_somebody_listens_to_is_not_folded() -> None:
+    for place in (0, 1):
+        network = lived_in(nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)))
+        network[place].register_forward_hook(lambda *_: None)
+        assert folded(network)[1] == 0
+
+
+def test_a_form_that_gives_nan_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = classifier(lived_in(nn.Sequential(nn.Conv2d(3, 2, 4), nn.BatchNorm2d(2), nn.Flatten())), 4)
+
+    def spoilt(network: nn.Module) -> tuple[nn.Module, int]:
+        twin = copy.deepcopy(network)
+        twin[0].weight.data[:] = float("nan")
+        return twin, 1
+
+    monkeypatch.setattr(inference, "folded", spoilt)
+    assert inference_form(original, (), torch.rand(2, 3, 4, 4)).network is original

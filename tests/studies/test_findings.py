@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
+from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.findings import added, findings, pairs_of_records
 from spkd.studies.reproduction import PlannedTask, Record, Reproduction
 from spkd.studies.statistics import holm
@@ -186,3 +187,24 @@ def test_holm_is_the_textbooks_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
     assert holm([0.7, 0.9]) == [1.0, 1.0]
+
+
+def test_where_seeds_are_not_independent_nothing_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pairs_of_records(reproduction(ERRORS))[0].lines[3].p_holm is not None
+    experiment = replace(EXPERIMENTS["cifar10"], independent_seeds=False)
+    monkeypatch.setitem(EXPERIMENTS, "cifar10", experiment)
+    (pair,) = pairs_of_records(reproduction(ERRORS))
+    for line in pair.lines:
+        assert line.result is not None
+        assert (line.result.p_value, line.result.interval, line.p_holm) == (None, None, None)
+    assert pair.lines[3].result.difference_to_none == pytest.approx(-1.0)  # type: ignore[union-attr]
+
+
+def test_the_trend_is_tested_over_seeds_in_whatever_order_they_come() -> None:
+    made = reproduction({"kd": [8.5, 8.4, 8.0], "at": [8.9, 8.1, 8.5], "sp": [8.0, 7.5, 7.9]})
+    shuffled = replace(made, records=(made.records[0], *made.records[:0:-1]))
+    mixed = replace(made, records=(*made.records[:5], *made.records[:4:-1]))
+    said = [findings("cifar10", pairs_of_records(one)) for one in (made, shuffled, mixed)]
+    assert "trend test" in " ".join(said[0])
+    assert said[1] == said[0]
+    assert said[2] == said[0]

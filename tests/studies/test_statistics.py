@@ -91,6 +91,12 @@ def test_equal_differences_claim_no_certainty(baseline: list[float]) -> None:
     assert comparison.p_value is None
 
 
+def test_differences_that_rounding_alone_tells_apart_claim_no_certainty() -> None:
+    values, baseline = [3.4, 0.7, 8.7], [3.1, 0.4, 8.4]
+    assert len({one - other for one, other in zip(values, baseline, strict=True)}) > 1
+    assert compare_paired(values, baseline).p_value is None
+
+
 @pytest.mark.parametrize(
     ("values", "baseline", "message"),
     [

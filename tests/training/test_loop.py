@@ -16,7 +16,7 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller, Remembered
-from spkd.errors import RunFailed
+from spkd.errors import InputError, RunFailed
 from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
@@ -121,3 +121,28 @@ def test_batches_come_with_the_images_of_the_next(count: int, ahead: int) -> Non
     assert [(images, targets) for images, targets, _ in given] == batches
     following = [images for images, _ in batches[1:]] if ahead else [None] * (count - 1)
     assert [upcoming for *_, upcoming in given] == [*following, None][:count]
+
+
+def test_a_checkpoint_of_another_identity_is_refused(tmp_path: Path) -> None:
+    training = made(tmp_path)
+    assert not training.restore()
+    training.save()
+    other = made(tmp_path)
+    other._identity = "another"
+    with pytest.raises(InputError, match="made with other weights, code or images"):
+        other.restore()
+    assert training.restore()
+
+
+def test_what_another_process_has_removed_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = made(tmp_path)
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: iter([folder / ".last.ckpt.gone"]))
+    assert not training.restore()
+
+
+def test_a_network_that_comes_in_eval_mode_is_trained(tmp_path: Path) -> None:
+    training = made(tmp_path)
+    training.student.eval()
+    norm = next(one for one in training.student.modules() if isinstance(one, torch.nn.BatchNorm2d))
+    assert training.run("", Limits())
+    assert norm.num_batches_tracked == training._stream.batches_per_epoch

@@ -18,6 +18,7 @@ from spkd.errors import InputError, RunFailed
 from spkd.training import recording
 from spkd.training import setup as setting_up
 from spkd.training.batches import make_stream
+from spkd.training.devices import make_fabric
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.recording import Player, cheapest_teacher, record
@@ -332,6 +333,13 @@ def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Pa
         player(0, torch.rand(32, 1, 8, 8))
     assert tape.is_recorded(setup.objective.memories, 16).tolist() == [False, *[True] * 14, False], "all are marked"
     assert player(1, torch.rand(32, 1, 8, 8))["kd"].shape == (32, 10)
+
+
+def test_the_teacher_is_read_by_its_own_names(tiny: str, teacher: Path) -> None:
+    wanted = request("wrn-10-1", teacher, method="sp", taps=("group3=body",))
+    setup = set_up(wanted)
+    form = cheapest_teacher(setup, make_stream(setup, torch.device("cpu")), make_fabric(CPU))
+    assert "batch norms folded" in form.note
 
 
 def test_all_processes_have_the_teacher_in_one_precision(tiny: str, teacher: Path) -> None:

@@ -235,6 +235,18 @@ def test_what_a_call_has_made_is_told_apart_by_its_file(tiny_source: str, tmp_pa
     assert len(made) == 2
 
 
+def test_an_image_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    wanted = Request(model="wrn-10-1", data=DataOptions(str(tmp_path / "pictures")))
+    before = identity(wanted)
+    assert identity(wanted) == before
+    path = sorted((tmp_path / "pictures").rglob("*.png"))[0]
+    with Image.open(path) as picture:
+        inverted = picture.point(lambda value: 255 - value)
+    inverted.save(path)
+    assert identity(wanted) != before
+
+
 def test_a_neighbour_that_the_code_imports_is_noticed(tiny_source: str, tmp_path: Path) -> None:
     neighbour, path = tmp_path / "noticed_rate.py", tmp_path / "net.py"
     neighbour.write_text("def rate():\n    return 0.1\n")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spkd.errors import InputError, one_line
 from spkd.functional import similarity_matrix
 from spkd.models.classifier import Classifier
 from spkd.modes import evaluating
@@ -75,18 +76,19 @@ def inference_form(
             it moves nothing that is read by more than :data:`ROUNDING` on ``images``.
 
     Raises:
-        InputError: when a layer cannot be read in a whole pass of the original: see :class:`~spkd.taps.Taps`.
+        InputError: when a layer cannot be read in a whole pass of the original (see :class:`~spkd.taps.Taps`), or the
+            network fails in bfloat16 and ``precision`` leaves no choice.
     """
     with torch.no_grad(), evaluating(classifier), Taps(classifier, taps) as whole:
         whole(images)
-    network, count = folded(classifier.network)
-    network.to(memory_format=torch.channels_last)
-    twin = Classifier(network, classifier.info).to(images.device).eval()
+    # A network of the user's own may fail in any way: one that cannot be copied, say, or that mixes types.
     try:
+        network, count = folded(classifier.network)
+        network.to(memory_format=torch.channels_last)
+        twin = Classifier(network, classifier.info).to(images.device).eval()
         difference = _difference(classifier, twin, taps, images)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        return InferenceForm(classifier, "32-true", f"runs as it is, since its cheaper form failed: {reason}")
+        return InferenceForm(classifier, "32-true", f"runs as it is, since its cheaper form failed: {one_line(error)}")
     if not difference <= TOLERANCE:
         return InferenceForm(
             classifier, "32-true", f"runs as it is, since its cheaper form differs by {difference:.1g}"
@@ -100,9 +102,17 @@ def inference_form(
     )
     if precision == "32-true" or (precision == "auto" and not multiplies_bfloat16(images.device)):
         return full
-    rounded = copy.deepcopy(network).to(torch.bfloat16)
-    short = Classifier(_InBfloat16(rounded), classifier.info).to(images.device).eval()
-    rounding = _rounding(classifier, short, taps, images, logits=logits)
+    try:
+        rounded = copy.deepcopy(network).to(torch.bfloat16)
+        short = Classifier(_InBfloat16(rounded), classifier.info).to(images.device).eval()
+        rounding = _rounding(classifier, short, taps, images, logits=logits)
+    except Exception as error:
+        if precision == "auto":
+            return replace(full, note=f"{full.note}; float32, since it fails in bfloat16: {one_line(error)}")
+        raise InputError(
+            f"--teacher_precision {precision}: the teacher does not compute in bfloat16: {one_line(error)}; give "
+            "32-true, or auto"
+        ) from error
     if precision == "auto" and not max(rounding.values(), default=0.0) <= ROUNDING:
         worst = max(rounding, key=lambda name: rounding[name])
         return replace(full, note=f"{full.note}; float32, since bfloat16 moves {worst} by {rounding[worst]:.1g}")
@@ -269,7 +279,7 @@ def _foldable(network: nn.Module) -> list[tuple[str, str]]:
         if source.op != "call_module" or len(source.users) != 1:
             continue
         convolution, norm = modules[source.target], modules[node.target]
-        fits = _NORMS.get(type(convolution)) is type(norm) and norm.track_running_stats
+        fits = _NORMS.get(type(convolution)) is type(norm) and norm.running_mean is not None
         once = calls.count(source.target) == 1 and calls.count(node.target) == 1
         if fits and once and not hooked & {source.target, node.target}:
             found.append((str(source.target), str(node.target)))

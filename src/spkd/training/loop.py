@@ -134,7 +134,7 @@ class Training:
         """
         path = self._folder.checkpoint
         for unfinished in path.parent.glob(f".{path.name}.*"):
-            unfinished.unlink()  # left by a kill in the middle of a save
+            unfinished.unlink(missing_ok=True)  # left by a kill in the middle of a save; each process looks
         if not path.exists():
             return False
         self.state, tensors = load_checkpoint(path)
