@@ -146,10 +146,12 @@ def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path
     folder, _ = comparison
     rows = {row["method"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
     assert list(rows) == ["none", "sp", "kd"]
-    errors = {}
+    errors, val_errors = {}, {}
     for method, row in rows.items():
         runs = [json.loads((folder / method / f"seed-{seed}" / "result.json").read_text()) for seed in range(3)]
         errors[method] = [run["test_error"] for run in runs]
+        val_errors[method] = [run["val_error"] for run in runs]
+        assert row["val_errors"] == val_errors[method]
         assert row["test_errors"] == errors[method]
         assert row["seeds"] == [0, 1, 2]
         assert row["median"] == pytest.approx(np.median(errors[method]))
@@ -166,7 +168,8 @@ def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path
     assert (folder / "comparison.csv").read_text().count("\n") == 10
     table = (folder / "comparison.md").read_text()
     for method, row in rows.items():
-        assert f"| {method} | 3 | {row['median']:.2f} | {row['mean']:.2f} ± {row['sem']:.2f} |" in table
+        val = f"{np.mean(val_errors[method]):.2f}"
+        assert f"| {method} | 3 | {val} | {row['median']:.2f} | {row['mean']:.2f} ± {row['sem']:.2f} |" in table
     with Image.open(folder / "comparison.png") as picture:
         assert min(picture.size) > 200
     assert (folder / "comparison.svg").read_text().startswith("<?xml")
