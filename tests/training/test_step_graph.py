@@ -211,3 +211,110 @@ def test_a_recording_that_fails_is_told_with_its_cause(
     assert told == [f"a training step cannot be recorded as a CUDA graph, and runs without: {reason}"]
     if before is not None:
         assert torch.cuda.current_stream() == before
+
+
+def counting(compiled: list[int]) -> Callable[..., object]:
+    """Return a compiler that notes every graph it is given and leaves it as it is."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        compiled.append(1)
+        return graph.forward
+
+    return backend
+
+
+@pytest.mark.parametrize("source", ["teacher", "tape"])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_nothing_is_compiled_for_the_recording_alone(ahead: bool, source: str, device: torch.device) -> None:
+    """Even where the teacher's words, images and targets do not lie in memory as copies of them do."""
+    layer = nn.Linear(4, 1).to(device)
+    told: list[str] = []
+    compiled: list[int] = []
+
+    def ask(images: Tensor) -> dict[str, Tensor]:
+        padded = images.new_zeros(len(images), 4)
+        padded[:, :1] = images.sin().sum(1, keepdim=True)
+        return {"own": padded[:, :1]}
+
+    @functools.partial(torch.compile, backend=counting(compiled), dynamic=False)
+    def loss_of(images: Tensor, targets: Tensor, own: Tensor) -> Tensor:
+        return (layer(images) - own - targets.view(len(targets), -1)).square().mean()
+
+    def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
+        loss = loss_of(images, targets, said["own"])
+        loss.backward()
+        return LossBreakdown(loss.detach(), {"ce": loss.detach()})
+
+    asked = torch.compile(ask, backend=counting(compiled), dynamic=False)
+    wide = torch.arange(8.0 * 8, device=device).view(8, 8)
+    with StepGraph(asked, compute, [*layer.parameters()], told.append, ahead=ahead) as graph:
+        for step in range(WARM_UP + 4):
+            images, targets = (wide + step)[:, ::2], (wide * step)[:, 3]
+            found = graph(images, targets, ask(images) if source == "tape" else None, None)
+            layer.zero_grad()
+            torch.testing.assert_close(found.total, square(layer, images, targets, ask(images)).total)
+            layer.zero_grad()
+            if step == 0:
+                compiled_at_first = len(compiled)
+        assert graph.is_recorded
+    assert len(compiled) == compiled_at_first >= 1
+    assert told == []
+
+
+def test_a_recording_that_would_need_another_compilation_is_told(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = nn.Linear(4, 4).to(device)
+    told: list[str] = []
+    compiled: list[int] = []
+    factor = [1.0]
+    whole = step_graph.recorded
+
+    def later(work: Callable[[], None], on: torch.device) -> Callable[[], None]:
+        factor[0] = 2.0
+        return whole(work, on)
+
+    monkeypatch.setattr(step_graph, "recorded", later)
+
+    @functools.partial(torch.compile, backend=counting(compiled), dynamic=False)
+    def loss_of(images: Tensor) -> Tensor:
+        return factor[0] * layer(images).square().mean()
+
+    def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
+        loss = loss_of(images)
+        loss.backward()
+        return LossBreakdown(loss.detach(), {})
+
+    graph = StepGraph(lambda images: {}, compute, [*layer.parameters()], told.append, ahead=True)
+    for step in range(WARM_UP + 2):
+        images = torch.full((8, 4), 1.0 + step, device=device)
+        found = graph(images, images, None, None).total
+        layer.zero_grad()
+        torch.testing.assert_close(found, factor[0] * layer(images).square().mean())
+    assert len(told) == 1
+    assert "recompile" in told[0]
+    assert len(compiled) == 2
+
+
+@NEEDS_GPU
+def test_a_recording_that_the_device_gives_up_leaves_its_random_numbers() -> None:
+    layer = nn.Sequential(nn.Linear(4, 64), nn.Dropout()).cuda()
+    told: list[str] = []
+
+    def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
+        breakdown = square(layer, images, targets, said)
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return breakdown
+
+    graph = StepGraph(lambda images: {}, compute, [*layer.parameters()], told.append, ahead=True)
+    for step in range(WARM_UP + 3):
+        images = torch.full((8, 4), 1.0 + step, device="cuda")
+        torch.manual_seed(step)
+        found = graph(images, images[:, :1], None, None).total
+        layer.zero_grad()
+        torch.manual_seed(step)
+        torch.testing.assert_close(found, compute(images, images[:, :1], {}).total)
+        layer.zero_grad()
+    assert len(told) == 1
+    assert not graph.is_recorded

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 
 import numpy as np
@@ -59,7 +60,7 @@ class StepGraph:
         self._steps = 0
         self._refusal = ""
         self._stream: torch.cuda.Stream | None = None
-        self._recording: _Recording | None = None
+        self._step: _Step | None = None
 
     def __enter__(self) -> StepGraph:
         return self
@@ -67,12 +68,12 @@ class StepGraph:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._recording, self._steps = None, 0
+        self._step, self._steps = None, 0
 
     @property
     def is_recorded(self) -> bool:
         """Whether steps are replayed."""
-        return self._recording is not None
+        return self._step is not None and self._step.is_recorded
 
     def __call__(
         self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None
@@ -85,57 +86,51 @@ class StepGraph:
             said: what the teacher said of them, from a tape; None asks it.
             upcoming: the tensor that will be the images of the next step, if that is known.
         """
+        if self._step is None:
+            self._step = _Step(self._ask, self._compute, self._parameters, images, targets, said, ahead=self._ahead)
+        step = self._step
         self._steps += 1
+        if self._steps > WARM_UP and not step.is_recorded and not self._refusal:
+            self._record(step)
+        step.fill(images, targets, said, upcoming)
         if self._steps < WARM_UP:
-            return self._beside(images, targets, said)
-        if self._steps == WARM_UP:
-            return self._watched(images, targets, said)
-        if self._recording is None and not self._refusal:
-            self._record(images, targets, said)
-        if self._recording is None:
-            return self._plainly(images, targets, said)
-        return self._recording.replay(images, targets, said, upcoming)
+            self._beside(step)
+        elif self._steps == WARM_UP:
+            self._watched(step)
+        else:
+            step.take()
+        return step.losses()
 
-    def _plainly(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None) -> LossBreakdown:
-        return self._compute(images, targets, self._ask(images) if said is None else said)
-
-    def _beside(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None) -> LossBreakdown:
-        """Compute a step on a stream beside the current one, as the recording will."""
+    def _beside(self, step: _Step) -> None:
+        """Take a step on a stream beside the current one, as the recording will."""
         if self._stream is None:
-            self._stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        current = torch.cuda.current_stream(images.device)
+            self._stream = torch.cuda.Stream(step.device)  # type: ignore[no-untyped-call]
+        current = torch.cuda.current_stream(step.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            breakdown = self._plainly(images, targets, said)
+            step.take()
         current.wait_stream(self._stream)
-        return breakdown
 
-    def _watched(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None) -> LossBreakdown:
-        """Compute a step and look for what a recording would lose or fail at."""
+    def _watched(self, step: _Step) -> None:
+        """Take a step and look for what a recording would lose or fail at."""
         before, mode = _random_state(), torch.cuda.get_sync_debug_mode()
         # Other warnings have been shown at the steps before.
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                breakdown = self._beside(images, targets, said)
+                self._beside(step)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         if any("synchronizing CUDA operation" in str(warning.message) for warning in told):
             self._refuse("it waits for the device")
         elif _random_state() != before:
             self._refuse("it draws random numbers on the processor")
-        return breakdown
 
-    def _record(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None) -> None:
-        current = torch.cuda.current_stream(images.device)
-        gc.collect()  # a graph of an earlier run that is destroyed during a recording spoils it
+    def _record(self, step: _Step) -> None:
         try:
-            self._recording = _Recording(
-                self._ask, self._compute, self._parameters, images, targets, said, ahead=self._ahead
-            )
+            step.record()
         except (RuntimeError, InputError) as error:
-            torch.cuda.set_stream(current)  # where PyTorch has not
             self._refuse(one_line(error.__context__ or error))
         for parameter in self._parameters:
             parameter.grad = None
@@ -145,8 +140,12 @@ class StepGraph:
         self._say(f"a training step cannot be recorded as a CUDA graph, and runs without: {reason}")
 
 
-class _Recording:
-    """The graph, and the memory that it reads and writes."""
+class _Step:
+    """A step that reads and writes the same memory each time, from the first on.
+
+    So what has been compiled before the recording fits it: what a network puts out and a copy of that may lie
+    differently in memory.
+    """
 
     def __init__(
         self,
@@ -162,49 +161,75 @@ class _Recording:
         self._ask, self._compute, self._parameters = ask, compute, parameters
         self._images, self._targets = images.clone(), targets.clone()
         self._is_told, self._ahead = said is not None, ahead and said is None
-        self._said: dict[str, Tensor] = {}
         if self._ahead:
-            said = ask(images)
             self._upcoming = images.clone()
             self._beside = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-        if said is not None:
-            self._said = {name: value.clone() for name, value in said.items()}
+            said = ask(self._upcoming)
+        self._said = {name: value.clone() for name, value in (said or {}).items()}
         self._asked: Tensor | None = None  # the images that the teacher has spoken of
-        self._start = recorded(self._work, images.device)
-        self._gradients = [parameter.grad for parameter in parameters]
+        self._start: Callable[[], None] | None = None
 
-    def replay(
-        self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None
-    ) -> LossBreakdown:
+    @property
+    def device(self) -> torch.device:
+        """Where the step is computed."""
+        return self._images.device
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the step is replayed."""
+        return self._start is not None
+
+    def record(self) -> None:
+        """Have the step replayed from here on."""
+        # To compile anew during the recording would spoil it.
+        with torch.compiler.set_stance("fail_on_recompile"):
+            self._start = recorded(self._work, self.device)
+        self._gradients = [parameter.grad for parameter in self._parameters]
+
+    def fill(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None) -> None:
+        """Put in what the step is to be computed of."""
         self._images.copy_(images)
         self._targets.copy_(targets)
         if self._ahead:
-            said = None if self._asked is images else self._ask(images)
+            if self._asked is not images:
+                self._upcoming.copy_(images)
+                said = self._ask(self._upcoming)
             self._asked = None
-            if upcoming is not None and upcoming.shape == images.shape:
+            if self.is_recorded and upcoming is not None and upcoming.shape == images.shape:
                 self._upcoming.copy_(upcoming)
                 self._asked = upcoming
         for name, value in (said or {}).items():
             self._said[name].copy_(value)
+
+    def take(self) -> None:
+        """Compute the step, or have the graph do it."""
+        if self._start is None:
+            self._learn()
+            return
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         self._start()
+
+    def losses(self) -> LossBreakdown:
+        """Return the losses of the step, out of the memory that the next one writes to."""
         total, terms = self._losses
-        # Out of the memory that the next step writes to.
         return LossBreakdown(total.clone(), {name: value.clone() for name, value in terms.items()})
+
+    def _learn(self) -> None:
+        said = self._said if self._is_told or self._ahead else self._ask(self._images)
+        self._losses = self._compute(self._images, self._targets, said)
 
     def _work(self) -> None:
         """Do what is recorded."""
         if not self._ahead:
-            said = self._said if self._is_told else self._ask(self._images)
-            self._losses = self._compute(self._images, self._targets, said)
+            self._learn()
             return
-        current = torch.cuda.current_stream(self._images.device)
+        current = torch.cuda.current_stream(self.device)
         self._beside.wait_stream(current)
         try:
             with torch.cuda.stream(self._beside):
                 following = self._ask(self._upcoming)
-            self._losses = self._compute(self._images, self._targets, self._said)
+            self._learn()
         finally:
             # A recording must not end with works on another stream, not even when it has failed.
             current.wait_stream(self._beside)
@@ -213,14 +238,41 @@ class _Recording:
 
 
 def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record what ``work`` gives a GPU to do, without doing it, and return what has it done."""
+    """Record what ``work`` gives a GPU to do, without doing it, and return what has it done.
+
+    A recording that fails leaves the process as it was: where the device has given it up, PyTorch does not.
+    """
     graph = torch.cuda.CUDAGraph()
     # The student is longer under way than the teacher, so it goes first where the two want the same.
     stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    current, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[device.index]
+    before = generator.clone_state()
     # Other threads may go on reading files into pinned memory.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        work()
+    capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+    try:
+        with _without_collection(), warnings.catch_warnings():
+            # Said where the first work fails already, which is told.
+            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+            with capture:
+                work()
+    except BaseException:
+        torch.cuda.set_stream(current)
+        generator.graphsafe_set_state(before)  # or it refuses every random number from here on
+        raise
     return graph.replay
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Collect what is garbage before and not within: a graph of an earlier run that is destroyed spoils a recording."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _random_state() -> tuple[bytes, object, str]:
