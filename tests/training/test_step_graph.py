@@ -137,28 +137,34 @@ def drawn(kind: str, images: Tensor) -> float:
     return float(draw[kind]())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("where", ["teacher", "student"])
 @pytest.mark.parametrize("kind", ["torch", "python", "numpy", "waits"])
-def test_what_cannot_be_recorded_runs_without(kind: str, device: torch.device) -> None:
+def test_what_cannot_be_recorded_runs_without(kind: str, where: str, ahead: bool, device: torch.device) -> None:
     linear = nn.Linear(4, 4)
     layer = nn.Sequential(linear, nn.Dropout() if device.type == "cuda" else nn.Identity()).to(device)
     told: list[str] = []
 
     def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
-        return square(layer, drawn(kind, images) * images, targets, said)
+        factor = drawn(kind, images) if where == "student" else 1.0
+        return square(layer, factor * images, targets, said)
+
+    def ask(images: Tensor) -> dict[str, Tensor]:
+        return {"own": drawn(kind, images) * images} if where == "teacher" else {}
 
     def seed(step: int) -> None:
         torch.manual_seed(step)
         random.seed(step)
         np.random.seed(step)
 
-    graph = StepGraph(lambda images: {}, compute, [*layer.parameters()], told.append, ahead=True)
+    graph = StepGraph(ask, compute, [*layer.parameters()], told.append, ahead=ahead)
     for step in range(WARM_UP + 3):
         images = torch.full((8, 4), 1.0 + step, device=device)
         seed(step)
         found = graph(images, images, None, None).total
         layer.zero_grad()
         seed(step)
-        torch.testing.assert_close(found, compute(images, images, {}).total)
+        torch.testing.assert_close(found, compute(images, images, ask(images)).total)
         layer.zero_grad()
     assert torch.cuda.get_sync_debug_mode() == 0
     assert len(told) == 1

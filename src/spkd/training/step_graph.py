@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import random
 import warnings
@@ -92,26 +93,26 @@ class StepGraph:
         self._steps += 1
         if self._steps > WARM_UP and not step.is_recorded and not self._refusal:
             self._record(step)
-        step.fill(images, targets, said, upcoming)
+        take = functools.partial(step.take, images, targets, said, upcoming)
         if self._steps < WARM_UP:
-            self._beside(step)
+            self._beside(take, images.device)
         elif self._steps == WARM_UP:
-            self._watched(step)
+            self._watched(take, images.device)
         else:
-            step.take()
+            take()
         return step.losses()
 
-    def _beside(self, step: _Step) -> None:
+    def _beside(self, take: Callable[[], None], device: torch.device) -> None:
         """Take a step on a stream beside the current one, as the recording will."""
         if self._stream is None:
-            self._stream = torch.cuda.Stream(step.device)  # type: ignore[no-untyped-call]
-        current = torch.cuda.current_stream(step.device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        current = torch.cuda.current_stream(device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            step.take()
+            take()
         current.wait_stream(self._stream)
 
-    def _watched(self, step: _Step) -> None:
+    def _watched(self, take: Callable[[], None], device: torch.device) -> None:
         """Take a step and look for what a recording would lose or fail at."""
         before, mode = _random_state(), torch.cuda.get_sync_debug_mode()
         # Other warnings have been shown at the steps before.
@@ -119,7 +120,7 @@ class StepGraph:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                self._beside(step)
+                self._beside(take, device)
             finally:
                 torch.cuda.set_sync_debug_mode(mode)
         if any("synchronizing CUDA operation" in str(warning.message) for warning in told):
@@ -161,18 +162,13 @@ class _Step:
         self._ask, self._compute, self._parameters = ask, compute, parameters
         self._images, self._targets = images.clone(), targets.clone()
         self._is_told, self._ahead = said is not None, ahead and said is None
+        self._asked: Tensor | None = None  # the images that the teacher has spoken of
         if self._ahead:
             self._upcoming = images.clone()
             self._beside = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
-            said = ask(self._upcoming)
+            said, self._asked = ask(self._upcoming), images
         self._said = {name: value.clone() for name, value in (said or {}).items()}
-        self._asked: Tensor | None = None  # the images that the teacher has spoken of
         self._start: Callable[[], None] | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where the step is computed."""
-        return self._images.device
 
     @property
     def is_recorded(self) -> bool:
@@ -183,10 +179,27 @@ class _Step:
         """Have the step replayed from here on."""
         # To compile anew during the recording would spoil it.
         with torch.compiler.set_stance("fail_on_recompile"):
-            self._start = recorded(self._work, self.device)
+            self._start = recorded(self._work, self._images.device)
         self._gradients = [parameter.grad for parameter in self._parameters]
 
-    def fill(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None) -> None:
+    def take(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None) -> None:
+        """Compute the step, or have the graph do it."""
+        self._fill(images, targets, said, upcoming)
+        if self._start is None:
+            self._learn()
+            return
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        self._start()
+
+    def losses(self) -> LossBreakdown:
+        """Return the losses of the step, out of the memory that the next one writes to."""
+        total, terms = self._losses
+        return LossBreakdown(total.clone(), {name: value.clone() for name, value in terms.items()})
+
+    def _fill(
+        self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None
+    ) -> None:
         """Put in what the step is to be computed of."""
         self._images.copy_(images)
         self._targets.copy_(targets)
@@ -201,20 +214,6 @@ class _Step:
         for name, value in (said or {}).items():
             self._said[name].copy_(value)
 
-    def take(self) -> None:
-        """Compute the step, or have the graph do it."""
-        if self._start is None:
-            self._learn()
-            return
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
-        self._start()
-
-    def losses(self) -> LossBreakdown:
-        """Return the losses of the step, out of the memory that the next one writes to."""
-        total, terms = self._losses
-        return LossBreakdown(total.clone(), {name: value.clone() for name, value in terms.items()})
-
     def _learn(self) -> None:
         said = self._said if self._is_told or self._ahead else self._ask(self._images)
         self._losses = self._compute(self._images, self._targets, said)
@@ -224,7 +223,7 @@ class _Step:
         if not self._ahead:
             self._learn()
             return
-        current = torch.cuda.current_stream(self.device)
+        current = torch.cuda.current_stream(self._images.device)
         self._beside.wait_stream(current)
         try:
             with torch.cuda.stream(self._beside):
