@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from spkd.errors import InputError
+from spkd.functional import similarity_preserving_loss
 from spkd.training.recipe import PRESETS, Recipe, choose_preset, learning_rate, overridable, preset
 
 
@@ -36,6 +38,21 @@ def test_override_reaches_the_recipe_and_its_loss_weights_and_none_leaves_them()
     recipe = Recipe().override({"epochs": 3, "lr": None, "gamma": 10.0, "milestones": (0.5,)})
     assert (recipe.epochs, recipe.lr, recipe.losses.gamma, recipe.milestones) == (3, 0.1, 10.0, (0.5,))
     assert recipe.losses.alpha == 0.9
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_similarity_loss_weighs_as_much_in_another_batch(name: str) -> None:
+    """As much as the cross-entropy beside it: of four batches alike, each of which has no more to say than one."""
+    one = preset(name)
+    several = one.for_batches_of(4 * one.batch_size)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(8, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    # Images of other batches are like none of this one.
+    apart = [torch.block_diag(*[features] * 4) for features in (student, teacher)]
+    expected = one.losses.gamma * similarity_preserving_loss(student, teacher)
+    found = several.losses.gamma * similarity_preserving_loss(*apart)
+    torch.testing.assert_close(found, expected)
+    assert (several.batch_size, several.losses.beta) == (4 * one.batch_size, one.losses.beta)
 
 
 def test_every_field_can_be_overridden() -> None:

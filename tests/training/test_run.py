@@ -389,6 +389,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(math.isfinite(value) for value in saved["state"]["sums"].values())
 
 
+@pytest.mark.parametrize(
+    ("images", "method", "overrides", "said"),
+    [
+        (None, "sp", {}, "cross-entropy 1, sp 100"),
+        (50, "sp+kd", {}, "cross-entropy 0.1, sp 12.5, kd 0.9"),
+        (50, "sp+at", {"gamma": 100.0}, "cross-entropy 1, sp 100, at 3"),
+        (50, "sp?weight=7", {}, "cross-entropy 1, sp 7"),
+        (None, "sp", {"batch_size": 32}, "cross-entropy 1, sp 50"),
+        (None, "sp", {"batch_size": 32, "gamma": 100.0}, "cross-entropy 1, sp 100"),
+    ],
+)
+def test_the_weight_of_the_similarity_loss_follows_the_batch_unless_it_is_given(
+    images: int | None, method: str, overrides: dict[str, object], said: str, tiny: str, teacher: Path
+) -> None:
+    data = DataOptions(train_images=images)
+    request = Request(model=tiny, teacher=str(teacher), method=method, data=data, overrides=overrides)
+    assert f"loss weights: {said}" in set_up(request).notes
+
+
 def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a batch of 501 .* 500 images"):
         run(Request(model=tiny, overrides={"batch_size": 501}), tmp_path / "run", CPU, Silent())

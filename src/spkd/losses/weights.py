@@ -13,7 +13,7 @@ class LossWeights:
     """Weights of the terms and the temperature; the defaults are those of the papers' experiments.
 
     Args:
-        gamma: weight of the similarity-preserving loss.
+        gamma: weight of the similarity-preserving loss; its effect depends on gamma / batch size.
         alpha: weight of the soft targets, between 0 and 1; cross-entropy then has 1 - alpha.
         temperature: temperature of the soft targets.
         beta: weight of attention transfer; its effect depends on the size of the maps.

@@ -125,10 +125,17 @@ SCALES: Mapping[ScaleName, Scale] = {
         # The schedule of a reproduction whose code is public; the paper's own is not known.
         cinic10=Protocol(
             "paper",
-            {"epochs": 140, "batch_size": 96, "lr": 0.01, "milestones": (100 / 140, 120 / 140), "lr_decay": 0.1},
+            {
+                "epochs": 140,
+                "batch_size": 96,
+                "lr": 0.01,
+                "milestones": (100 / 140, 120 / 140),
+                "lr_decay": 0.1,
+                "gamma": 3000.0,
+            },
         ),
         # The paper's schedule for fine-tuning is not known: this is the preset for trained weights.
-        dtd=Protocol("finetune", image_size=224),
+        dtd=Protocol("finetune", {"gamma": 3000.0, "beta": 1000.0}, image_size=224),
         gammas=(10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0, 30000.0, 64000.0),
         drawn_pair=("wrn-16-1", "wrn-40-2"),
         tapes=False,

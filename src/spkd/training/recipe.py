@@ -94,6 +94,19 @@ class Recipe:
         losses = {name: given.pop(name) for name in sorted(of_losses & set(given))}
         return replace(self, **given, losses=replace(self.losses, **losses))  # type: ignore[arg-type]
 
+    def for_batches_of(self, images: int) -> Recipe:
+        """Return the recipe with batches of so many images, and γ changed in proportion.
+
+        Rows of G have length one, so that ‖G_T - G_S‖² grows as b, and the loss, which divides it by b², falls as
+        1 / b; the cross-entropy beside it does not change. At a given γ / b the two are to each other as before.
+
+        >>> recipe = PRESETS["digits"].for_batches_of(16)
+        >>> recipe.batch_size, recipe.losses.gamma, PRESETS["digits"].losses.gamma
+        (16, 25.0, 100.0)
+        """
+        gamma = self.losses.gamma * images / self.batch_size
+        return replace(self, batch_size=images, losses=replace(self.losses, gamma=gamma))
+
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
     if not holds:

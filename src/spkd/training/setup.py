@@ -185,6 +185,9 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         objective = _objective(request, _pairs(request, student.classifier, teacher, data, image_size), recipe)
     if objective.pairs:
         notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in objective.pairs))
+    if objective.terms:
+        weights = {"cross-entropy": objective.cross_entropy, **{term.name: term.weight for term in objective.terms}}
+        notes.append("loss weights: " + ", ".join(f"{name} {weight:g}" for name, weight in weights.items()))
     return Setup(request, recipe, data, image_size, student.classifier, teacher, objective, tuple(notes), tape)
 
 
@@ -218,12 +221,12 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
     else:
         chosen, why = choose_preset(request.data.data, request.model, trained)
         reason = f" ({why})"
-    recipe = chosen.override(request.overrides)
     images = len(data.train) + len(data.unlabelled or ())
-    if request.overrides.get("batch_size") is None and recipe.batch_size > images // 4:
-        fitting = max(2, 2 ** int(math.log2(max(2, images // 4))))
-        reason += f", batch lowered from {recipe.batch_size} for {images} images"
-        recipe = replace(recipe, batch_size=fitting)
+    size = chosen.override(request.overrides).batch_size
+    if request.overrides.get("batch_size") is None and size > images // 4:
+        size = max(2, 2 ** int(math.log2(max(2, images // 4))))
+        reason += f", batch lowered from {chosen.batch_size} for {images} images"
+    recipe = chosen.for_batches_of(size).override(request.overrides)
     if recipe.batch_size > images:
         raise InputError(
             f"a batch of {recipe.batch_size} is larger than the training set of {images} images: "
