@@ -239,7 +239,8 @@ class _Step:
 def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Record what ``work`` gives a GPU to do, without doing it, and return what has it done.
 
-    A recording that fails leaves the process as it was: where the device has given it up, PyTorch does not.
+    After one that fails, the stream is the one before and random numbers can be drawn, which PyTorch does not see to
+    where the device has given it up. Up to PyTorch 2.12 the memory that such a recording has taken stays reserved.
     """
     graph = torch.cuda.CUDAGraph()
     # The student is longer under way than the teacher, so it goes first where the two want the same.
