@@ -70,7 +70,7 @@ def square(layer: nn.Module, images: Tensor, targets: Tensor, said: Mapping[str,
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-@pytest.mark.parametrize("source", ["teacher", "tape", "alone"])
+@pytest.mark.parametrize("source", ["teacher", "teacher that shows images", "tape", "alone"])
 def test_replayed_steps_see_new_images_weights_and_seeds(source: str, ahead: bool, device: torch.device) -> None:
     torch.manual_seed(0)
     linear, unused = nn.Linear(4, 64), nn.Linear(2, 2)
@@ -80,6 +80,8 @@ def test_replayed_steps_see_new_images_weights_and_seeds(source: str, ahead: boo
 
     def ask(images: Tensor) -> dict[str, Tensor]:
         asked.append(images)
+        if source == "teacher that shows images":
+            return {"own": images[:, :1]}
         return {} if source == "alone" else {"own": images.sin().sum(1, keepdim=True)}
 
     def played(images: Tensor) -> dict[str, Tensor]:
@@ -172,9 +174,11 @@ def test_what_cannot_be_recorded_runs_without(kind: str, where: str, ahead: bool
     assert ("waits for the device" if kind == "waits" else "draws random numbers") in told[0]
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, InputError])
+@pytest.mark.parametrize("where", ["teacher", "student"])
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("kind", [RuntimeError, InputError, TypeError])
 def test_a_recording_that_fails_is_told_with_its_cause(
-    kind: type[Exception], device: torch.device, monkeypatch: pytest.MonkeyPatch
+    kind: type[Exception], ahead: bool, where: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = nn.Linear(4, 4).to(device)
     told: list[str] = []
@@ -187,32 +191,54 @@ def test_a_recording_that_fails_is_told_with_its_cause(
         recording = True
         try:
             return whole(work, on)
-        except (RuntimeError, InputError):
-            raise RuntimeError("previous error")  # noqa: B904 - as PyTorch does at the end of a failed recording
+        except (RuntimeError, InputError, TypeError):
+            if ahead:  # and the device has given the recording up, at the end of which PyTorch has an error of its own
+                raise RuntimeError("previous error")  # noqa: B904
+            raise
         finally:
             recording = False
 
     monkeypatch.setattr(step_graph, "recorded", watched)
+    if device.type == "cpu":
+        # As a device does that has given the recording up.
+        monkeypatch.setattr(NoStream, "wait_stream", lambda stream, other: fail("give up") if failed else None)
+
+    def fail(reason: str) -> None:
+        raise RuntimeError(reason)
+
+    failed: list[int] = []
+
+    def perhaps_fail(here: str) -> None:
+        if recording and here == where:
+            failed.append(0)
+            try:
+                fail("inner")
+            except RuntimeError as error:
+                raise kind("cannot be recorded") from error
+        failed.clear()
+
+    def ask(images: Tensor) -> dict[str, Tensor]:
+        perhaps_fail("teacher")
+        return own
 
     def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
         steps.append(0)
         breakdown = square(layer, images, targets, said)
-        if recording:
-            raise kind("cannot be recorded")
+        perhaps_fail("student")
         return breakdown
 
-    ask = {"own": torch.ones(8, 4, device=device)}
-    graph = StepGraph(lambda images: ask, compute, [*layer.parameters()], told.append, ahead=True)
+    own = {"own": torch.ones(8, 4, device=device)}
+    graph = StepGraph(ask, compute, [*layer.parameters()], told.append, ahead=ahead)
     before = None if device.type == "cpu" else torch.cuda.current_stream()
     for step in range(WARM_UP + 2):
         images = torch.full((8, 4), 1.0 + step, device=device)
         found = graph(images, images, None, None).total
         kept = [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
         layer.zero_grad()
-        torch.testing.assert_close(found, square(layer, images, images, ask).total)
+        torch.testing.assert_close(found, square(layer, images, images, own).total)
         torch.testing.assert_close(kept, [parameter.grad for parameter in layer.parameters()])
         layer.zero_grad()
-    assert len(steps) == WARM_UP + 3
+    assert len(steps) == WARM_UP + 2 + (where == "student")
     reason = f"{kind.__name__}: cannot be recorded"
     assert told == [f"a training step cannot be recorded as a CUDA graph, and runs without: {reason}"]
     if before is not None:

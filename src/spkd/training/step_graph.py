@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spkd.errors import InputError, one_line
+from spkd.errors import one_line
 from spkd.losses.objective import LossBreakdown
 
 WARM_UP = 3
@@ -69,7 +69,7 @@ class StepGraph:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._step, self._steps = None, 0
+        self._step, self._steps, self._refusal = None, 0, ""
 
     @property
     def is_recorded(self) -> bool:
@@ -131,8 +131,8 @@ class StepGraph:
     def _record(self, step: _Step) -> None:
         try:
             step.record()
-        except (RuntimeError, InputError) as error:
-            self._refuse(one_line(error.__context__ or error))
+        except Exception as error:
+            self._refuse(one_line(error))
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -169,6 +169,7 @@ class _Step:
             said, self._asked = ask(self._upcoming), images
         self._said = {name: value.clone() for name, value in (said or {}).items()}
         self._start: Callable[[], None] | None = None
+        self._failure: Exception | None = None
 
     @property
     def is_recorded(self) -> bool:
@@ -176,10 +177,15 @@ class _Step:
         return self._start is not None
 
     def record(self) -> None:
-        """Have the step replayed from here on."""
-        # To compile anew during the recording would spoil it.
-        with torch.compiler.set_stance("fail_on_recompile"):
-            self._start = recorded(self._work, self._images.device)
+        """Have the step replayed from here on, or raise what went wrong first."""
+        try:
+            # To compile anew during the recording would spoil it.
+            with torch.compiler.set_stance("fail_on_recompile"):
+                self._start = recorded(self._work, self._images.device)
+        except Exception as error:
+            # PyTorch's own is of the end of the recording, which fails where the work has.
+            failure, self._failure = self._failure, None
+            raise failure or error from None
         self._gradients = [parameter.grad for parameter in self._parameters]
 
     def take(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None) -> None:
@@ -203,16 +209,16 @@ class _Step:
         """Put in what the step is to be computed of."""
         self._images.copy_(images)
         self._targets.copy_(targets)
+        if self._ahead and self._asked is not images:
+            self._upcoming.copy_(images)
+            said = self._ask(self._upcoming)
+        for name, value in (said or {}).items():
+            self._said[name].copy_(value)
         if self._ahead:
-            if self._asked is not images:
-                self._upcoming.copy_(images)
-                said = self._ask(self._upcoming)
             self._asked = None
             if self.is_recorded and upcoming is not None and upcoming.shape == images.shape:
                 self._upcoming.copy_(upcoming)
                 self._asked = upcoming
-        for name, value in (said or {}).items():
-            self._said[name].copy_(value)
 
     def _learn(self) -> None:
         said = self._said if self._is_told or self._ahead else self._ask(self._images)
@@ -220,18 +226,29 @@ class _Step:
 
     def _work(self) -> None:
         """Do what is recorded."""
-        if not self._ahead:
-            self._learn()
-            return
+        try:
+            if self._ahead:
+                self._learn_and_ask()
+            else:
+                self._learn()
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def _learn_and_ask(self) -> None:
+        """Have the teacher look at the next images meanwhile."""
         current = torch.cuda.current_stream(self._images.device)
         self._beside.wait_stream(current)
         try:
             with torch.cuda.stream(self._beside):
                 following = self._ask(self._upcoming)
             self._learn()
-        finally:
+        except BaseException:
             # A recording must not end with works on another stream, not even when it has failed.
-            current.wait_stream(self._beside)
+            with contextlib.suppress(RuntimeError):  # for the device may have given it up
+                current.wait_stream(self._beside)
+            raise
+        current.wait_stream(self._beside)
         for name, value in following.items():
             self._said[name].copy_(value)
 
