@@ -22,6 +22,7 @@ from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError, RunFailed
 from spkd.losses.objective import LossBreakdown
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from spkd.training.crowding import Crowding
 from spkd.training.devices import agreed
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
@@ -90,6 +91,7 @@ class Training:
         self._distiller, self._stream, self._validate = distiller, stream, validate
         self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
         self._folder, self._display = folder, display
+        self._crowding = Crowding(fabric.device, display.say)
         self.state = TrainingState()
         ask, module = distiller.remember, cast(nn.Module, distiller)
         if compiled:
@@ -297,6 +299,7 @@ class Training:
         state.sums, state.images = {}, 0
 
     def _show(self) -> None:
+        self._crowding.look()
         state = self.state
         epoch = min(state.epoch + (state.batch > 0), self._recipe.epochs)
         parts = [f"epoch {epoch}/{self._recipe.epochs}"]
