@@ -1,6 +1,7 @@
 """Every command, through the real command line, on the digits and on a folder of pictures."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -297,10 +298,32 @@ def test_a_teacher_from_a_weights_file_is_seen_as_it_was_trained_and_stands_in_t
     assert yaml.safe_load((out / "config.yaml").read_text())["image_size"] == 40
     assert spkd.load_model(out).info.image_size == 40
     row = next(line for line in printed.splitlines() if "teacher" in line)
-    tested = json.loads((tmp_path / "teacher" / "result.json").read_text())["test_error"]
-    assert f"{tested:.2f} %" in row
+    measured = json.loads((tmp_path / "teacher" / "result.json").read_text())
+    assert f"{measured['val_error']:.2f} % │ " in row
+    assert row.endswith(f"{measured['test_error']:.2f} % │")
     assert "net.py:Tiny" in row
     assert str(tmp_path) not in row
+
+
+def test_a_teacher_s_errors_are_those_on_the_student_s_images(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    """And not those in its own run, which may have been on others."""
+    moved, options = tmp_path / "teacher", ["--student", tiny, "--epochs", "1", *CPU]
+    shutil.copytree(teacher, moved)
+    result = json.loads((teacher / "result.json").read_text())
+    (moved / "result.json").write_text(json.dumps(result | {"test_error": 0.11, "val_error": 0.12}))
+    printed = succeed(capsys, "distill", "--teacher", str(moved), *options, "--out", str(tmp_path / "student"))
+    (row,) = [line for line in printed.splitlines() if line.startswith("│ teacher")]
+    assert f"{result['val_error']:.2f} % │ " in row
+    assert row.endswith(f"{result['test_error']:.2f} % │")
+    study = tmp_path / "study"
+    asked = ["--methods", "none", "kd", "--seeds", "1", "--out", str(study)]
+    succeed(capsys, "compare", "--teacher", str(moved), *options, *asked)
+    told = json.loads((study / "comparison.json").read_text())["teacher"]
+    assert {name: told[name] for name in ("test_error", "val_error")} == {
+        name: pytest.approx(result[name]) for name in ("test_error", "val_error")
+    }
 
 
 def test_a_small_set_lowers_the_batch_of_the_recipe(

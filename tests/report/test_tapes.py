@@ -27,8 +27,8 @@ def test_damaged_steps_are_counted_and_not_taken_for_recorded(tmp_path: Path) ->
     for step in range(3):
         tape.write(step, full)
     assert shown(tape) == [
-        ["logits", "4 × 10", "0.2 kB", "3", "–", "0.5 kB"],
-        ["similarity", "4 × 4", "0.1 kB", "3", "–", "0.2 kB"],
+        ["logits", "4 × 10", "160 bytes", "3", "–", "480 bytes"],
+        ["similarity", "4 × 4", "64 bytes", "3", "–", "192 bytes"],
     ]
     content = bytearray((tmp_path / "logits.data").read_bytes())
     content[0] ^= 1

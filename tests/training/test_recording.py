@@ -61,6 +61,7 @@ def test_float32_played_is_live_bit_for_bit(tiny: str, teacher: Path, tmp_path: 
     assert_same_run(tmp_path / "live", tmp_path / "recorded")
     assert_same_run(tmp_path / "live", tmp_path / "played")
     assert played["test"]["teacher_error"] == live["test"]["teacher_error"]
+    assert played["teacher_val_error"] == live["teacher_val_error"] is not None
 
 
 def test_images_without_a_label_are_on_the_tape(tiny: str, teacher: Path, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_a_run_equals_a_plain_loop(
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-9)
     assert evaluated == [*[len(images.val)] * (1 + EPOCHS), len(images.test)]
     assert (result["best_epoch"], result["val_error"], result["test"]["teacher_error"]) == (3, 1.0, 50.0)
+    assert result["teacher_val_error"] == 40.0
     assert "teacher: error 40.00 % on the validation images" in heard.lines
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     student.load_state_dict(kept[2])

@@ -16,6 +16,7 @@ import spkd
 from spkd.data.options import DataOptions
 from spkd.errors import InputError, RunFailed
 from spkd.files import locked
+from spkd.models.classifier import save_classifier
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import run
@@ -406,6 +407,27 @@ def test_the_weight_of_the_similarity_loss_follows_the_batch_unless_it_is_given(
     data = DataOptions(train_images=images)
     request = Request(model=tiny, teacher=str(teacher), method=method, data=data, overrides=overrides)
     assert f"loss weights: {said}" in set_up(request).notes
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "said"),
+    [
+        ("none", None, "more --epochs, --recipe scratch or finetune, or another --lr"),
+        ("none", "scratch", "more --epochs, --recipe finetune, or another --lr"),
+        ("sp", None, "more --epochs, --recipe scratch or finetune, another --lr, or a lower --gamma"),
+    ],
+)
+def test_networks_that_know_next_to_nothing_are_warned_of(
+    method: str, recipe: str | None, said: str, tiny: str, heard: Any, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    save_classifier(set_up(Request(model=tiny)).student, teacher)
+    request = Request(model=tiny, recipe=recipe, method=method, overrides={"epochs": 1, "lr": 1e-9})
+    run(request if method == "none" else replace(request, teacher=str(teacher)), tmp_path / "run", CPU, heard)
+    warnings = [line for line in heard.lines if "little better than chance" in line]
+    assert warnings[-1] == f"warning: that is little better than chance; try {said}"
+    assert [line for line in warnings if "the teacher" in line] == warnings[:-1]
+    assert len(warnings) == (1 if method == "none" else 2)
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:

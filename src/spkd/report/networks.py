@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -82,13 +83,9 @@ def export_table(report: ExportReport) -> Table:
     table.add_column("form")
     table.add_column("size", justify="right")
     table.add_column("CPU latency, one image", justify="right")
-    table.add_row("PyTorch", _megabytes(report.source_bytes), f"{report.latency_torch_ms:.2f} ms")
-    table.add_row(report.format, _megabytes(report.bytes), f"{report.latency_exported_ms:.2f} ms")
+    table.add_row("PyTorch", decimal(report.source_bytes), f"{report.latency_torch_ms:.2f} ms")
+    table.add_row(report.format, decimal(report.bytes), f"{report.latency_exported_ms:.2f} ms")
     return table
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB"
 
 
 def _percent(value: float | None) -> str:

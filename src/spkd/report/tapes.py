@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -27,11 +28,7 @@ def tape_table(tape: Tape) -> RenderableType:
         size = memory.slot_bytes
         shape = " × ".join(map(str, memory.full))
         memories.add_row(
-            Text(name), shape, _size(size), f"{steps:,}", f"{damaged:,}" if damaged else "–", _size(steps * size)
+            Text(name), shape, decimal(size), f"{steps:,}", f"{damaged:,}" if damaged else "–", decimal(steps * size)
         )
     epoch = f"{manifest.batches_per_epoch:,} steps make an epoch"
     return Group(facts, memories, epoch)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"

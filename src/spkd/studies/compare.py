@@ -19,7 +19,7 @@ from spkd.studies.records import (
     save_csv,
 )
 from spkd.studies.runner import run_study
-from spkd.studies.side_by_side import alone_request, request_with_teacher
+from spkd.studies.side_by_side import alone_request, request_with_teacher, teacher_errors
 from spkd.studies.state import read_running
 from spkd.studies.tasks import Recording, Task
 from spkd.studies.work import tape_folder
@@ -74,9 +74,10 @@ def compare(
     state.raise_failure(out)
     if state.missing:
         return None
+    taught_results = [state.results[_name(method, 0)] for method in taught]
     comparison = Comparison(
         title=f"{request.model} on {data_name}",
-        teacher=_teacher_record(request),
+        teacher=_teacher_record(request, taught_results),
         student=request.model,
         data=data_name,
         rows=_rows(
@@ -183,9 +184,10 @@ def _rows(methods: Sequence[str], results: Mapping[str, Sequence[Mapping[str, An
     return tuple(alone if method == BASELINE and alone else row(method, alone) for method in methods)
 
 
-def _teacher_record(request: Request) -> dict[str, Any]:
+def _teacher_record(request: Request, students: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return facts of the teacher, with its errors on the students' images: its own run may have seen others."""
     if request.teacher is None:
         return {}
-    result = RunFolder(Path(request.teacher)).result() or {}
-    kept = ("model", "test_error", "val_error", "parameters")
-    return {"spec": request.teacher, **{key: result[key] for key in kept if key in result}}
+    own = RunFolder(Path(request.teacher)).result() or {}
+    facts = {key: own.get(key) for key in ("model", "parameters")} | (teacher_errors(students[0]) if students else {})
+    return {"spec": request.teacher, **{key: value for key, value in facts.items() if value is not None}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,14 +90,17 @@ def distill(
 
 
 def _teacher_row(request: Request, student: dict[str, Any]) -> NetworkRow:
-    """Return the teacher's row: from its own run, or for any other network as the student's run measured it."""
+    """Return the teacher's row, with its errors on these images: its own run may have seen others."""
     folder = Path(request.teacher or "")
-    if find_saved(folder) is not None:
-        return network_row("teacher", folder, RunFolder(folder).result())
-    teacher = set_up(request).teacher
+    teacher = set_up(request).teacher if find_saved(folder) is None else load_classifier(folder)
     if teacher is None:
         raise InputError(f"--teacher {request.teacher} cannot be built again")
-    return _measured("teacher", teacher, {"test_error": student["test"].get("teacher_error"), "val_error": None})
+    return _measured("teacher", teacher, teacher_errors(student))
+
+
+def teacher_errors(student: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the teacher's errors in percent as a student's result has them: on the student's own images."""
+    return {"test_error": student["test"].get("teacher_error"), "val_error": student.get("teacher_val_error")}
 
 
 def alone_request(request: Request) -> Request:

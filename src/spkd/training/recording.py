@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.filesize import decimal
 from torch import Tensor
 
 from spkd.data.stream import TrainStream
@@ -198,7 +199,7 @@ def announcement(tape: Tape, setup: Setup) -> str:
     size = tape.bytes_of(names, setup.recipe.epochs)
     kept = ", ".join(f"{name} {tape.manifest.memories[name].slot_bytes / 1e3:,.1f} kB" for name in names)
     return (
-        f"tape {tape.folder}: {tape.recorded(names, steps):,} of {steps:,} steps recorded, {size / 1e6:,.1f} MB in all "
+        f"tape {tape.folder}: {tape.recorded(names, steps):,} of {steps:,} steps recorded, {decimal(size)} in all "
         f"({tape.manifest.dtype}; each step {kept})"
     )
 

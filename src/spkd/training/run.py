@@ -126,8 +126,9 @@ def _train(
     stream = make_stream(setup, fabric.device, (fabric.global_rank, fabric.world_size))
     distiller, player = _distiller(setup, stream, runtime, fabric, display)
     with contextlib.closing(distiller), contextlib.ExitStack() as held:
+        teacher_error = None
         if overwrite or not folder.checkpoint.exists():
-            _look_first(setup, distiller, player, stream, fabric.device, display)
+            teacher_error = _look_first(setup, distiller, player, stream, fabric.device, display)
         fabric.barrier()
         if fabric.is_global_zero:
             held.enter_context(locked(folder.path, wait=False))
@@ -147,11 +148,10 @@ def _train(
         state = training.state
         display.say(f"kept: epoch {state.best_epoch} of {state.epoch}, validation error {state.best_error:.2f} %")
         if state.best_error > _near_chance(setup):
-            display.say(
-                "warning: that is little better than chance; try --recipe scratch or finetune, a lower --lr, a lower "
-                "--gamma, or more --epochs"
-            )
-        result = _finish(setup, training, identity, fabric, distiller)
+            display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
+        if teacher_error is None:
+            teacher_error = _teacher_error(setup, "val", fabric.device)
+        result = _finish(setup, training, identity, fabric, distiller, teacher_error)
         if fabric.is_global_zero:
             save_classifier(setup.student.cpu(), folder.student)
             folder.write_result(result)
@@ -271,12 +271,16 @@ def _look_first(
     stream: TrainStream,
     device: torch.device,
     display: Display,
-) -> None:
-    """Check, before anything is written, that a step works, and that the teacher knows these images and teaches."""
-    error = _teacher_error(setup, "val", device)
-    if error is not None:
-        display.say(f"teacher: error {error:.2f} % on the validation images")
-        if error > _near_chance(setup):
+) -> float | None:
+    """Check, before anything is written, that a step works, and that the teacher knows these images and teaches.
+
+    Returns:
+        The teacher's error on the validation images in percent, None where it is not to be had.
+    """
+    teacher_error = _teacher_error(setup, "val", device)
+    if teacher_error is not None:
+        display.say(f"teacher: error {teacher_error:.2f} % on the validation images")
+        if teacher_error > _near_chance(setup):
             display.say("warning: the teacher is little better than chance on these images; is it the right one?")
     images, targets = first_batch(stream)
     remembered = None if player is None else player(0, images)
@@ -292,6 +296,7 @@ def _look_first(
         raise InputError(
             f"model {setup.request.model}: a training step on images of {size} × {size} fails: {one_line(error)}"
         ) from error
+    return teacher_error
 
 
 def _teacher_error(setup: Setup, split: Literal["val", "test"], device: torch.device) -> float | None:
@@ -310,7 +315,23 @@ def _near_chance(setup: Setup) -> float:
     return 0.9 * 100 * (1 - 1 / len(setup.data.classes))
 
 
-def _finish(setup: Setup, training: Training, identity: str, fabric: Fabric, distiller: Distiller) -> dict[str, Any]:
+def _other_settings(setup: Setup) -> str:
+    """Return what may help a network that has learnt next to nothing."""
+    others = [name for name in ("scratch", "finetune") if name != setup.recipe.name]
+    tries = ["more --epochs", f"--recipe {' or '.join(others)}", "another --lr"]
+    if any(term.name.startswith("sp") for term in setup.objective.terms):
+        tries.append("a lower --gamma")
+    return f"{', '.join(tries[:-1])}, or {tries[-1]}"
+
+
+def _finish(
+    setup: Setup,
+    training: Training,
+    identity: str,
+    fabric: Fabric,
+    distiller: Distiller,
+    teacher_error: float | None,
+) -> dict[str, Any]:
     """Take the best weights on validation, evaluate them once on the test set, and return the result."""
     state, student, device = training.state, setup.student, fabric.device
     student.load_state_dict(state.best_weights)
@@ -329,6 +350,7 @@ def _finish(setup: Setup, training: Training, identity: str, fabric: Fabric, dis
         "epochs": setup.recipe.epochs,
         "test_error": tested.get("top1_error"),
         "val_error": state.best_error,
+        "teacher_val_error": teacher_error,
         "best_epoch": state.best_epoch,
         "parameters": parameter_count(student),
         "images_per_second": state.images_total / max(state.seconds, 1e-9),
