@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import loss, overhead, startup, step, student, tape, teacher, whole
-from spkd.training.run import hardware, software
+from spkd.training.result import hardware, software
 
 MEASUREMENTS = {
     "step": step.measure,

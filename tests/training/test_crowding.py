@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from spkd.training import crowding
 from spkd.training.crowding import INTERVAL, OFTEN, Crowding
+from spkd.training.options import Request, Runtime
+from spkd.training.run import run
 
 CPU = torch.device("cpu")
 
@@ -79,6 +83,18 @@ def test_nothing_is_said_where_nothing_would_be_gained(
     assert told(machine, device, rates=(OFTEN * 2, OFTEN * 2)) == []
 
 
+def test_a_run_looks_at_its_steps(
+    tiny: str, machine: Machine, heard: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clock() -> float:
+        machine.passes(INTERVAL / 50, OFTEN * 2)
+        return machine.seconds
+
+    monkeypatch.setattr("time.monotonic", clock)
+    run(Request(model=tiny, overrides={"epochs": 5}), tmp_path / "run", Runtime(accelerator="cpu"), heard)
+    assert sum("OMP_WAIT_POLICY" in line for line in heard.lines) == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts what Linux counts")
 def test_the_count_rises_where_others_want_the_core() -> None:
     """A process that shares one core with another that never rests."""
@@ -86,7 +102,6 @@ def test_the_count_rises_where_others_want_the_core() -> None:
         "import os, time\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from spkd.training.crowding import _times_put_off\n"
-        "print('ready', flush=True)\n"
         "before, end = _times_put_off(), time.monotonic() + 1\n"
         "while time.monotonic() < end: pass\n"
         "print(_times_put_off() - before)\n"

@@ -119,6 +119,9 @@ def test_a_run_stopped_in_time_goes_on_to_the_same_bits(
     assert stops == 2 * math.ceil(500 / 64), "a run that has no time makes one step"
     assert equal(finished, folder)
     assert (folder / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
+    at_once, in_parts = (json.loads((place / "result.json").read_text()) for place in (finished, folder))
+    assert at_once.keys() == in_parts.keys()
+    assert {key for key in at_once if at_once[key] != in_parts[key]} <= {"training_seconds", "images_per_second"}
 
 
 def test_a_finished_run_is_not_run_again(tiny: str, teacher: Path, finished: Path) -> None:

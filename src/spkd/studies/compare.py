@@ -25,7 +25,8 @@ from spkd.studies.tasks import Recording, Task
 from spkd.studies.work import tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
-from spkd.training.run import slug, software
+from spkd.training.result import software
+from spkd.training.run import slug
 from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import pinned, set_up
 from spkd.training.tape import Tape

@@ -144,9 +144,9 @@ def _rehearse(request: Request, teacher: Request, methods: Sequence[str], runtim
             make_fabric(runtime, setup.recipe.precision)
 
 
-def network_row(label: str, folder: Path, result: dict[str, Any] | None) -> NetworkRow:
+def network_row(label: str, folder: Path, result: dict[str, Any]) -> NetworkRow:
     """Measure a saved network's size and speed and put its run's errors beside them."""
-    return _measured(label, load_classifier(folder), result or {"test_error": None, "val_error": None})
+    return _measured(label, load_classifier(folder), result)
 
 
 def _measured(label: str, classifier: Classifier, result: dict[str, Any]) -> NetworkRow:

@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -107,7 +107,8 @@ class Training:
         if fabric.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all steps have the same shapes
         self._player = player
-        self._module, self._optimizer = fabric.setup(module, _optimizer(distiller, recipe))
+        self._trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+        self._module, self._optimizer = fabric.setup(module, _optimizer(self._trained, recipe))
         self._alone = fabric.world_size == 1
         # Of one process Fabric's wrapper only casts and enters the precision, after looking through all that goes in.
         forward = cast(Callable[..., LossBreakdown], module if self._alone else self._module)
@@ -117,11 +118,10 @@ class Training:
             # To compile once more, for the smaller last batch of an epoch, would take longer than it saves.
             self._rest = (distiller.remember, distiller)
             if fabric.device.type == "cuda":
-                trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
                 # What a user's own loss remembers may depend on more than the images.
                 ahead = not distiller.objective.users_terms
                 compute = functools.partial(self._losses, forward)
-                self._graph = StepGraph(ask, compute, trained, display.say, ahead=ahead)
+                self._graph = StepGraph(ask, compute, self._trained, display.say, ahead=ahead)
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._read_at, self._patience = 0.0, math.inf
         if fabric.device.type == "cpu":
@@ -221,7 +221,8 @@ class Training:
                 self._module, self._optimizer, max_norm=self._recipe.clip_norm, error_if_nonfinite=False
             )
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        for parameter in self._trained:  # in a third of the time of the optimizer's own zero_grad
+            parameter.grad = None
         state = self.state
         state.batch += 1
         state.images_total += size
@@ -349,8 +350,7 @@ def _seed(device: torch.device, seed: int) -> None:
         torch.mps.manual_seed(seed)
 
 
-def _optimizer(distiller: Distiller, recipe: Recipe) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+def _optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     # A fused optimizer undoes the scaling of float16 gradients itself, too late for them to be clipped before.
     fused = not (recipe.precision == "16-mixed" and recipe.clip_norm)
     if recipe.optimizer == "adamw":

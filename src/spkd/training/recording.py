@@ -197,7 +197,7 @@ def announcement(tape: Tape, setup: Setup) -> str:
     """Return in words how large the tape will be and how much of it is there."""
     names, steps = setup.objective.memories, setup.recipe.epochs * tape.manifest.batches_per_epoch
     size = tape.bytes_of(names, setup.recipe.epochs)
-    kept = ", ".join(f"{name} {tape.manifest.memories[name].slot_bytes / 1e3:,.1f} kB" for name in names)
+    kept = ", ".join(f"{name} {decimal(tape.manifest.memories[name].slot_bytes)}" for name in names)
     return (
         f"tape {tape.folder}: {tape.recorded(names, steps):,} of {steps:,} steps recorded, {decimal(size)} in all "
         f"({tape.manifest.dtype}; each step {kept})"

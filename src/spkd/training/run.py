@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 import re
 import time
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from spkd import __version__
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError, one_line
 from spkd.files import locked
-from spkd.models.classifier import same_classes, save_classifier
-from spkd.models.cost import parameter_count
+from spkd.losses.methods import term_names
+from spkd.models.classifier import save_classifier
 from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.devices import given_up, make_fabric, require_one_folder
-from spkd.training.evaluation import evaluate, top1_error
+from spkd.training.evaluation import top1_error
 from spkd.training.loop import Limits, Training
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.progress import Display
@@ -37,6 +33,7 @@ from spkd.training.recording import (
     recorder,
     require_one_tape,
 )
+from spkd.training.result import result_of, teacher_error_of
 from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import Setup, set_up
 
@@ -150,8 +147,8 @@ def _train(
         if state.best_error > _near_chance(setup):
             display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
         if teacher_error is None:
-            teacher_error = _teacher_error(setup, "val", fabric.device)
-        result = _finish(setup, training, identity, fabric, distiller, teacher_error)
+            teacher_error = teacher_error_of(setup, "val", fabric.device)
+        result = result_of(setup, training, identity, fabric.device, distiller, teacher_error)
         if fabric.is_global_zero:
             save_classifier(setup.student.cpu(), folder.student)
             folder.write_result(result)
@@ -277,7 +274,7 @@ def _look_first(
     Returns:
         The teacher's error on the validation images in percent, None where it is not to be had.
     """
-    teacher_error = _teacher_error(setup, "val", device)
+    teacher_error = teacher_error_of(setup, "val", device)
     if teacher_error is not None:
         display.say(f"teacher: error {teacher_error:.2f} % on the validation images")
         if teacher_error > _near_chance(setup):
@@ -299,17 +296,6 @@ def _look_first(
     return teacher_error
 
 
-def _teacher_error(setup: Setup, split: Literal["val", "test"], device: torch.device) -> float | None:
-    """Return the teacher's error in percent, from the tape where it is played; None where it is not to be had."""
-    if setup.plays and setup.tape is not None:
-        known = setup.tape.manifest.teacher.get(f"teacher_{split}_error")
-        return None if known is None else float(known)
-    images = setup.data.val if split == "val" else setup.data.test
-    if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
-        return None
-    return top1_error(setup.teacher, validation_batches(images, setup, device))
-
-
 def _near_chance(setup: Setup) -> float:
     """Return the error in percent above which a network knows next to nothing."""
     return 0.9 * 100 * (1 - 1 / len(setup.data.classes))
@@ -319,84 +305,6 @@ def _other_settings(setup: Setup) -> str:
     """Return what may help a network that has learnt next to nothing."""
     others = [name for name in ("scratch", "finetune") if name != setup.recipe.name]
     tries = ["more --epochs", f"--recipe {' or '.join(others)}", "another --lr"]
-    if any(term.name.startswith("sp") for term in setup.objective.terms):
+    if "sp" in term_names(setup.request.method):
         tries.append("a lower --gamma")
     return f"{', '.join(tries[:-1])}, or {tries[-1]}"
-
-
-def _finish(
-    setup: Setup,
-    training: Training,
-    identity: str,
-    fabric: Fabric,
-    distiller: Distiller,
-    teacher_error: float | None,
-) -> dict[str, Any]:
-    """Take the best weights on validation, evaluate them once on the test set, and return the result."""
-    state, student, device = training.state, setup.student, fabric.device
-    student.load_state_dict(state.best_weights)
-    teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
-    tested: dict[str, Any] = {}
-    if setup.data.test is not None:
-        batches = validation_batches(setup.data.test, setup, device)
-        measured = evaluate(student, batches, setup.data.classes, teacher)
-        tested = {key: value for key, value in asdict(measured).items() if key != "per_class"}
-        if (error := _teacher_error(setup, "test", device)) is not None:
-            tested["teacher_error"] = error
-    return {
-        "kind": "train" if setup.request.teacher is None else "distill",
-        "method": setup.request.method,
-        "seed": setup.request.seed,
-        "epochs": setup.recipe.epochs,
-        "test_error": tested.get("top1_error"),
-        "val_error": state.best_error,
-        "teacher_val_error": teacher_error,
-        "best_epoch": state.best_epoch,
-        "parameters": parameter_count(student),
-        "images_per_second": state.images_total / max(state.seconds, 1e-9),
-        "training_seconds": state.seconds,
-        "model": setup.request.model,
-        "teacher": setup.request.teacher,
-        "data": setup.data.name,
-        "images": {
-            "train": len(setup.data.train),
-            "unlabelled": len(setup.data.unlabelled or ()),
-            "val": len(setup.data.val),
-            "test": len(setup.data.test) if setup.data.test is not None else 0,
-        },
-        "compared_layers": [str(pair) for pair in setup.objective.pairs],
-        "teacher_precision": _teacher_precision(setup, distiller),
-        "test": tested,
-        "identity": identity,
-        "images_fingerprint": setup.data.fingerprint(),
-        "software": software(),
-        "hardware": hardware(device),
-    }
-
-
-def _teacher_precision(setup: Setup, distiller: Distiller) -> str | None:
-    """Return in which precision the teacher computed, None without one."""
-    if setup.plays and setup.tape is not None:
-        return setup.tape.manifest.precision
-    if distiller.teacher is None:
-        return None
-    short = any(parameter.dtype == torch.bfloat16 for parameter in distiller.teacher.parameters())
-    return "bf16-true" if short else "32-true"
-
-
-def software() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    names = ("torch", "torchvision", "timm", "lightning-fabric")
-    return {
-        "spkd": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
-
-
-def hardware(device: torch.device) -> str:
-    """Return what a run was computed on, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,108 @@
+"""What a run's ``result.json`` holds: how good the student became, of what, and on what."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any, Literal
+
+import torch
+
+from spkd import __version__
+from spkd.distiller import Distiller
+from spkd.models.classifier import same_classes
+from spkd.models.cost import parameter_count
+from spkd.training.batches import validation_batches
+from spkd.training.evaluation import evaluate, top1_error
+from spkd.training.loop import Training
+from spkd.training.setup import Setup
+
+
+def result_of(
+    setup: Setup,
+    training: Training,
+    identity: str,
+    device: torch.device,
+    distiller: Distiller,
+    teacher_error: float | None,
+) -> dict[str, Any]:
+    """Take the best weights on validation, evaluate them once on the test set, and return the result."""
+    state, student = training.state, setup.student
+    student.load_state_dict(state.best_weights)
+    teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
+    tested: dict[str, Any] = {}
+    if setup.data.test is not None:
+        batches = validation_batches(setup.data.test, setup, device)
+        measured = evaluate(student, batches, setup.data.classes, teacher)
+        tested = {key: value for key, value in asdict(measured).items() if key != "per_class"}
+        if (error := teacher_error_of(setup, "test", device)) is not None:
+            tested["teacher_error"] = error
+    return {
+        "kind": "train" if setup.request.teacher is None else "distill",
+        "method": setup.request.method,
+        "seed": setup.request.seed,
+        "epochs": setup.recipe.epochs,
+        "test_error": tested.get("top1_error"),
+        "val_error": state.best_error,
+        "teacher_val_error": teacher_error,
+        "best_epoch": state.best_epoch,
+        "parameters": parameter_count(student),
+        "images_per_second": state.images_total / max(state.seconds, 1e-9),
+        "training_seconds": state.seconds,
+        "model": setup.request.model,
+        "teacher": setup.request.teacher,
+        "data": setup.data.name,
+        "images": {
+            "train": len(setup.data.train),
+            "unlabelled": len(setup.data.unlabelled or ()),
+            "val": len(setup.data.val),
+            "test": len(setup.data.test) if setup.data.test is not None else 0,
+        },
+        "compared_layers": [str(pair) for pair in setup.objective.pairs],
+        "teacher_precision": _teacher_precision(setup, distiller),
+        "test": tested,
+        "identity": identity,
+        "images_fingerprint": setup.data.fingerprint(),
+        "software": software(),
+        "hardware": hardware(device),
+    }
+
+
+def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.device) -> float | None:
+    """Return the teacher's error in percent, from the tape where it is played; None where it is not to be had."""
+    if setup.plays and setup.tape is not None:
+        known = setup.tape.manifest.teacher.get(f"teacher_{split}_error")
+        return None if known is None else float(known)
+    images = setup.data.val if split == "val" else setup.data.test
+    if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
+        return None
+    return top1_error(setup.teacher, validation_batches(images, setup, device))
+
+
+def _teacher_precision(setup: Setup, distiller: Distiller) -> str | None:
+    """Return in which precision the teacher computed, None without one."""
+    if setup.plays and setup.tape is not None:
+        return setup.tape.manifest.precision
+    if distiller.teacher is None:
+        return None
+    short = any(parameter.dtype == torch.bfloat16 for parameter in distiller.teacher.parameters())
+    return "bf16-true" if short else "32-true"
+
+
+def software() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    names = ("torch", "torchvision", "timm", "lightning-fabric")
+    return {
+        "spkd": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """Return what a run was computed on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
