@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,18 @@ class Spread(DistillationLoss):
         return (student.taps["2"].mean((2, 3)) * self.factors).var(0).sum().sub(remembered).square().sum()
 
 
+class Projected(SoftTargetLoss):
+    """A mean over images, with weights of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.projection = nn.Linear(10, 10)
+
+    def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+        return super().forward(replace(student, logits=self.projection(student.logits)), remembered)
+
+
 class First(SoftTargetLoss):
     """A loss that teaches nothing in any process but the first."""
 
@@ -76,6 +89,8 @@ def objective(method: str) -> Objective:
         return Objective()
     if method == "sp":
         return Objective([Term("sp", 3000.0, SimilarityPreservingLoss(PAIR))])
+    if method == "learns":
+        return Objective([Term("own", 2.0, Projected())], 0.5)
     if method == "whole":
         return Objective([Term("own", 3.0, Spread())], 0.5)
     terms = [
@@ -116,8 +131,8 @@ def train(
         breakdown.total.backward()
         optimizer.step()
         found["values"].append([breakdown.total.detach(), breakdown.terms])
-        found["gradients"].append([parameter.grad.clone() for parameter in student.parameters()])
-    found["weights"] = [parameter.detach() for parameter in student.parameters()]
+        found["gradients"].append([parameter.grad.clone() for parameter in module.parameters()])
+    found["weights"] = [parameter.detach() for parameter in module.parameters()]
     return found
 
 
@@ -140,7 +155,10 @@ def errors(processes: int, rank: int) -> list[str]:
     module.student[:2].requires_grad_(False)  # type: ignore[index, operator]
     told.append(message(module.check, images, targets))
     one_sided = Distiller(network(4, 0), network(6, 1), Objective([Term("first", 1.0, First())])).double().eval()
-    return [*told, message(one_sided.check, images, targets)]
+    told.append(message(one_sided.check, images, targets))
+    learns = DistributedDataParallel(network(4, 0))
+    told.append(message(Distiller, learns, network(6, 1), Objective([Term("own", 1.0, Projected())])))
+    return [*told, message(Distiller, learns, network(6, 1), objective("all"))]
 
 
 def gathered(processes: int, rank: int) -> list[Tensor]:
@@ -163,6 +181,7 @@ def work(rank: int, processes: int, folder: Path) -> None:
     found: dict[str, Any] = {"errors": errors(processes, rank), "gathered": gathered(processes, rank)}
     for method in METHODS:
         found[method] = [train(method, processes, rank, *way) for way in WAYS]
+    found["learns"] = train("learns", processes, rank, "distiller")
     if processes == 2:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's own, where it leaves the communication out
@@ -198,10 +217,19 @@ def test_values_gradients_and_weights_are_those_of_one_process(results: list[dic
                 torch.testing.assert_close(given, expected)
 
 
+def test_what_a_loss_learns_is_averaged_where_the_distiller_is_wrapped(results: list[dict[str, Any]]) -> None:
+    expected = train("learns", len(results), None)
+    for found in results:
+        torch.testing.assert_close(found["learns"], expected)
+        assert "term 'own': its loss learns" in found["errors"][5]
+        assert found["errors"][6] == ""
+
+
 def test_compilation_changes_nothing(results: list[dict[str, Any]]) -> None:
     expected = train("sp", len(results), None)
     for found in results:
-        torch.testing.assert_close(found.get("compiled", expected), expected)
+        if len(results) == 2:
+            torch.testing.assert_close(found["compiled"], expected)
 
 
 def test_all_processes_are_told_of_a_mistake_in_one(results: list[dict[str, Any]]) -> None:

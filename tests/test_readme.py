@@ -16,7 +16,7 @@ def test_python_blocks_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "digits-wrn-28-2-seed0").symlink_to(teacher)
+    (tmp_path / "runs" / "digits-teacher").symlink_to(teacher)
     Image.new("RGB", (30, 20), (200, 100, 50)).save(tmp_path / "photo.jpg")
     namespace: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), namespace)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spkd.errors import InputError
@@ -41,8 +41,9 @@ class Distiller(nn.Module):
     one of the whole batch and not one per device. The gradients, averaged over the processes as
     ``DistributedDataParallel`` does, and the values are those that one process with the whole batch would have found
     (with batch norms as they are in evaluation, or synchronised). Either the student or the whole distiller may be
-    wrapped. Without gradients every process is by itself. A process that waits in vain for another is ended by the
-    timeout of ``init_process_group``.
+    wrapped; the distiller, where a loss that is a mean over images has weights to learn, so that these are averaged
+    too. Without gradients every process is by itself. A process that waits in vain for another is ended by the timeout
+    of ``init_process_group``.
 
     Args:
         student: the network to train. Its layers are tapped by hooks; it is not changed otherwise.
@@ -57,8 +58,8 @@ class Distiller(nn.Module):
         objective: as given.
 
     Raises:
-        InputError: a network has no layer that the objective names, the teacher shares weights with the student, or
-            ``teacher_micro_batch_size`` is below one.
+        InputError: a network has no layer that the objective names, the teacher shares weights with the student, the
+            student alone is wrapped though a loss learns, or ``teacher_micro_batch_size`` is below one.
 
     >>> from spkd.losses.methods import build_objective
     >>> from spkd.losses.weights import LossWeights
@@ -89,6 +90,7 @@ class Distiller(nn.Module):
         self.objective = objective
         # In a tuple, so that it is no submodule.
         self._teachers = () if teacher is None else (teacher,)
+        _check_all_are_averaged(student, objective)
         self._student_taps = Taps(student, objective.student_taps)
         self._teacher_taps = None
         if teacher is not None:
@@ -201,8 +203,7 @@ class Distiller(nn.Module):
     def _undisturbed(self, device: torch.device) -> Iterator[None]:
         buffers = [(buffer, buffer.clone()) for buffer in self.buffers()]
         # Past DDP, which waits for gradients that are accumulated, and none are here.
-        wrapped = getattr(self.student, "_orig_mod", self.student)
-        if isinstance(wrapped, DistributedDataParallel):
+        if (wrapped := _in_ddp(self.student)) is not None:
             self._student_taps.model = wrapped.module
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
@@ -233,6 +234,23 @@ class Distiller(nn.Module):
                 "nothing: no trainable parameter comes before the tapped layer, or the layer puts out zeros, "
                 "or there is one image in the batch, or the student equals the teacher; tap another layer or "
                 "unfreeze the student."
+            )
+
+
+def _in_ddp(network: nn.Module) -> DistributedDataParallel | None:
+    """Return the wrapper of PyTorch that averages a network's gradients over the processes, if it has one."""
+    wrapped = getattr(network, "_orig_mod", network)
+    return wrapped if isinstance(wrapped, DistributedDataParallel) else None
+
+
+def _check_all_are_averaged(student: nn.Module, objective: Objective) -> None:
+    if _in_ddp(student) is None or distributed.get_world_size() == 1:
+        return
+    for term in objective.terms:
+        if term.loss.mean_over_images and any(parameter.requires_grad for parameter in term.loss.parameters()):
+            raise InputError(
+                f"term {term.name!r}: its loss learns, and the processes would each learn something else; wrap the "
+                "distiller in DistributedDataParallel, not the student."
             )
 
 

@@ -84,6 +84,17 @@ def test_distill_without_a_teacher_does_the_whole_job_and_keeps_what_is_finished
     assert len(list((tmp_path / "runs").glob("*-12px/result.json"))) == 1
 
 
+def test_the_digits_own_teacher_is_apart_from_a_training_of_the_same_network(
+    capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spkd.cli.commands.DEFAULT_TEACHER", tiny)
+    monkeypatch.setattr("spkd.studies.side_by_side.TEACHER_EPOCHS", 2)
+    succeed(capsys, "train", "--model", tiny, "--epochs", "1", *CPU)
+    succeed(capsys, "distill", "--data", "Digits", "--student", tiny, "--epochs", "1", "--batch_size", "125", *CPU)
+    assert json.loads((tmp_path / "runs" / "digits-teacher" / "result.json").read_text())["epochs"] == 2
+
+
 def test_images_without_a_label_help_the_student_and_not_the_one_alone(
     capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["distill", "--teacher", "no/such/folder"], "no/such/folder"),
         (["distill", "--teacher", "wrn-16-1"], "random weights"),
         (["distill", "--data", "cifar10"], "needs --teacher"),
+        (["export", "x", "--image_size", "8"], "has no option --image_size"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1"),
         (["compare", "--methods", "sp", "sp"], "'sp' twice"),
         (["compare", "--jobs", "0"], "--jobs must be at least 1"),
@@ -103,6 +104,17 @@ def test_a_config_with_mistakes_is_one_line(
     assert expected in err
 
 
+def test_a_tilde_is_the_home_folder_where_a_shell_leaves_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    _, _, err = answer(capsys, "train", "--data=~/photos")
+    assert str(tmp_path / "home" / "photos") in err
+    _, _, err = answer(capsys, "status", "~/study")
+    assert str(tmp_path / "home" / "study") in err
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="wrn"):
@@ -117,7 +129,7 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
     text = capsys.readouterr().out
     shared = ["--config", "--print_config", "--debug"]
     if command not in ("status", "tape", "reproduce"):
-        shared += ["--data", "--data_root", "--image_size"]
+        shared += ["--data", "--data_root", *([] if command == "export" else ["--image_size"])]
     of_training = [
         "--epochs",
         "--batch_size",

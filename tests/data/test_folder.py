@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -97,6 +98,33 @@ class TestPixels:
         assert isinstance(data.train, MemoryImages)
         assert len(data.train) + len(data.val) + len(data.test) == 15
 
+    def test_splits_in_other_spellings_are_splits(self, make_folder):
+        data = load_folder(make_folder({"Training/a": 6, "Training/b": 6, "TEST/a": 2, "TEST/b": 1}))
+        assert (data.classes, len(data.test)) == (("a", "b"), 3)
+
+    def test_a_class_may_be_called_like_a_split(self, make_folder):
+        assert load_folder(make_folder({"Bus": 6, "Train": 6})).classes == ("Bus", "Train")
+
+    def test_folders_beside_the_splits_are_named(self, make_folder):
+        data = load_folder(make_folder({"train/a": 6, "train/b": 6, "more": 2, "extra": 1}))
+        assert data.notes[0] == "not used, since there is train/: extra/, more/"
+
+    def test_links_in_a_circle_give_each_image_once(self, make_folder):
+        folder = make_folder({"a": 6, "a/deeper": 4, "b": 6})
+        (folder / "a" / "self").symlink_to(".")
+        (folder / "a" / "up").symlink_to("..")
+        (folder / "a" / "again").symlink_to("deeper")
+        data = load_folder(folder)
+        assert len(data.train) + len(data.val) + len(data.test) == 16
+
+    def test_a_link_to_another_folder_is_followed(self, make_folder, tmp_path_factory):
+        folder, elsewhere = make_folder({"a": 6, "b": 6}), tmp_path_factory.mktemp("elsewhere")
+        for path in (folder / "b").iterdir():
+            path.rename(elsewhere / path.name)
+        (folder / "b").rmdir()
+        (folder / "b").symlink_to(elsewhere)
+        assert load_folder(folder).classes == ("a", "b")
+
 
 class TestErrors:
     def test_empty_folder(self, tmp_path):
@@ -138,6 +166,32 @@ class TestErrors:
         monkeypatch.setattr(Path, "iterdir", refuse)
         with pytest.raises(InputError, match=one_line("cannot look into .*Permission denied")):
             load_folder(tmp_path)
+
+    @pytest.mark.parametrize("locked", ["cat", "cat/deeper"])
+    def test_a_folder_inside_that_may_not_be_read(self, make_folder, monkeypatch, locked):
+        folder = make_folder({"cat": 3, "cat/deeper": 3, "dog": 3})
+        scandir = os.scandir
+
+        def guarded(path):
+            if Path(path) == folder / locked:
+                raise PermissionError(13, "Permission denied", str(path))
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", guarded)
+        with pytest.raises(InputError, match=one_line(f"cannot look into .*{locked} .Permission denied")):
+            load_folder(folder)
+
+    def test_a_class_name_that_is_not_utf8(self, make_folder):
+        folder = make_folder({"cat": 3, "dog": 3})
+        (folder / "dog").rename(os.fsdecode(os.fsencode(folder) + b"/Fu\xdf"))
+        with pytest.raises(InputError, match=one_line("is not UTF-8; rename it")) as caught:
+            load_folder(folder)
+        str(caught.value).encode()
+
+    def test_two_spellings_of_a_split(self, make_folder):
+        folder = make_folder({"train/a": 3, "train/b": 3, "test/a": 1, "Testing/a": 1})
+        with pytest.raises(InputError, match=one_line("both Testing/ and test/")):
+            load_folder(folder)
 
     def test_two_validation_sets(self, make_folder):
         folder = make_folder({"train/a": 3, "train/b": 3, "val/a": 1, "valid/a": 1})

@@ -12,7 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spkd.errors import InputError
-from spkd.functional import similarity_distance, similarity_matrix, similarity_preserving_loss
+from spkd.functional import (
+    matrix_preserving_loss,
+    similarity_distance,
+    similarity_matrix,
+    similarity_preserving_loss,
+)
 
 CASES = settings(max_examples=25, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -378,3 +383,6 @@ def test_errors_say_what_came() -> None:
         similarity_distance(x[..., None], x)
     with pytest.raises(InputError, match=r"teacher_matrix.*\(4,\)"):
         similarity_distance(torch.ones(2, 2), torch.ones(4))
+    for matrix in (torch.tensor(1.0), torch.ones(2), torch.ones(2, 2, 1)):
+        with pytest.raises(InputError, match="teacher_matrix must have the shape of the student's"):
+            matrix_preserving_loss(x, matrix)

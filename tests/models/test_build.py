@@ -23,7 +23,10 @@ from spkd.models.wrn import WideResNet
 
 DATA = Normalisation((0.3,), (0.2,))
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-DATA_NOTE = "images are normalised with mean 0.3 and std 0.2 of the data, since the weights name none"
+DATA_NOTE = (
+    "images are normalised with mean 0.3 and std 0.2, since the weights name no other: a network that was trained "
+    "otherwise must undo it"
+)
 OWN = """
 from torch import nn
 

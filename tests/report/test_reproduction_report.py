@@ -95,6 +95,10 @@ def test_gamma_is_drawn_on_a_log_axis_with_every_seed() -> None:
     assert drawn == {10.0: sorted(rows[0].test_errors), 64000.0: sorted(rows[1].test_errors)}
     medians = next(line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "D")
     assert list(medians.get_ydata()) == [row.median for row in rows]
+    unfinished = figures.gamma_figure(pair(("none", None), *((row.method, row) for row in rows))).axes[0]
+    assert [list(line.get_ydata()) for line in unfinished.lines if line.get_marker() == "D"] == [
+        [row.median for row in rows]
+    ]
 
 
 @pytest.fixture

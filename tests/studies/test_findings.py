@@ -189,6 +189,20 @@ def test_holm_is_the_textbooks_example() -> None:
     assert holm([0.7, 0.9]) == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("missing", ["unfinished", "the same difference in all seeds"])
+def test_a_method_without_a_p_value_counts_among_the_tests(missing: str) -> None:
+    errors = {**ERRORS, "at": [8.9] if missing == "unfinished" else [error - 0.25 for error in ALONE]}
+    lines = pairs_of_records(reproduction(errors))[0].lines
+    assert lines[2].result is not None
+    assert (lines[2].result.p_value, lines[2].p_holm) == (None, None)
+    first, last = (line.result.p_value for line in (lines[1], lines[3]) if line.result is not None)
+    assert first is not None
+    assert last is not None
+    smaller, larger = sorted((first, last))
+    expected = [min(1, 3 * smaller), min(1, max(3 * smaller, 2 * larger))]
+    assert sorted(line.p_holm or 0 for line in (lines[1], lines[3])) == pytest.approx(expected)
+
+
 def test_where_seeds_are_not_independent_nothing_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pairs_of_records(reproduction(ERRORS))[0].lines[3].p_holm is not None
     experiment = replace(EXPERIMENTS["cifar10"], independent_seeds=False)

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from spkd.errors import InputError, RunFailed
+from spkd.studies import state
 from spkd.studies.pool import Pool, visible_gpus
 from spkd.studies.runner import RunnerOptions, StudyState, run_study
 from spkd.studies.state import claimed, read_running, study_state
@@ -307,6 +309,31 @@ def test_a_claim_of_the_dead_is_void(functions: ModuleType, tmp_path: Path) -> N
         (tmp_path / "study" / "x" / "result.json").unlink(missing_ok=True)
         assert study([task], tmp_path / "study").results
         assert not note.exists()
+
+
+def test_a_claim_that_is_made_while_a_stale_one_is_looked_at_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "running.json"
+    note.write_text(json.dumps({"pid": 1, "host": "another", "since": 0}))
+    os.utime(note, (0, 0))
+    live = json.dumps({"pid": os.getpid(), "host": os.uname().nodename, "since": 0})
+    read = state.read_running
+    looked_at: list[Path] = []
+
+    def slowly(folder: Path) -> dict[str, Any] | None:
+        found = read(folder)
+        if not looked_at:
+            note.write_text(live)  # another process removes the stale one and makes its own
+        looked_at.append(folder)
+        return found
+
+    monkeypatch.setattr(state, "read_running", slowly)
+    with claimed(tmp_path, time.time() + 1) as ours:
+        assert not ours
+    assert note.read_text() == live
+    assert len(looked_at) > 1
+    assert list(tmp_path.iterdir()) == [note]
 
 
 def test_a_live_claim_is_respected_until_the_time_is_over(functions: ModuleType, tmp_path: Path) -> None:

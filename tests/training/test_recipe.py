@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.functional import similarity_preserving_loss
 from spkd.training.recipe import PRESETS, Recipe, choose_preset, learning_rate, overridable, preset
@@ -26,6 +27,14 @@ def test_cosine_goes_from_the_rate_to_zero_and_is_half_in_the_middle() -> None:
     assert learning_rate(recipe, 30, 6) == pytest.approx(0.2)
     assert learning_rate(recipe, 59, 6) == pytest.approx(0.2 * (1 + math.cos(math.pi * 59 / 60)))
     assert learning_rate(recipe, 60, 6) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_the_first_epoch_of_a_short_run_has_the_full_rate(epochs: int) -> None:
+    recipe = Recipe(epochs=epochs, milestones=(0.05, 0.3, 0.6))
+    assert {learning_rate(recipe, step, 7) for step in range(7)} == {recipe.lr}
+    if epochs > 1:
+        assert learning_rate(recipe, 7, 7) < recipe.lr
 
 
 def test_warmup_rises_linearly_to_the_full_rate() -> None:
@@ -95,6 +104,7 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object]) -> Non
     ("data", "model", "trained", "expected"),
     [
         ("digits", "wrn-10-1", False, "digits"),
+        ("Digits", "wrn-16-1", False, "digits"),
         ("cifar10", "wrn-16-1", False, "paper"),
         ("cifar10", "timm/resnet18", True, "finetune"),
         ("photos", "timm/resnet18", False, "scratch"),
@@ -103,7 +113,7 @@ def test_impossible_values_are_refused_by_name(values: dict[str, object]) -> Non
     ],
 )
 def test_the_preset_follows_from_what_is_given(data: str, model: str, trained: bool, expected: str) -> None:
-    recipe, reason = choose_preset(data, model, trained)
+    recipe, reason = choose_preset(DataOptions(data).is_digits, model, trained)
     assert recipe is PRESETS[expected]
     assert recipe.name == expected
     assert reason

@@ -209,6 +209,20 @@ def test_too_small_a_disk_is_refused_before_anything_is_recorded(
     assert not (tmp_path / "tape").exists()
 
 
+def test_what_is_on_the_tape_needs_no_room(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tape, wanted = tmp_path / "tape", request(tiny, teacher)
+    record(wanted, ["kd"], tape, CPU, Silent())
+    needed = 16 * 64 * 64 * 2  # float16 similarities of 16 batches; 16 × 64 × 10 × 2 bytes of logits are there
+    free = needed - 1
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": free})())
+    with pytest.raises(InputError, match="are to be recorded"):
+        record(wanted, ["kd+sp"], tape, CPU, Silent())
+    free = needed
+    assert record(wanted, ["kd+sp"], tape, CPU, Silent()) is not None
+
+
 OWN = """
 from spkd import DistillationLoss
 
@@ -233,6 +247,34 @@ def test_an_own_loss_is_recorded_and_a_changed_one_is_another_memory(tiny: str, 
     names = list(json.loads((tape / "tape.json").read_text())["memories"])
     assert len(names) == 2
     assert all(name.startswith("Sum ") for name in names)
+
+
+PRODUCT = """
+from spkd.losses.base import DistillationLoss
+
+
+class Product(DistillationLoss):
+    def remember(self, teacher):
+        return teacher.logits
+
+    def forward(self, student, remembered):
+        return (student.logits @ remembered.T).square().mean()
+"""
+
+
+def test_an_own_loss_gets_float32_from_a_tape_of_float16_too(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(PRODUCT)
+    wanted = request(tiny, teacher, method=f"{own}:Product?weight=1e-5")
+    trained(wanted, tmp_path / "live")
+    taped = replace(CPU, tape=str(tmp_path / "tape"))
+    assert Tape.open(tmp_path / "tape") is None
+    for name in ("recorded", "played"):
+        trained(wanted, tmp_path / name, taped)
+    assert_same_run(tmp_path / "recorded", tmp_path / "played")
+    losses = [(tmp_path / name / "metrics.csv").read_text().splitlines()[1] for name in ("live", "played")]
+    live, played = ([float(value) for value in row.split(",")] for row in losses)
+    assert played == pytest.approx(live, rel=0.02)
 
 
 def test_a_tape_without_a_teacher_is_refused(tiny: str, tmp_path: Path) -> None:

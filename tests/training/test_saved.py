@@ -16,6 +16,22 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
     assert own_data(teacher, {"workers": 0}).workers == 0
     assert own_data(teacher, {"data": "cifar10", "data_root": "x"}) == DataOptions(data="cifar10", data_root="x")
     assert own_data(tmp_path, {"data": "digits"}) == DataOptions(data="digits")
+    with pytest.raises(InputError, match="does not tell which images it was trained on: name them by --data"):
+        own_data(tmp_path, {"workers": 0})
+
+
+def test_the_runs_own_images_are_known_however_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    for place in (photos, other, tmp_path / "run"):
+        place.mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(f"{MARK}\ndata: {photos}\ntrain_images: 30\nskip_bad_images: true\n")
+    monkeypatch.chdir(other)
+    for named in ({"data": str(photos)}, {"data": "../photos"}, {"data": "photos", "data_root": str(tmp_path)}):
+        found = own_data(tmp_path / "run", named)
+        assert (found.data, found.train_images, found.skip_bad_images) == (named["data"], 30, True)
+    assert own_data(tmp_path / "run", {"data": str(other)}).train_images is None
+    photos.rmdir()  # what is named now is where they have been moved to
+    assert own_data(tmp_path / "run", {"data": str(other)}).train_images == 30
 
 
 def test_images_that_were_moved_are_asked_for(tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ def compare(options: Namespace) -> int:
     from spkd.report.figures import write_comparison_figure
     from spkd.report.tables import comparison_markdown, comparison_table
     from spkd.studies.compare import compare as compare_methods
+    from spkd.training.run import slug
 
     request = _request(options, options.student, 0)
-    out = Path(options.out or f"runs/compare-{Path(options.data).name}")
+    out = Path(options.out or f"runs/compare-{slug(Path(options.data).name)}")
     comparison = compare_methods(
         request,
         methods=options.methods,

@@ -82,6 +82,8 @@ def _call(given: Sequence[str]) -> int:
     parsed = _parser().parse_args(list(given))
     options = parsed[parsed.command]
     chosen = options[options.action] if "action" in options else options
+    for name, value in chosen.items():
+        chosen[name] = _without_tilde(value)
     if "devices" in chosen and chosen.devices > 1 and not is_launched():
         from spkd.training.launch import launch
 
@@ -93,6 +95,14 @@ def _call(given: Sequence[str]) -> int:
         code = COMMANDS[parsed.command].call(options)
         leave()
         return code
+
+
+def _without_tilde(value: object) -> object:
+    """Return a text, or a list of them, with ``~`` as the home folder, which a shell leaves in ``--out=~/runs``."""
+    if isinstance(value, list):
+        return [_without_tilde(one) for one in value]
+    is_below_home = isinstance(value, str) and (value == "~" or value.startswith("~/"))
+    return str(Path(str(value)).expanduser()) if is_below_home else value
 
 
 def _fail(line: str, code: int) -> int:

@@ -160,7 +160,7 @@ def export_parser() -> ArgumentParser:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"
     )
-    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True)
+    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=("image_size",))
     return parser
 
 

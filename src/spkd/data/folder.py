@@ -20,7 +20,11 @@ EXTENSIONS = frozenset(
 )
 """Endings of the files that are taken for images, in lower case."""
 
-_SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,11 @@ class _Listing:
 def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
     """Load a folder of images.
 
-    Either ``folder`` holds ``train/``, and perhaps ``val/`` (or ``valid/``) and ``test/``, each with one
-    folder per class, or it holds the class folders themselves. Sets that are missing are cut from the
-    training images (see :func:`spkd.data.splits.complete_splits`). Classes are in the order of their names;
-    images may lie deeper in a class's folder; hidden files and files of other endings are passed over. All
-    images are read as RGB, upright, whatever their mode; every file is decoded once to see that it can be.
+    Either ``folder`` holds ``train/`` (or ``training/``), and perhaps ``val/`` (or ``valid/``, ``validation/``) and
+    ``test/`` (or ``testing/``), each with one folder per class, or it holds the class folders themselves. Sets that are
+    missing are cut from the training images (see :func:`spkd.data.splits.complete_splits`). Classes are in the order
+    of their names; images may lie deeper in a class's folder; hidden files and files of other endings are passed over.
+    All images are read as RGB, upright, whatever their mode; every file is decoded once to see that it can be.
 
     Args:
         folder: an existing folder.
@@ -46,13 +50,13 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
 
     Raises:
         InputError: when there are fewer than two classes, an empty class, a class of ``val`` or ``test`` that
-            ``train`` lacks, or a file that cannot be read.
+            ``train`` lacks, or a file or folder that cannot be read.
     """
-    roots = _split_roots(folder)
+    roots, notes = _split_roots(folder)
     listings = {split: _list_images(root) for split, root in roots.items()}
     classes = tuple(sorted(_class_folders(roots["train"])))
     _check_classes(folder, roots, listings, classes)
-    parts, notes = _open_splits(listings, classes, skip_bad_images)
+    parts, opened_notes = _open_splits(listings, classes, skip_bad_images)
     _check_none_empty(roots["train"], parts["train"], classes)
     splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes)
     mean, std = channel_statistics(splits.train)
@@ -67,15 +71,22 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
         flip=True,
         normalisation_mean=mean,
         normalisation_std=std,
-        notes=(*notes, *_missing_classes(parts, classes), *splits.notes),
+        notes=(*notes, *opened_notes, *_missing_classes(parts, classes), *splits.notes),
     )
 
 
-def _split_roots(folder: Path) -> dict[str, Path]:
-    """Return the folder of each split that is there; ``folder`` itself as ``train`` when it has no splits."""
-    roots = {}
+def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Return the folder of each split that is there, and a note of folders beside them.
+
+    It is ``folder`` itself as ``train`` when it has no splits. Names in other spellings than the usual ones are those
+    of splits where they hold folders: a class may be called "Training".
+    """
+    usual = ("train", "val", "valid", "validation", "test")
+    roots: dict[str, Path] = {}
+    inside = sorted(_class_folders(folder))
     for split, names in _SPLIT_NAMES.items():
-        there = [folder / name for name in names if (folder / name).is_dir()]
+        named = [folder / name for name in inside if name.lower() in names]
+        there = [path for path in named if path.name in usual or _class_folders(path)]
         if len(there) > 1:
             raise InputError(f"data: {folder} has both {there[0].name}/ and {there[1].name}/; keep one of them")
         if there:
@@ -83,7 +94,11 @@ def _split_roots(folder: Path) -> dict[str, Path]:
     if roots and "train" not in roots:
         has = " and ".join(f"{root.name}/" for root in roots.values())
         raise InputError(f"data: {folder} has {has} but no train/; name the folder of training images train/")
-    return roots or {"train": folder}
+    others = sorted(set(inside) - {root.name for root in roots.values()})
+    if not roots or not others:
+        return roots or {"train": folder}, []
+    shown = ", ".join(f"{name}/" for name in others[:5]) + (", ..." if len(others) > 5 else "")
+    return roots, [f"not used, since there is {roots['train'].name}/: {shown}"]
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -103,15 +118,35 @@ def is_image(name: str) -> bool:
     return not passed_over(name) and Path(name).suffix.lower() in EXTENSIONS
 
 
+def image_files(root: Path) -> list[str]:
+    """Return the paths of all images below a folder, those of each folder before those deeper in it.
+
+    Links are followed, but no folder is looked into twice, nor one that ``root`` lies in.
+
+    Raises:
+        InputError: when a folder may not be looked into.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"data: cannot look into {error.filename} ({reason(error)}); check its permissions") from error
+
+    seen = {str(parent) for parent in Path(os.path.realpath(root)).parents}
+    found: list[str] = []
+    for above, folders, files in os.walk(root, followlinks=True, onerror=refuse):
+        place = os.path.realpath(above)
+        folders[:] = [] if place in seen else sorted(name for name in folders if not passed_over(name))
+        if place not in seen:
+            found.extend(str(Path(above) / name) for name in sorted(files) if is_image(name))
+        seen.add(place)
+    return found
+
+
 def _list_images(root: Path) -> _Listing:
     paths: list[str] = []
     labels: list[str] = []
     for label in sorted(_class_folders(root)):
-        found: list[str] = []
-        for above, folders, files in os.walk(root / label, followlinks=True):
-            folders[:] = [name for name in folders if not passed_over(name)]
-            found.extend(str(Path(above) / name) for name in files if is_image(name))
-        paths.extend(sorted(found))
+        found = sorted(image_files(root / label))
+        paths.extend(found)
         labels.extend([label] * len(found))
     return _Listing(paths, labels)
 
@@ -127,6 +162,9 @@ def _check_classes(
             f"data: expected one folder per class in {train}, got {found}; "
             f"put the images into {train / 'CLASS'} for each class"
         )
+    damaged = next((name for name in classes if any("\ud800" <= sign <= "\udfff" for sign in name)), None)
+    if damaged is not None:
+        raise InputError(f"data: the name of the class folder {damaged!r} in {train} is not UTF-8; rename it")
     for split, listing in listings.items():
         if not listing.paths:
             endings = ", ".join(sorted(ending[1:] for ending in EXTENSIONS))

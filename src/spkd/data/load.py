@@ -46,13 +46,13 @@ def _load(named: tuple[DataOptions, str | None]) -> ImageData:
 
 
 def _load_whole(options: DataOptions) -> ImageData:
+    if options.is_digits:
+        return load_digits()
     name: str = options.data
     arguments: Mapping[str, object] = {}
     if not Path(name).is_dir():
         name, arguments = split_arguments(name)
         name = name.lower().replace("-", "").replace("_", "")
-    if name == "digits" and not arguments:
-        return load_digits()
     if name in VISION_SETS:
         root = Path(options.data_root or DEFAULT_ROOT).expanduser()
         return load_vision_set(

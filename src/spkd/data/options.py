@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from spkd.errors import InputError
 
@@ -41,3 +42,8 @@ class DataOptions:
             raise InputError(f"train_images: expected 2 images or more, got {self.train_images}")
         if self.workers < 0:
             raise InputError(f"workers: expected 0 or more processes, got {self.workers}")
+
+    @property
+    def is_digits(self) -> bool:
+        """Whether the embedded digits are meant, and not a folder of that name."""
+        return self.data.lower() == "digits" and not Path(self.data).is_dir()

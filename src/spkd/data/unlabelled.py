@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spkd.data.checked_files import open_files
-from spkd.data.folder import is_image, passed_over
+from spkd.data.folder import image_files
 from spkd.data.images import FileImages, ImageData, Images, MemoryImages
 from spkd.errors import InputError
 from spkd.files import sha256
@@ -30,10 +29,7 @@ def with_unlabelled(data: ImageData, folder: Path, *, skip_bad_images: bool = Fa
     """
     if not folder.is_dir():
         raise InputError(f"unlabelled: no folder {folder}; give one of images, which may lie in folders of their own")
-    paths: list[str] = []
-    for above, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not passed_over(name))
-        paths.extend(str(Path(above) / name) for name in sorted(names) if is_image(name))
+    paths = image_files(folder)
     if not paths:
         raise InputError(f"unlabelled: no image in {folder}")
     opened = open_files(paths, [UNLABELLED] * len(paths), skip_bad_images)

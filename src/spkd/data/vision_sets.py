@@ -104,6 +104,8 @@ def load_vision_set(
     verify = bool(given.pop("verify", True))
     parts: dict[str, Images] = {}
     notes: list[str] = []
+    if not verify:
+        notes.append(f"the files of {name} are read without their checksums: those of a stranger could run code")
     classes: tuple[str, ...] = ()
     for split, own_arguments in (("train", vision_set.train), ("val", vision_set.val), ("test", vision_set.test)):
         if own_arguments is None:
@@ -157,7 +159,10 @@ def _full_name(name: str, arguments: Mapping[str, object]) -> str:
 
 
 def _without_checksums(dataset_class: Any) -> Any:
-    """Return a CIFAR class that asks of its files only that they are there."""
+    """Return a CIFAR class that asks of its files only that they are there.
+
+    They are pickles, so whoever made them decides what is run when they are read.
+    """
     files = {
         listed: [(file, None) for file, _ in getattr(dataset_class, listed)] for listed in ("train_list", "test_list")
     }

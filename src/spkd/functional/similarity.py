@@ -132,7 +132,8 @@ def matrix_preserving_loss(student: Tensor, teacher_matrix: Tensor, batch: Tenso
     tensor(0.2929)
     """
     own, whole = _own_and_batch("student", student, batch)
-    check_same_batch(own, teacher_matrix)
+    if teacher_matrix.dim() == 2:
+        check_same_batch(own, teacher_matrix)
     _check_same_shape((own.shape[0], (own if whole is None else whole).shape[0]), teacher_matrix)
     return closed_form.distance(own, whole, teacher_matrix.detach(), teacher_is_matrix=True)
 

@@ -182,7 +182,10 @@ class Objective(nn.Module):
                     f"remembered lacks the term {term.name!r} (it holds {known}); pass what "
                     f"remember() returned for this objective.{nearest(term.name, remembered)}"
                 )
-            value = self._run(term, "forward", activations, remembered[term.name])
+            known_of_teacher = remembered[term.name]
+            if term.name in self.users_terms and known_of_teacher.is_floating_point():
+                known_of_teacher = upcast(known_of_teacher)  # a tape gives float16
+            value = self._run(term, "forward", activations, known_of_teacher)
             if not isinstance(value, Tensor):
                 raise InputError(f"{_title(term)}: forward() must return a scalar tensor, got {_kind(value)}")
             if value.dim() != 0:

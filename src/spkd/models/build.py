@@ -147,7 +147,10 @@ def build_model(
     if channels == 1 and classifier.network_channels == 3:
         notes.append(f"{spec} takes three channels: grey images are repeated to three")
     if source is not None and source.normalisation is None:
-        notes.append(f"images are normalised with {_numbers(normalisation)} of the data, since the weights name none")
+        notes.append(
+            f"images are normalised with {_numbers(normalisation)}, since the weights name no other: a network that "
+            "was trained otherwise must undo it"
+        )
     return BuiltModel(classifier, trained=source is not None, notes=tuple(notes))
 
 

@@ -28,8 +28,8 @@ def gamma_figure(pair: Pair) -> Figure:
     """
     with style.context("default"):
         figure, axes = _figure(7.5, 4.6)
-        alone, *swept = [line.result for line in pair.lines if line.result is not None]
-        if alone.method == BASELINE:
+        alone, swept = pair.lines[0].result, [line.result for line in pair.lines[1:] if line.result is not None]
+        if alone is not None:
             axes.axhspan(min(alone.test_errors), max(alone.test_errors), color=GREY, alpha=0.15, linewidth=0)
             label = f"{pair.student} alone: median, span of {len(alone.seeds)} seeds"
             axes.axhline(alone.median, color=GREY, linewidth=1.6, label=label)

@@ -23,7 +23,7 @@ class Line:
         method: the method.
         planned: how many seeds there are to be.
         result: of the seeds that have finished, against the student alone; None before the first.
-        p_holm: the p-value after Holm's correction for all methods of the pair.
+        p_holm: the p-value after Holm's correction for all methods that are planned for the pair.
     """
 
     label: str
@@ -145,9 +145,16 @@ def _compared(label: str, records: Sequence[Record], baseline: ComparisonRow | N
 
 
 def _corrected(lines: Sequence[Line]) -> tuple[Line, ...]:
-    tested = {line.label: line.result.p_value for line in lines if line.result and line.result.p_value is not None}
-    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
-    return tuple(Line(line.label, line.method, line.planned, line.result, corrected.get(line.label)) for line in lines)
+    """Return the lines, of which the first is the student alone, with Holm's correction.
+
+    What has no p-value yet, or differs by the same in all seeds, counts as one of 1: how many tests there are is
+    decided by what was planned, not by what came out.
+    """
+    alone, *methods = lines
+    found = [line.result.p_value if line.result is not None else None for line in methods]
+    corrected = holm([1.0 if p_value is None else p_value for p_value in found])
+    tested = zip(methods, found, corrected, strict=True)
+    return (alone, *(replace(line, p_holm=None if raw is None else p_value) for line, raw, p_value in tested))
 
 
 def added(pair: Pair) -> list[tuple[str, str, ComparisonRow]]:

@@ -20,7 +20,7 @@ from spkd.studies.records import NetworkRow
 from spkd.training.devices import make_fabric
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
-from spkd.training.run import default_out, run
+from spkd.training.run import run
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import pinned, set_up
 
@@ -120,14 +120,15 @@ def request_with_teacher(
         InputError: when the data are not the digits, or the student cannot be taught as asked by one of ``methods``,
             which is found out before the teacher is trained.
     """
-    if request.data.data != "digits":
+    if not request.data.is_digits:
         raise InputError(
             f"--data {request.data.data} needs --teacher: a run folder (`spkd train --data {request.data.data}` makes "
             "one), or a model with --teacher_weights"
         )
     size = request.data.image_size
     own = Request(model=spec, data=DataOptions(image_size=size), overrides={"epochs": TEACHER_EPOCHS})
-    folder = default_out(own) + ("" if size is None else f"-{size}px")
+    # Not the folder of `spkd train`, which may hold another training of the same network.
+    folder = "runs/digits-teacher" + ("" if size is None else f"-{size}px")
     if RunFolder(Path(folder)).result() is None:
         _rehearse(request, own, methods, runtime)
     if run(own, folder, runtime.without_tape(), display, resume=True) is None:

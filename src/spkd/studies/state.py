@@ -200,21 +200,36 @@ def _wait_for_claim(folder: Path, deadline: float | None) -> bool:
 def _claim(folder: Path) -> bool:
     """Write ``running.json`` unless another process that lives has."""
     path = folder / RUNNING
-    if read_running(folder) is None:
-        path.unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{RUNNING}.") as file:
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
         file.flush()
         try:
             os.link(file.name, path)  # appears with all its content, and only where there is none
         except FileExistsError:
+            if read_running(folder) is None:
+                _remove_stale(path)
             return False
     return True
 
 
+def _remove_stale(claim: Path) -> None:
+    """Remove the claim of a dead process, and not one that another has made since it was looked at."""
+    aside = claim.with_name(f".{claim.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        claim.rename(aside)
+        if _of_the_living(aside) is not None:
+            with suppress(FileExistsError):
+                os.link(aside, claim)
+        aside.unlink()
+
+
 def read_running(folder: Path) -> dict[str, Any] | None:
     """Return ``pid``, ``host`` and ``since`` of the process that carries out the folder's task; None without one."""
-    path = folder / RUNNING
+    return _of_the_living(folder / RUNNING)
+
+
+def _of_the_living(path: Path) -> dict[str, Any] | None:
+    """Return what a claim holds, if its process lives."""
     noted = _read(path)
     try:
         if noted is None or time.time() - path.stat().st_mtime > SILENCE:

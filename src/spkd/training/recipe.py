@@ -167,15 +167,15 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-def choose_preset(data: str, model: str, trained: bool) -> tuple[Recipe, str]:
+def choose_preset(digits: bool, model: str, trained: bool) -> tuple[Recipe, str]:
     """Return the preset that suits what is given, and the reason in words;
-    ``data`` and ``model`` are what the user named.
+    ``digits`` tells whether the data are the embedded ones, ``model`` is what the user named.
 
-    >>> recipe, reason = choose_preset("photos", "timm/resnet18", trained=True)
+    >>> recipe, reason = choose_preset(False, "timm/resnet18", trained=True)
     >>> recipe.name, reason
     ('finetune', 'the network starts from trained weights')
     """
-    if data == "digits":
+    if digits:
         return PRESETS["digits"], "the data are the digits"
     if trained:
         return PRESETS["finetune"], "the network starts from trained weights"
@@ -187,8 +187,9 @@ def choose_preset(data: str, model: str, trained: bool) -> tuple[Recipe, str]:
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step (from 0), a pure function of the recipe.
 
-    With warm-up over ``w`` steps the rate of step ``t < w`` is multiplied by ``(t + 1) / w``. The step
-    schedule counts whole epochs, as in the paper; the cosine is ``(1 + cos(π t / T)) / 2`` over all ``T`` steps.
+    With warm-up over ``w`` steps the rate of step ``t < w`` is multiplied by ``(t + 1) / w``. The step schedule counts
+    whole epochs, as in the paper, and leaves the first one the full rate; the cosine is ``(1 + cos(π t / T)) / 2`` over
+    all ``T`` steps.
 
     >>> [round(learning_rate(Recipe(), epoch * 10, 10), 6) for epoch in (0, 59, 60, 120, 160)]
     [0.1, 0.1, 0.02, 0.004, 0.0008]
@@ -198,5 +199,5 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     if recipe.schedule == "cosine":
         return rate * 0.5 * (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch)))
     epoch = step // steps_per_epoch
-    passed = sum(epoch >= round(fraction * recipe.epochs) for fraction in recipe.milestones)
+    passed = sum(epoch >= max(1, round(fraction * recipe.epochs)) for fraction in recipe.milestones)
     return rate * float(recipe.lr_decay**passed)

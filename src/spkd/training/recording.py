@@ -329,8 +329,7 @@ def _manifest(setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: Train
 def _check_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> None:
     """Refuse to begin what will not fit; ``full`` is, by memory, what is remembered of a full batch."""
     steps = setup.recipe.epochs * tape.manifest.batches_per_epoch
-    missing = steps - tape.recorded(setup.objective.memories, steps)
-    needed = missing * sum(tape.slot_bytes(value) for value in full.values())
+    needed = sum((steps - tape.recorded([name], steps)) * tape.slot_bytes(value) for name, value in full.items())
     above = next(path for path in (tape.folder, *tape.folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(above).free
     if needed > free:

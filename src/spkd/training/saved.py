@@ -84,20 +84,32 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
 def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     """Return the images that the run in ``folder`` was made with, with the ``given`` options (None: not given) over it.
 
-    Another ``data`` than the run's starts from the defaults.
+    Another ``data`` than the run's starts from the defaults; a folder in the place of the run's own, which is gone, is
+    taken for it.
 
     Raises:
-        InputError: when no ``data`` is given and the folder of the run's own is not there.
+        InputError: when no ``data`` is given and the run's own are not known, or their folder is not there.
     """
     given = {name: value for name, value in given.items() if value is not None}
     config = _config(folder)
-    own = config.get("data", "")
-    if "data" not in given and Path(own).is_absolute() and not Path(own).exists():
-        raise InputError(f"the images of {folder} are no longer in {own}: say by --data where they are")
-    if given.get("data", config.get("data")) == config.get("data"):
+    own = config.get("data")
+    if "data" not in given:
+        if own is None:
+            raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
+        if Path(own).is_absolute() and not Path(own).exists():
+            raise InputError(f"the images of {folder} are no longer in {own}: say by --data where they are")
+    if own is not None and _is_own(own, DataOptions(**{"data": own, **given})):
         names = {field.name for field in fields(DataOptions)} - {"image_size"}
         given = {**{name: config[name] for name in names & set(config)}, **given}
     return DataOptions(**given)
+
+
+def _is_own(own: str, named: DataOptions) -> bool:
+    """Return whether the data that are named are a run's own, whose name or absolute path this is."""
+    if named.data == own or not Path(own).is_absolute():
+        return named.data == own
+    places = [Path(named.data), Path(named.data_root or ".") / named.data]
+    return any(place.is_dir() and (not Path(own).exists() or place.resolve() == Path(own)) for place in places)
 
 
 def images_changed(folder: str | Path, data: ImageData) -> bool:

@@ -100,7 +100,7 @@ class Setup:
             **network,
             "replace_head": request.replace_head,
             **data,
-            "data": _absolute(data["data"]) if data["data"] not in ("digits", *VISION_SETS) else data["data"],
+            "data": self._data_name(),
             "data_root": _absolute(data["data_root"]),
             **({} if request.unlabelled is None else {"unlabelled": _absolute(request.unlabelled)}),
             "image_size": self.image_size,
@@ -110,6 +110,13 @@ class Setup:
             "milestones": list(self.recipe.milestones),
             **(losses if request.teacher is not None else {}),
         }
+
+    def _data_name(self) -> str:
+        """Return the data's name, or the absolute path of their folder."""
+        named = self.request.data
+        if named.is_digits:
+            return "digits"
+        return named.data if named.data in VISION_SETS else str(_absolute(named.data))
 
     def identity(self) -> str:
         """Return a hash of the configuration, of the weights and code files that it names, and of the images.
@@ -219,7 +226,7 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
     if request.recipe is not None:
         chosen, reason = preset(request.recipe), ""
     else:
-        chosen, why = choose_preset(request.data.data, request.model, trained)
+        chosen, why = choose_preset(request.data.is_digits, request.model, trained)
         reason = f" ({why})"
     images = len(data.train) + len(data.unlabelled or ())
     size = chosen.override(request.overrides).batch_size
