@@ -80,6 +80,30 @@ def test_a_file_may_use_dataclasses_and_its_neighbours(tmp_path: Path) -> None:
     assert dataclasses.asdict(net()) == {"width": 7}
 
 
+@pytest.mark.parametrize("neighbour", ["spkd_test_blocks.py", "spkd_test_blocks/__init__.py"])
+def test_a_neighbour_of_one_file_is_not_taken_for_that_of_another(tmp_path: Path, neighbour: str) -> None:
+    nets = []
+    for width, folder in enumerate((tmp_path / "a", tmp_path / "b")):
+        (folder / neighbour).parent.mkdir(parents=True)
+        write(folder / neighbour, f"WIDTH = {width}\n")
+        nets.append(write(folder / "net.py", "import spkd_test_between\nWIDTH = spkd_test_between.WIDTH\n"))
+        write(folder / "alone.py", f"WIDTH = {width}\n")
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "spkd_test_between.py", "from spkd_test_blocks import WIDTH\n")
+    try:
+        assert import_object(f"{nets[0]}:WIDTH") == 0
+        with pytest.raises(
+            InputError, match=r"b/net\.py imports spkd_test_\w+, of which there is another in use, .*/a/"
+        ):
+            import_object(f"{nets[1]}:WIDTH")
+        assert sys.modules["spkd_test_blocks"].WIDTH == 0
+        assert import_object(f"{tmp_path / 'b' / 'alone.py'}:WIDTH") == 1  # which imports none of them
+        assert import_object(f"{nets[0]}:WIDTH") == 0
+    finally:
+        for name in ("spkd_test_blocks", "spkd_test_between"):
+            sys.modules.pop(name, None)
+
+
 def test_the_same_file_gives_the_same_object_until_it_changes(tmp_path: Path) -> None:
     path = write(tmp_path / "net.py", "class Net: width = 1\n")
     first = import_object(f"{path}:Net")

@@ -57,6 +57,7 @@ BLOCK_ENDS = [
     ("timm/efficientnet_lite0", 64, [f"blocks.{n}" for n in (0, 1, 2, 4, 6)]),
     ("timm/convnext_atto", 32, [f"stages.{n}" for n in range(4)]),
     ("timm/vit_tiny_patch16_224", 32, [f"blocks.{n}" for n in range(12)]),
+    ("timm/vgg11_bn", 32, [f"features.{n}" for n in (2, 6, 13, 20, 27)]),
     ("timm/vgg11_bn", 224, [f"features.{n}" for n in (2, 6, 13, 20, 27)]),
     ("timm/levit_128s", 224, [*(f"stem.conv{n}" for n in (1, 2, 3)), *(f"stages.{n}" for n in range(3))]),
     ("timm/efficientformer_l1", 224, ["stem.act1", *(f"stages.{n}" for n in range(4))]),
@@ -137,6 +138,20 @@ def test_a_classifier_of_convolutions_is_no_stage() -> None:
     assert names(model, 3) == ["1"]
     in_one = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 10, 1), nn.AdaptiveAvgPool2d(1)))
     assert names(in_one, 8) == ["0"]
+
+
+def test_a_body_that_ends_in_a_vector_is_looked_into() -> None:
+    body = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()]
+    vector = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    for extra in ([nn.Linear(16, 4)], []):
+        model = nn.Sequential(nn.Sequential(*body, *vector, *extra), nn.LazyLinear(10))
+        model(torch.rand(2, 1, 8, 8))
+        assert [found.name for found in block_ends(model, torch.rand(2, 1, 8, 8))] == ["0.1", "0.4"]
+
+
+def test_tokens_that_are_added_make_no_pyramid() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, reg_tokens=4, no_embed_class=True)
+    assert names(model, 32) == [f"blocks.{n}" for n in range(12)]
 
 
 def test_a_list_of_blocks_is_looked_into() -> None:

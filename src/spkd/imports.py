@@ -184,14 +184,44 @@ def _import_file(name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise InputError(f"file {name} cannot be imported as Python; check the path")
     module = importlib.util.module_from_spec(spec)
+    others = _neighbours_of_others(path.parent)
+    for other in others:
+        del sys.modules[other]
     # Registered before it runs: dataclasses and pickle look their module up by name.
     sys.modules[module_name] = module
+    failed: BaseException | None = None
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
+        failed = error
+    twice = next((other for other in others if other in sys.modules), None)
+    sys.modules.update(others)
+    if twice is not None or failed is not None:
         del sys.modules[module_name]
-        raise InputError(f"importing {name} failed: {failure(error)}") from error
+    if twice is not None:
+        raise InputError(
+            f"{name} imports {twice}, of which there is another in use, {others[twice].__file__}; give one of them "
+            "another name"
+        ) from failed
+    if failed is not None:
+        raise InputError(f"importing {name} failed: {failure(failed)}") from failed
     return module
+
+
+def _neighbours_of_others(folder: Path) -> dict[str, ModuleType]:
+    """Return the modules that a user's file in another folder has imported, and that have a namesake in this one."""
+    files = [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(_USER)]
+    places = {file.parent for file in files}
+    found = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        first = folder / name.partition(".")[0]
+        if file is None or name.startswith(_USER) or not (first.with_suffix(".py").is_file() or first.is_dir()):
+            continue
+        theirs = any(Path(file).is_relative_to(place) for place in places)
+        if theirs and not Path(file).is_relative_to(first) and Path(file) != first.with_suffix(".py"):
+            found[name] = module
+    return found
 
 
 def _append_to_path(folder: Path) -> None:

@@ -262,6 +262,8 @@ def _goes_through_stages(trace: _Trace, record: _Record) -> bool:
     parts = list(_parts(trace, record.module))
     # A single position inside a block on larger maps is a gate's (squeeze-and-excitation), not a stage's.
     sizes = {part.size for part in parts if record.is_single or not part.is_single} | {trace.size(record.source)}
+    if record.size is None and any(part.size is not None and not part.is_single for part in parts):
+        return True  # it ends in a vector, and is no stage itself
     maps = [size for size in sizes if size is not None and len(size) == 2]
     tokens = [size for size in sizes if size is not None and len(size) == 1]
     return max(len(maps), len(tokens)) >= 3
@@ -271,9 +273,11 @@ def _stages(trace: _Trace, units: Sequence[_Record]) -> list[_Record]:
     """Return the best unit of each size, in order of completion."""
     pooled = [unit.order for unit in units if _pools_globally(trace, unit)]
     end = pooled[-1] if pooled else math.inf
+    has_larger = any(unit.is_map and not unit.is_single for unit in units)
     by_size: dict[tuple[int, ...], list[_Record]] = {}
     for unit in units:
-        if unit.size is not None and (not unit.is_single or (unit.is_map and unit.order < end)):
+        is_late = unit.order >= end or (has_larger and _is_dense(trace, unit))
+        if unit.size is not None and (not unit.is_single or (unit.is_map and not is_late)):
             by_size.setdefault(unit.size, []).append(unit)
     # No stride leads from larger maps than 4x4 to a single position, but a classifier's convolution does.
     smallest = min((max(size) for size in by_size if len(size) == 2 and max(size) > 1), default=1)
@@ -281,6 +285,22 @@ def _stages(trace: _Trace, units: Sequence[_Record]) -> list[_Record]:
     stages = sorted((stage for stage in best if stage is not None), key=lambda stage: stage.order)
     last_larger = max((stage.order for stage in stages if not stage.is_single), default=-1)
     return [stage for stage in stages if not stage.is_single or (smallest <= 4 and stage.order > last_larger)]
+
+
+def _is_dense(trace: _Trace, unit: _Record) -> bool:
+    """Whether a unit holds a convolution of all places of its input at once: a linear layer of a classifier."""
+    for layer in unit.module.modules():
+        record = trace.records.get(layer)
+        if (
+            record is None
+            or not isinstance(layer, nn.Conv2d)
+            or set(layer.stride) != {1}
+            or max(layer.kernel_size) == 1
+        ):
+            continue
+        if layer.kernel_size == trace.size(record.source):
+            return True
+    return False
 
 
 def _pools_globally(trace: _Trace, unit: _Record) -> bool:
@@ -323,7 +343,7 @@ def _token_stages(trace: _Trace, stages: Sequence[_Record]) -> list[_Record]:
     tokens = [stage for stage in stages if not stage.is_map and stage.is_container and stage.has_weights]
     counts = [math.prod(stage.size or ()) for stage in tokens]
     maps = [stage for stage in stages if stage.is_map and math.prod(stage.size or ()) > max(counts, default=0)]
-    shrinks = bool(counts) and max(counts) >= 2 * min(counts)
+    shrinks = bool(counts) and counts[0] >= 2 * counts[-1]  # and not grows, by tokens that are no places
     # A block that takes maps and gives tokens goes on where a pyramid of maps left off.
     if shrinks or (tokens and len(trace.size(tokens[-1].source) or ()) == 2):
         return [*maps, *tokens]

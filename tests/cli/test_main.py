@@ -104,6 +104,15 @@ def test_a_config_with_mistakes_is_one_line(
     assert expected in err
 
 
+def test_debug_reaches_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_on: list[list[str]] = []
+    monkeypatch.setattr("spkd.training.launch.launch", lambda main, given, *_: handed_on.append(list(given)) or 0)
+    given = ["train", "--debug", "--devices", "2"]
+    assert main(given) == 0
+    assert main(["train", "--devices", "2"]) == 0
+    assert handed_on == [given, ["train", "--devices", "2"]]
+
+
 def test_a_tilde_is_the_home_folder_where_a_shell_leaves_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

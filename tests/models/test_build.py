@@ -16,7 +16,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from spkd.errors import InputError
 from spkd.models.build import BuiltModel, HeadMismatch, build_model, model_defaults
-from spkd.models.classifier import Normalisation, load_classifier, save_classifier
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, save_classifier
 from spkd.models.libraries import adapt
 from spkd.models.weights import match
 from spkd.models.wrn import WideResNet
@@ -403,6 +403,36 @@ def test_uses_the_librarys_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -
     built = build("torchvision/shufflenet_v2_x0_5", 5, weights="IMAGENET1K_V1", replace_head=True)
     assert same_weights(built, network, but="fc.")
     assert len(built.notes) == 1
+
+
+def test_auxiliary_classifiers_of_pretrained_weights_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torchvision.models.googlenet(init_weights=False)
+    state = whole.state_dict()
+    monkeypatch.setattr(type(torchvision.models.GoogLeNet_Weights.DEFAULT), "get_state_dict", lambda self, **_: state)
+    save_file(state, tmp_path / "whole.safetensors")
+    for spec in ("torchvision/googlenet", "torchvision/googlenet?aux_logits=false"):
+        for weights in ("pretrained", str(tmp_path / "whole.safetensors")):
+            built = build(spec, None, weights=weights, size=64)
+            loaded = built.classifier.network.state_dict()
+            assert not any(key.startswith("aux") for key in loaded)
+            assert all(torch.equal(value, state[key]) for key, value in loaded.items())
+    built.classifier.train()(torch.rand(2, 3, 64, 64)).sum().backward()  # too small for them
+
+
+def test_weights_bring_their_own_classes_size_and_normalisation(tmp_path: Path) -> None:
+    for name, classes, mean in (("a", ("cat", "dog"), 0.1), ("b", ("dog", "cat"), 0.4)):
+        info = ModelInfo("wrn-10-1", classes, 3, 12 if name == "b" else 8, Normalisation((mean,) * 3, (0.2,) * 3))
+        save_classifier(Classifier(WideResNet(10, 1, num_classes=2), info), tmp_path / name)
+    file = str(tmp_path / "b" / "model.safetensors")
+    for spec in ("wrn-10-1", str(tmp_path / "a")):
+        assert model_defaults(spec, file).image_size == 12
+        options = {"channels": 3, "image_size": 8, "normalisation": IMAGENET, "weights": file}
+        built = build_model(spec, classes=("dog", "cat"), **options)
+        assert built.classifier.info.normalisation.mean == (0.4,) * 3
+        with pytest.raises(HeadMismatch, match="its classes"):
+            build_model(spec, classes=("cat", "dog"), **options)
 
 
 def test_says_which_weights_there_are(tmp_path: Path) -> None:

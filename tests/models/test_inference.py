@@ -1,6 +1,7 @@
 """The cheapest form of a frozen network gives the same answers."""
 
 import copy
+import math
 import threading
 
 import pytest
@@ -282,3 +283,20 @@ def test_a_form_that_gives_nan_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(inference, "folded", spoilt)
     assert inference_form(original, (), torch.rand(2, 3, 4, 4)).network is original
+
+
+@pytest.mark.parametrize("where", ["1", "logits"])
+def test_nan_in_one_place_is_not_hidden_by_small_differences_elsewhere(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = classifier(lived_in(nn.Sequential(nn.Conv2d(3, 2, 4), nn.BatchNorm2d(2), nn.Flatten())), 4)
+    images = torch.rand(2, 3, 4, 4)
+    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: True)
+    found = {"1": 0.001, "logits": 0.002, where: float("nan")}
+    monkeypatch.setattr(inference, "_rounding", lambda *_, **__: found)
+    form = inference_form(original, ("1",), images, precision="auto")
+    assert form.precision == "32-true"
+    assert f"bfloat16 moves {where} by nan" in form.note
+    differences = iter([0.0, float("nan")] if where == "1" else [float("nan"), 0.0])
+    monkeypatch.setattr(inference, "_relative", lambda ours, theirs: next(differences))
+    assert math.isnan(inference._difference(original, copy.deepcopy(original), ("1",), images))

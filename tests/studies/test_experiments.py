@@ -84,6 +84,8 @@ def test_cifar10_is_the_papers_table(root: Path, tmp_path: Path) -> None:
         assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.lr_decay) == (200, 128, 0.1, 0.2)
         assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("sgd", 0.9, 5e-4)
         assert [round(fraction * 200) for fraction in recipe.milestones] == [60, 120, 160]
+        assert "gamma" not in request.overrides  # so the batch must be the recipe's
+        assert recipe.batch_size == preset(str(request.recipe)).batch_size
         assert (recipe.losses.gamma, recipe.losses.alpha, recipe.losses.temperature) == (3000, 0.9, 4)
         assert (request.data.train_images, request.data.image_size) == (None, None)
     taps = {str(task.labels["method"]): request.taps for task, request in distilled}
@@ -131,6 +133,16 @@ def test_cinic10_follows_its_public_reproduction(root: Path, tmp_path: Path) -> 
         assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.lr_decay) == (140, 96, 0.01, 0.1)
         assert [round(fraction * 140) for fraction in recipe.milestones] == [100, 120]
         assert request.data.data.endswith("cinic-10")
+        # Given, or a run would change it with the batch.
+        assert request.overrides["gamma"] == 3000.0
+        assert (recipe.losses.alpha, recipe.losses.beta, recipe.losses.temperature) == (0.9, 1000.0, 4.0)
+
+
+def test_textures_have_the_papers_weights_and_not_the_recipes(root: Path, tmp_path: Path) -> None:
+    for scale, weights in (("paper", (3000.0, 1000.0)), ("small", (30.0, 10.0))):
+        for task, request in trainings(planned("transfer", scale, root, tmp_path)):
+            if task.labels["method"] in ("sp", "at"):
+                assert (request.overrides["gamma"], request.overrides["beta"]) == weights
 
 
 def test_combinations_have_sp_with_and_without_each_other_loss(root: Path, tmp_path: Path) -> None:

@@ -311,6 +311,30 @@ def test_a_claim_of_the_dead_is_void(functions: ModuleType, tmp_path: Path) -> N
         assert not note.exists()
 
 
+def test_a_failure_is_forgotten_once_there_is_a_result(functions: ModuleType, tmp_path: Path) -> None:
+    task = Task("x", Measurement(functions.note, {"path": str(tmp_path / "noted"), "text": "x"}))
+    folder = tmp_path / "study"
+    assert study([task], folder).results
+    state.mark_failed(task, folder, "no memory")
+    result, failure = (folder / "x" / name for name in ("result.json", "failed.json"))
+    os.utime(failure, (result.stat().st_mtime + 5,) * 2)
+    assert [one.state for one in study_state(folder)] == ["failed"]
+    assert study([task], folder).failed == {"x": "no memory"}
+    os.utime(result, (failure.stat().st_mtime + 5,) * 2)  # another call or the user has finished it
+    assert [one.state for one in study_state(folder)] == ["done"]
+    assert study([task], folder).results
+    assert not failure.exists()
+
+
+def test_only_ones_own_claim_is_given_back(tmp_path: Path) -> None:
+    note = tmp_path / "running.json"
+    with claimed(tmp_path, None) as ours:
+        assert ours
+        other = json.dumps({**json.loads(note.read_text()), "pid": os.getpid() + 1})
+        note.write_text(other)
+    assert note.read_text() == other
+
+
 def test_a_claim_that_is_made_while_a_stale_one_is_looked_at_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,10 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--debug" in given:
-        given.remove("--debug")
-        return _call(given)
+        return _call([one for one in given if one != "--debug"], given)
     try:
-        return _call(given)
+        return _call(given, given)
     except ArgumentError as error:
         return _fail(_one_line(str(error.message), given), 2)
     except InputError as error:
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
 
 
-def _call(given: Sequence[str]) -> int:
+def _call(given: Sequence[str], handed_on: Sequence[str]) -> int:
     parsed = _parser().parse_args(list(given))
     options = parsed[parsed.command]
     chosen = options[options.action] if "action" in options else options
@@ -88,7 +87,7 @@ def _call(given: Sequence[str]) -> int:
         from spkd.training.launch import launch
 
         resumed = "--resume goes on from its last checkpoint" if "resume" in chosen else "the same command goes on"
-        return launch(main, given, chosen.devices, resumed)
+        return launch(main, handed_on, chosen.devices, resumed)
     with contextlib.ExitStack() as stack:
         if is_follower():
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))

@@ -29,7 +29,7 @@ _METHOD = (
     "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class (each with ?weight=...&... if need be)"
 )
 _DIVIDING = ("devices", "sync_batchnorm", "timeout_seconds")
-_RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by weights and image size, and said)"
+_RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by images, weights and network, and said)"
 
 
 def train_parser() -> ArgumentParser:

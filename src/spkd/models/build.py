@@ -66,14 +66,12 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
         InputError: for an unknown model, or an unknown name of weights.
     """
     saved = find_saved(spec)
-    if saved is not None:
-        info = read_info(saved)
+    beside = None if weights is None else _info_beside(weights)
+    if (info := beside or (None if saved is None else read_info(saved))) is not None:
         return Defaults(info.image_size, info.normalisation)
     architecture = _parse(spec)
     if weights is None:
         return Defaults(None, None)
-    if (beside := _info_beside(weights)) is not None:
-        return Defaults(beside.image_size, beside.normalisation)
     known = _metadata(architecture, weights)
     if known is None:
         return Defaults(None, None)
@@ -132,8 +130,9 @@ def build_model(
     if wanted is not None and outputs != wanted:
         builder.fit_head(network, outputs, notes)
         outputs = wanted
-    if info is not None and classes is not None and _named_differently(info.classes, classes):
-        builder.rename_head(network, info.classes, classes, notes)
+    described = origin.described
+    if described is not None and classes is not None and _named_differently(described.classes, classes):
+        builder.rename_head(network, described.classes, classes, notes)
     classifier = Classifier(
         network,
         ModelInfo(
@@ -156,11 +155,19 @@ def build_model(
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where the architecture and the weights come from; ``info`` is a saved model's."""
+    """Where the architecture and the weights come from.
+
+    Attributes:
+        architecture: what is built.
+        weights: what is loaded into it.
+        info: of the saved model that the architecture is of, if it is.
+        described: of the saved model that the weights are of, as far as that is known.
+    """
 
     architecture: Architecture
     weights: str | None
     info: ModelInfo | None
+    described: ModelInfo | None
 
 
 @dataclass(frozen=True)
@@ -176,10 +183,11 @@ class _Source:
 def _origin(spec: str, weights: str | None) -> _Origin:
     saved = find_saved(spec)
     if saved is None:
-        return _Origin(_parse(spec), weights, None)
+        return _Origin(_parse(spec), weights, None, None if weights is None else _info_beside(weights))
     info = read_info(saved)
-    own = str(saved / "model.safetensors")
-    return _Origin(parse_spec(info.spec), own if weights in (None, "pretrained") else weights, info)
+    if weights is None or weights == "pretrained":
+        return _Origin(parse_spec(info.spec), str(saved / "model.safetensors"), info, info)
+    return _Origin(parse_spec(info.spec), weights, info, _info_beside(weights) or info)
 
 
 def _own_classes(origin: _Origin) -> int | None:
@@ -234,10 +242,8 @@ def _source(origin: _Origin, channels: int, image_size: int) -> _Source | None:
     architecture, weights = origin.architecture, origin.weights
     if weights is None:
         return None
-    if origin.info is not None:
-        return _Source(weights, read_tensors(Path(weights)), origin.info.normalisation, origin.info.classes)
-    if (beside := _info_beside(weights)) is not None:
-        return _Source(weights, read_tensors(Path(weights)), beside.normalisation, beside.classes)
+    if (described := origin.described) is not None:
+        return _Source(weights, read_tensors(Path(weights)), described.normalisation, described.classes)
     known = _metadata(architecture, weights)
     normalisation = Normalisation(known.mean, known.std) if known is not None else None
     classes = known.classes if known is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -113,8 +114,8 @@ def inference_form(
             f"--teacher_precision {precision}: the teacher does not compute in bfloat16: {one_line(error)}; give "
             "32-true, or auto"
         ) from error
-    if precision == "auto" and not max(rounding.values(), default=0.0) <= ROUNDING:
-        worst = max(rounding, key=lambda name: rounding[name])
+    if precision == "auto" and not all(value <= ROUNDING for value in rounding.values()):
+        worst = max(rounding, key=lambda name: math.inf if math.isnan(rounding[name]) else rounding[name])
         return replace(full, note=f"{full.note}; float32, since bfloat16 moves {worst} by {rounding[worst]:.1g}")
     said = ", ".join(f"{name} by {value:.1g}" for name, value in rounding.items())
     return InferenceForm(short, "bf16-true", f"{note}, bfloat16 (moves {said})", micro_batch_size(short, images))
@@ -209,7 +210,7 @@ def _difference(original: nn.Module, twin: nn.Module, taps: Sequence[str], image
     ):
         expected, got = ours(images), theirs(images)
     pairs = [(expected.logits, got.logits), *((expected.taps[name], got.taps[name]) for name in taps)]
-    return max(_relative(a, b) for a, b in pairs)
+    return float(torch.tensor([_relative(a, b) for a, b in pairs]).max())  # which a NaN anywhere makes one
 
 
 @contextlib.contextmanager

@@ -19,11 +19,13 @@ from spkd.errors import InputError, nearest, one_line
 Library = Literal["torchvision", "timm"]
 
 # torchvision rescales the input inside these two when it loads their weights itself; the weights need it
-# however they are loaded. Naming an initialisation silences a warning about its default.
+# however they are loaded. Naming an initialisation silences a warning about its default. Their auxiliary classifiers
+# would need images of a certain size in training and are read by nobody.
 _TORCHVISION_EXTRAS: Mapping[str, Mapping[str, object]] = {
-    "googlenet": {"transform_input": True, "init_weights": True},
-    "inception_v3": {"transform_input": True, "init_weights": True},
+    "googlenet": {"transform_input": True, "init_weights": True, "aux_logits": False},
+    "inception_v3": {"transform_input": True, "init_weights": True, "aux_logits": False},
 }
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision writes the densenet weights' layer names with a dot that module names may not hold.
 _OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 
@@ -164,7 +166,9 @@ def make_pretrained(library: Library, name: str, arguments: Mapping[str, object]
     Raises:
         InputError: when they cannot be downloaded; the line says how to give a local file instead.
     """
-    own_head: dict[str, Any] = {key: value for key, value in arguments.items() if key != "num_classes"}
+    own_head: dict[str, Any] = {
+        key: value for key, value in arguments.items() if key not in ("num_classes", "aux_logits")
+    }
     network: nn.Module
     try:
         if library == "timm":
@@ -191,7 +195,7 @@ def adapt(library: Library, name: str, network: nn.Module, tensors: Mapping[str,
     """Return the weights converted as the library itself does when it loads them, None where it cannot.
 
     timm converts other authors' files and resizes position embeddings; torchvision renames the layers of
-    its densenets and resizes the position embeddings of its vision transformers.
+    its densenets, leaves out auxiliary classifiers and resizes the position embeddings of its vision transformers.
     """
     if library == "timm":
         converter = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
@@ -203,6 +207,9 @@ def adapt(library: Library, name: str, network: nn.Module, tensors: Mapping[str,
         except Exception:
             return None
         return converted
+    if name in _TORCHVISION_EXTRAS:
+        own = network.state_dict().keys()
+        return {key: value for key, value in tensors.items() if key in own or not key.startswith(_AUXILIARY)}
     if name.startswith("densenet"):
         return {_OLD_DENSENET_NAME.sub(r"\1\2", key): value for key, value in tensors.items()}
     if name.startswith("vit_") and "encoder.pos_embedding" in tensors:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from spkd.errors import InputError
 from spkd.files import write_text_atomically
+from spkd.studies.published import Certainty
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -99,10 +100,10 @@ def grid_markdown(grid: Grid) -> str:
 
 
 def grid_csv(grid: Grid) -> str:
-    """Return headings and cells as CSV; title and notes are left out."""
+    """Return headings and cells as CSV, without title and notes: marks of certainty stand in words."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([grid.headings, *grid.rows])
+    writer.writerows([grid.headings, *([_in_words(cell) for cell in row] for row in grid.rows)])
     return text.getvalue()
 
 
@@ -141,6 +142,13 @@ def write_grid(grid: Grid, stem: Path) -> list[Path]:
     for path, form in zip(paths, forms.values(), strict=True):
         write_text_atomically(path, form(grid))
     return paths
+
+
+def _in_words(cell: str) -> str:
+    for certainty in Certainty:
+        if certainty.mark:
+            cell = cell.replace(certainty.mark, certainty.name.lower())
+    return cell
 
 
 def _line(cells: Sequence[str]) -> str:

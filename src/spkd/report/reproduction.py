@@ -135,7 +135,12 @@ def _markdown(reproduction: Reproduction, grids: dict[str, Grid], found: list[st
     if found:
         lines += ["What came out:", "", *(f"- {text}" for text in found), ""]
     if statements := STATEMENTS[reproduction.experiment]:
-        lines += ["What is quoted of the paper:", "", *(f"- {text}" for text in statements), ""]
+        lines += [
+            "What is said of the paper, not seen in a primary source:",
+            "",
+            *(f"- {text}" for text in statements),
+            "",
+        ]
     lines += [f"```\n{reproduction.command}\n```", ""]
     lines += [f"Software: {software}" for software in dict.fromkeys(record.software for record in reproduction.records)]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ from spkd.report.tables import NOT_KNOWN, p_value_text, signed
 from spkd.studies.building import PRETRAINING
 from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.findings import Line, Pair, added, paper_of
-from spkd.studies.published import Certainty, Published
+from spkd.studies.published import SCHEDULE_NOT_KNOWN, Certainty, Published
 from spkd.studies.records import ComparisonRow
 from spkd.studies.reproduction import Record, Reproduction
 
@@ -42,11 +42,13 @@ def overview(reproduction: Reproduction, pairs: Sequence[Pair]) -> Grid:
                 _beside(teacher, theirs, shown),
             )
         )
+    taught = any(pair.teacher_error is not None for pair in pairs)
+    of_teacher = ("Teacher alone: the run of seed 0, which taught, not a median.",) if taught else ()
     return Grid(
         title=f"{_title(reproduction)}: test error in %, median",
         headings=("student", "teacher", *(heading(method) for method in methods), "teacher alone"),
         rows=tuple(rows),
-        notes=(*_setting_notes(reproduction), *_paper_notes(shown)),
+        notes=(*of_teacher, *_setting_notes(reproduction), *_paper_notes(shown)),
         texts=2,
     )
 
@@ -213,7 +215,9 @@ def _setting_notes(reproduction: Reproduction) -> tuple[str, ...]:
     )
     stand_ins = _stand_ins(records)
     smaller = (f"Smaller networks stand in for those named: {stand_ins}.",) if stand_ins else ()
-    return (*made_up, note, *_pretraining_notes(reproduction), *smaller)
+    schedule = SCHEDULE_NOT_KNOWN.get(reproduction.experiment) if reproduction.scale == "paper" else None
+    unknown = () if schedule is None else (schedule,)
+    return (*made_up, note, *unknown, *_pretraining_notes(reproduction), *smaller)
 
 
 def _pretraining_notes(reproduction: Reproduction) -> tuple[str, ...]:

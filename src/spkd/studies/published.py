@@ -123,7 +123,15 @@ STATEMENTS: Mapping[str, tuple[str, ...]] = {
     "similarity": ("the block-diagonal is clearer in the larger network",),
     "loss-vs-error": ("a lower SP loss on test data goes with a lower test error",),
 }
-"""What is known of the paper's findings, by experiment, in our words; all as quoted by others."""
+"""What is said of the paper's findings, by experiment, in our words; none was seen in a primary source."""
+
+_ON_CINIC10 = "The paper's schedule on CINIC-10 is not known: ours there is that of a public reproduction."
+SCHEDULE_NOT_KNOWN: Mapping[str, str] = {
+    "combinations": _ON_CINIC10,
+    "architectures": _ON_CINIC10,
+    "transfer": "The paper's schedule of fine-tuning is not known: ours is the recipe for trained weights.",
+}
+"""Experiments whose schedule at the paper's scale is not the paper's, for all that is known."""
 
 
 def published_pair(student: str, teacher: str) -> PublishedPair | None:

@@ -14,7 +14,8 @@ class ReproduceOptions:
     """What of the paper is reproduced, and how large.
 
     Args:
-        scale: smoke (seconds, on made-up images), small (two processor cores) or paper (the paper's protocol).
+        scale: smoke (seconds, on made-up images), small (two processor cores) or paper (the paper's protocol, as far as
+            it is known).
         data_root: folder in which the images lie (default: ./data).
         weights_root: folder of pretrained weights that cannot be downloaded (for transfer).
         seeds: how many seeds, from 0 on (default: 2 at smoke, 3 at small, 5 at paper; ten partitions for transfer).
@@ -50,7 +51,8 @@ class Scale:
     """One size of all experiments.
 
     Attributes:
-        name: smoke (seconds, made-up images), small (two processor cores), paper (the paper's protocol).
+        name: smoke (seconds, made-up images), small (two processor cores), paper (the paper's protocol, as far as
+            it is known).
         seeds: how many, where the user does not say.
         cifar10: the protocol on CIFAR-10.
         cinic10: the protocol on CINIC-10; None where its experiments use CIFAR-10 instead.

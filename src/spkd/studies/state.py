@@ -124,7 +124,7 @@ def _task_state(study: Path, name: str, kind: str, labels: Mapping[str, Label]) 
     if (running := read_running(run.path)) is not None:
         since, host = running["since"], running["host"]
         return TaskState(name, kind, labels, "running", host=host, since=since, epochs=epochs)
-    if (failed := _read(run.path / FAILED)) is not None:
+    if (failed := _failure(run)) is not None:
         return TaskState(name, kind, labels, "failed", reason=str(failed["reason"]), since=failed["since"])
     if (result := run.result()) is not None:
         return TaskState(name, kind, labels, "done", result=result)
@@ -151,12 +151,25 @@ def mark_failed(task: Task, study: Path, reason: str) -> None:
 
 def earlier_failure(task: Task, study: Path, *, forget: bool) -> str | None:
     """Return why the task failed in an earlier call; None when it did not, was another then, or is to be forgotten."""
-    path = task.folder(study) / FAILED
-    failed = _read(path)
+    failed = _failure(RunFolder(task.folder(study)))
     if failed is not None and not forget and failed.get("task") == task.digest():
         return str(failed["reason"])
-    path.unlink(missing_ok=True)
+    forget_failure(task, study)
     return None
+
+
+def forget_failure(task: Task, study: Path) -> None:
+    """Remove the note that a task has failed."""
+    (task.folder(study) / FAILED).unlink(missing_ok=True)
+
+
+def _failure(run: RunFolder) -> dict[str, Any] | None:
+    """Return what is noted of a task's failure; None without one, or where a result has come after it."""
+    path = run.path / FAILED
+    with suppress(OSError):
+        if (run.path / "result.json").stat().st_mtime > path.stat().st_mtime:
+            return None
+    return _read(path)
 
 
 @contextmanager
@@ -185,7 +198,9 @@ def claimed(folder: Path, deadline: float | None) -> Iterator[bool]:
     finally:
         ended.set()
         pulse.join()
-        path.unlink(missing_ok=True)
+        noted = _read(path)
+        if noted is not None and (noted["pid"], noted["host"]) == (os.getpid(), socket.gethostname()):
+            path.unlink(missing_ok=True)
 
 
 def _wait_for_claim(folder: Path, deadline: float | None) -> bool:

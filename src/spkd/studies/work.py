@@ -18,7 +18,7 @@ from typing import Any
 from spkd import __version__
 from spkd.errors import InputError, RunFailed, one_line
 from spkd.files import write_text_atomically
-from spkd.studies.state import claimed, mark_failed
+from spkd.studies.state import claimed, forget_failure, mark_failed
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.training.options import Runtime
 from spkd.training.progress import Lines, Silent
@@ -105,6 +105,8 @@ def earlier_result(task: Task, study: Path, runtime: Runtime) -> Mapping[str, An
 def _attempt(task: Task, study: Path, runtime: Runtime) -> Outcome:
     try:
         finished = _do(task, study, runtime)
+        if finished:
+            forget_failure(task, study)
         return Outcome(result=RunFolder(task.folder(study)).result() if finished else None)
     except (Exception, SystemExit) as error:  # code of the user's own may raise anything
         traceback.print_exc()

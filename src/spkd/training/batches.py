@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spkd.data.images import Images
 from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.errors import InputError
 from spkd.training.setup import Setup
 
 LOOKED_AT = 16
@@ -20,8 +21,13 @@ PIXELS_PER_BATCH = LARGEST_BATCH * 64 * 64
 
 
 def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 1)) -> TrainStream:
-    """Return the training batches, or this process's ``part`` of them."""
-    return TrainStream(
+    """Return the training batches, or this process's ``part`` of them.
+
+    Raises:
+        InputError: as :class:`~spkd.data.stream.TrainStream`, and when a process would have a single image in a batch,
+            on which batch norm cannot train where it makes one place of it.
+    """
+    stream = TrainStream(
         setup.data.seen(),
         image_size=setup.image_size,
         flip=setup.data.flip,
@@ -31,6 +37,14 @@ def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 
         workers=setup.request.data.workers,
         part=part,
     )
+    has_one = part[1] > 1 and stream.last_batch_size < 2 * part[1]
+    if has_one and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in setup.student.modules()):
+        size = setup.recipe.batch_size
+        raise InputError(
+            f"--batch_size {size}: of the {stream.last_batch_size} images of an epoch's last batch a process has one, "
+            f"on which batch norm cannot train; try --batch_size {size - 1}"
+        )
+    return stream
 
 
 def first_batch(stream: TrainStream) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,8 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
             return 1
         # Where all have failed for one reason, the first has said so.
         if codes[0] != codes[first] and said[first].exists():
-            print(said[first].read_text().strip().splitlines()[-1], file=sys.stderr)
+            for line in said[first].read_text().strip().splitlines()[-1:]:
+                print(line, file=sys.stderr)
         return codes[first]
 
 
