@@ -99,6 +99,8 @@ def test_a_neighbour_of_one_file_is_not_taken_for_that_of_another(tmp_path: Path
         assert sys.modules["spkd_test_blocks"].WIDTH == 0
         assert import_object(f"{tmp_path / 'b' / 'alone.py'}:WIDTH") == 1  # which imports none of them
         assert import_object(f"{nets[0]}:WIDTH") == 0
+        (tmp_path / "a").rename(tmp_path / "moved")  # with all its files
+        assert import_object(f"{tmp_path / 'moved' / 'net.py'}:WIDTH") == 0
     finally:
         for name in ("spkd_test_blocks", "spkd_test_between"):
             sys.modules.pop(name, None)

@@ -210,18 +210,25 @@ def _import_file(name: str) -> ModuleType:
 
 def _neighbours_of_others(folder: Path) -> dict[str, ModuleType]:
     """Return the modules that a user's file in another folder has imported, and that have a namesake in this one."""
-    files = [Path(str(module.__file__)) for name, module in sys.modules.items() if name.startswith(_USER)]
+    files = [Path(str(module.__file__)) for name, module in list(sys.modules.items()) if name.startswith(_USER)]
     places = {file.parent for file in files}
-    found = {}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        first = folder / name.partition(".")[0]
-        if file is None or name.startswith(_USER) or not (first.with_suffix(".py").is_file() or first.is_dir()):
-            continue
-        theirs = any(Path(file).is_relative_to(place) for place in places)
-        if theirs and not Path(file).is_relative_to(first) and Path(file) != first.with_suffix(".py"):
-            found[name] = module
-    return found
+    return {
+        name: module
+        for name, module in list(sys.modules.items())
+        if _is_namesake(name, module, folder) and any(Path(str(module.__file__)).is_relative_to(at) for at in places)
+    }
+
+
+def _is_namesake(name: str, module: ModuleType, folder: Path) -> bool:
+    """Return whether a module is a user's, and an import in a file of ``folder`` may mean another of this name."""
+    root = name.partition(".")[0]
+    own, package = folder / f"{root}.py", folder / root
+    if root == "spkd" or root.startswith(_USER) or not (own.is_file() or package.is_dir()):
+        return False
+    file = Path(getattr(module, "__file__", None) or "")
+    # One whose file is gone has been moved, most likely to here.
+    is_elsewhere = file.is_file() and file != own and not file.is_relative_to(package)
+    return is_elsewhere and "site-packages" not in file.parts
 
 
 def _append_to_path(folder: Path) -> None:
