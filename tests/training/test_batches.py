@@ -20,17 +20,25 @@ def plain(num_classes):
 """
 
 
-@pytest.mark.parametrize(("batch_size", "left"), [(83, 2), (99, 5)])
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "better"), [(83, 2, 82), (2, 2, 4), (166, 2, 165), (99, 2, None), (83, 1, None)]
+)
 def test_a_process_with_one_image_is_refused_where_batch_norm_trains(
-    batch_size: int, left: int, tmp_path: Path
+    batch_size: int, parts: int, better: int | None, tmp_path: Path
 ) -> None:
     """Of 500 digits."""
     (tmp_path / "net.py").write_text(PLAIN)
-    for model in ("wrn-10-1", f"{tmp_path / 'net.py'}:plain"):
-        setup = set_up(Request(model=model, overrides={"batch_size": batch_size}))
-        assert make_stream(setup, CPU).last_batch_size == left
-        if model == "wrn-10-1" and left < 4:
-            with pytest.raises(InputError, match=r"--batch_size 83: of the 2 images .* try --batch_size 82"):
-                make_stream(setup, CPU, (0, 2))
-        else:
-            assert make_stream(setup, CPU, (1, 2)).own_size(0) == batch_size // 2
+    own = f"{tmp_path / 'net.py'}:plain"
+
+    def sizes(model: str, size: int) -> list[int]:
+        setup = set_up(Request(model=model, overrides={"batch_size": size}))
+        stream = make_stream(setup, CPU, (parts - 1, parts))
+        return [stream.own_size(batch) for batch in range(stream.batches_per_epoch)]
+
+    assert min(sizes(own, batch_size)) >= 1
+    if better is None:
+        assert min(sizes("wrn-10-1", batch_size)) >= 2
+        return
+    with pytest.raises(InputError, match=rf"too few for 2 processes, .* needs 2; try --batch_size {better}$"):
+        sizes("wrn-10-1", batch_size)
+    assert min(sizes("wrn-10-1", better)) >= 2

@@ -55,6 +55,7 @@ class TrainStream:
         device: where the batches are wanted.
         workers: processes that read files (0: this one); without effect on images in memory.
         part: which part of every batch is given, and in how many parts it is divided; they differ by at most one image.
+        least: how many images each part of every batch must have.
 
     Attributes:
         batches_per_epoch: how many batches an epoch has.
@@ -75,6 +76,7 @@ class TrainStream:
         device: torch.device,
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
+        least: int = 1,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}")
@@ -95,10 +97,11 @@ class TrainStream:
         full, left = divmod(len(images), batch_size)
         self.batches_per_epoch = full + (left > 1)
         self.last_batch_size = left if left > 1 else batch_size
-        if min(batch_size, self.last_batch_size) < self._parts:
+        if min(batch_size, self.last_batch_size) < least * self._parts:
             raise InputError(
                 f"batch_size: with {batch_size} an epoch's last batch has {self.last_batch_size} images, too few for "
-                f"{self._parts} processes; try --batch_size {batch_size - 1}"
+                f"{self._parts} processes, each of which needs {least}; "
+                f"try --batch_size {_nearest_size(batch_size, len(images), least * self._parts)}"
             )
         if isinstance(images, MemoryImages):
             # Enlarged only after the crop, so that 32x32 images for a 224x224 network still fit in memory.
@@ -313,6 +316,16 @@ def _batches_at_once(device: torch.device) -> int:
     best.
     """
     return 1 if device.type == "cpu" else 16
+
+
+def _nearest_size(batch_size: int, images: int, least: int) -> int:
+    """Return the batch size nearest to one, of which every batch of an epoch has so many images."""
+
+    def fits(size: int) -> bool:
+        return images % size < 2 or images % size >= least
+
+    sizes = (size for size in range(least, images + 1) if fits(size))
+    return min(sizes, key=lambda size: abs(size - batch_size), default=images)
 
 
 def _parts(order: Tensor, batch_size: int) -> list[Tensor]:

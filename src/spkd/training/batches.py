@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from spkd.data.images import Images
 from spkd.data.stream import TrainStream, evaluation_batches
-from spkd.errors import InputError
 from spkd.training.setup import Setup
 
 LOOKED_AT = 16
@@ -23,11 +22,14 @@ PIXELS_PER_BATCH = LARGEST_BATCH * 64 * 64
 def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 1)) -> TrainStream:
     """Return the training batches, or this process's ``part`` of them.
 
+    Where batches are divided and the student has batch norms, which cannot train where a single image makes one place,
+    each process must have two images.
+
     Raises:
-        InputError: as :class:`~spkd.data.stream.TrainStream`, and when a process would have a single image in a batch,
-            on which batch norm cannot train where it makes one place of it.
+        InputError: as :class:`~spkd.data.stream.TrainStream`.
     """
-    stream = TrainStream(
+    norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in setup.student.modules())
+    return TrainStream(
         setup.data.seen(),
         image_size=setup.image_size,
         flip=setup.data.flip,
@@ -36,15 +38,8 @@ def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 
         device=device,
         workers=setup.request.data.workers,
         part=part,
+        least=2 if norms and part[1] > 1 else 1,
     )
-    has_one = part[1] > 1 and stream.last_batch_size < 2 * part[1]
-    if has_one and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in setup.student.modules()):
-        size = setup.recipe.batch_size
-        raise InputError(
-            f"--batch_size {size}: of the {stream.last_batch_size} images of an epoch's last batch a process has one, "
-            f"on which batch norm cannot train; try --batch_size {size - 1}"
-        )
-    return stream
 
 
 def first_batch(stream: TrainStream) -> tuple[Tensor, Tensor]:
