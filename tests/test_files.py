@@ -172,6 +172,27 @@ def test_a_lock_goes_with_the_process_that_had_it(tmp_path: Path) -> None:
         pass
 
 
+def test_a_child_that_outlives_its_process_does_not_keep_the_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time; from pathlib import Path; from spkd.files import locked\n"
+        "with locked(Path(sys.argv[1]), wait=False):\n"
+        "    if child := os.fork(): print(child, flush=True)\n"
+        "    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            with pytest.raises(InputError, match="another process"), locked(tmp_path, wait=False):
+                pass
+            parent.kill()
+            parent.wait()
+            with locked(tmp_path, wait=False):
+                assert Path(f"/proc/{child}").exists()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 def test_without_locks_in_the_file_system_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

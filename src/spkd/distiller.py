@@ -187,6 +187,24 @@ class Distiller(nn.Module):
                 if name != "ce":
                     self._check_gradient(name, value, division)
 
+    def unused_parameters(
+        self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | None = None
+    ) -> tuple[str, ...]:
+        """Return the names of trainable parameters on which no term of the objective depends, in any process.
+
+        The arguments are those of :meth:`forward`; all is left as it was, as by :meth:`check`.
+        """
+        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        with self._undisturbed(images.device):
+            division = _divided(images)
+            if remembered is None:
+                remembered = self._remember(images, division)
+            total = self.objective(self._student_taps(images), targets, remembered, division).total
+            gradients = torch.autograd.grad(total, [parameter for _, parameter in named], allow_unused=True)
+        used = torch.tensor([gradient is not None for gradient in gradients], device=images.device)
+        used = used if division is None else division.any(used)
+        return tuple(name for (name, _), flag in zip(named, used.tolist(), strict=True) if not flag)
+
     def close(self) -> None:
         """Take the hooks off both networks; the distiller cannot be used with taps afterwards."""
         self._student_taps.remove()

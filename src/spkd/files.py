@@ -12,6 +12,8 @@ from pathlib import Path
 
 from spkd.errors import InputError
 
+_held: set[int] = set()  # handles of the locks of this process
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` with a temporary path beside ``path``, then move the result into place.
@@ -60,6 +62,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}; give another folder") from error
+    _held.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -69,7 +72,21 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
             pass
         yield
     finally:
+        _let_go(handle)
+
+
+def _let_go(handle: int) -> None:
+    if handle in _held:
+        _held.remove(handle)
         os.close(handle)
+
+
+def _let_go_of_all() -> None:
+    for handle in tuple(_held):
+        _let_go(handle)
+
+
+os.register_at_fork(after_in_child=_let_go_of_all)  # or a child that outlives its parent would keep the folder locked
 
 
 def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:

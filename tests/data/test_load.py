@@ -33,6 +33,16 @@ def test_a_folder_that_is_spelt_like_a_set(make_folder, monkeypatch):
         load_data(DataOptions(data="dtd"))
 
 
+def test_the_digits_are_not_a_folder_of_that_name(make_folder, monkeypatch):
+    monkeypatch.chdir(make_folder({"digits/a": 4, "digits/b": 4}))
+    data = load_data(DataOptions())
+    assert len(data.classes) == 10
+    assert (
+        data.notes[0] == "digits is the set of that name and not the folder digits here; for that say --data ./digits"
+    )
+    assert load_data(DataOptions(data="./digits")).classes == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("cifar11", "mean 'cifar10'"), ("digit", "mean 'digits'"), ("zzz", "Known sets: digits, cifar10")],

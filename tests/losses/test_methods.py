@@ -246,3 +246,17 @@ def test_what_an_own_loss_remembers_is_named_by_code_arguments_and_layer(own: st
     assert memories(f"{own}:Logits?power=3", []) != memories(f"{own}:Logits", [])
     assert len(memories(f"{own}:Layers", two)) == 2
     assert memories(f"{own}:Layers", two[1:]) == memories(f"{own}:Layers", two)[1:]
+
+
+def test_a_neighbour_that_an_own_loss_imports_belongs_to_what_it_remembers(own: str) -> None:
+    neighbour, path = Path(own).with_name("own_helper.py"), Path(own).with_name("with_helper.py")
+    neighbour.write_text("def project(logits):\n    return logits\n")
+    path.write_text(OWN.replace("import torch", "import torch\nfrom own_helper import project"))
+
+    def memory() -> str:
+        return build_objective(f"{path}:Logits", [], LossWeights()).memories[0]
+
+    before = memory()
+    assert memory() == before
+    neighbour.write_text("def project(logits):\n    return 2 * logits\n")
+    assert memory() != before

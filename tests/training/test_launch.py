@@ -29,6 +29,21 @@ class Plain(nn.Sequential):
             nn.Linear(128, num_classes),
         )
 '''
+SPARE = (
+    PLAIN.replace("class Plain", "class Body")
+    + '''
+
+class Spare(nn.Module):
+    """Gives the logits of another head besides, which the losses do not read, and has a layer that never runs."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.body, self.other, self.never = Body(num_classes), nn.Linear(64, 3), nn.Linear(3, 3)
+
+    def forward(self, images):
+        return self.body(images), self.other(images.flatten(1))
+'''
+)
 LONG = ["--epochs", "5000", "--checkpoint_seconds", "0.2"]
 
 
@@ -108,6 +123,23 @@ def test_two_processes_end_with_the_weights_of_one_with_a_tape_too(options: list
     for path in (tmp_path / "of_one").glob("*.data"):
         one, two = (np.fromfile(tmp_path / tape / path.name, np.float32) for tape in ("of_one", "tape"))
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_on_which_no_loss_depends_stay_as_they_are_in_several_processes_too(
+    options: list[str], tmp_path: Path
+) -> None:
+    source = tmp_path / "spare.py"
+    source.write_text(SPARE)
+    arguments = [*options, "--student", f"{source}:Spare", "--taps", "body.3=body", "--epochs", "1"]
+    for count in ("1", "2"):
+        own = ["--devices", count, "--out", str(tmp_path / count)]
+        done = subprocess.run(command(*arguments, *own), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "no loss depends on student.network.other.weight, " in done.stderr
+    one, two = (load_file(tmp_path / count / "student" / "model.safetensors") for count in ("1", "2"))
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=2e-4, atol=2e-5)
+        assert torch.equal(two[key], value) or key.startswith("body")
 
 
 def without_method(options: list[str]) -> list[str]:

@@ -1,7 +1,10 @@
 """Whole runs: what a folder holds, stopping and going on, refusing."""
 
+import contextlib
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -369,6 +372,17 @@ def test_a_network_that_cannot_train_leaves_no_folder(tiny_source: str, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_that_cannot_be_saved_is_refused_before_it_is_trained(tiny_source: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(
+        f"{tiny_source}\n    def get_extra_state(self):\n        return 'mine'\n"
+        "\n    def set_extra_state(self, state):\n        pass\n"
+    )
+    with pytest.raises(InputError, match="_extra_state in its state dict is a str"):
+        run(Request(model=f"{path}:Tiny"), tmp_path / "run", CPU, Silent())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_damaged_checkpoint_is_one_clear_line(tiny: str, teacher: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     run(distillation(tiny, teacher), folder.path, Runtime("cpu", max_time="0"), Silent())
@@ -444,6 +458,24 @@ def test_a_student_from_a_saved_folder_goes_on_training_in_train_mode(teacher: P
     before, after = weights(teacher), weights(tmp_path / "run")
     assert not torch.equal(before["stem.1.running_mean"], after["stem.1.running_mean"])
     assert torch.allclose(before["head.weight"], after["head.weight"])
+
+
+def test_names_of_networks_and_images_are_not_the_folders_that_a_run_was_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    request = Request(model="wrn-10-1", overrides={"epochs": 1})
+    for out in ("wrn-10-1", "digits", "third"):
+        assert run(request, out, CPU, heard) is not None
+        assert run(request, out, CPU, heard, resume=True) is not None
+    assert equal(Path("wrn-10-1"), Path("third"))  # and does not begin with what the first has learnt
+    assert RunFolder(Path("wrn-10-1")).identity() == RunFolder(Path("third")).identity()
+    assert "wrn-10-1 is the architecture and not the folder wrn-10-1 here; for that say ./wrn-10-1" in heard.lines
+    assert not set_up(request).request.paths()["model"]
+    begun = set_up(replace(request, model="./wrn-10-1")).student.network.state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in weights(Path("wrn-10-1")).items())
+    with pytest.raises(InputError, match=r"random weights.* or a run folder as --teacher, \./wrn-10-1 for the folder"):
+        set_up(replace(request, teacher="wrn-10-1", method="sp"))
 
 
 def test_a_random_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
@@ -541,4 +573,21 @@ def test_two_runs_at_once_in_one_folder_are_refused(tiny: str, teacher: Path, fi
         run(distillation(tiny, teacher), folder, CPU, Silent())
     assert [path.name for path in folder.iterdir()] == [".lock"]
     assert run(distillation(tiny, teacher), folder, CPU, Silent()) is not None
+    assert equal(finished, folder)
+
+
+def test_what_another_process_did_meanwhile_is_not_overwritten(
+    tiny: str, teacher: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+
+    @contextlib.contextmanager
+    def after_another(path: Path, *, wait: bool) -> Iterator[None]:
+        shutil.copytree(finished, folder)
+        yield
+
+    monkeypatch.setattr("spkd.training.run.locked", after_another)
+    with pytest.raises(InputError, match="already holds a run"):
+        run(distillation(tiny, teacher, seed=1), folder, CPU, Silent())
+    assert (folder / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes()
     assert equal(finished, folder)

@@ -125,7 +125,9 @@ def test_another_identity_is_refused_by_the_name_of_the_field(
 def test_what_float16_cannot_hold_is_refused_and_infinity_is_kept(tmp_path: Path) -> None:
     made = tape(tmp_path, "float16")
     for value in (7e4, 2e-8):
-        with pytest.raises(InputError, match="'logits' holds values that float16 cannot: record with --tape_dtype"):
+        with pytest.raises(
+            InputError, match="'logits' holds values that float16 cannot: record to another folder with --tape_dtype"
+        ):
             made.write(0, {"logits": torch.full((FULL, 10), value)})
     assert made.write(0, {"logits": torch.full((FULL, 10), torch.inf)})["logits"].isinf().all()
 
@@ -167,4 +169,6 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str, conten
 
 def test_no_folder_and_an_empty_one_hold_no_tape(tmp_path: Path) -> None:
     assert Tape.open(tmp_path / "none") is None
+    assert Tape.open(tmp_path) is None
+    (tmp_path / ".tape.json.x.part.json").touch()  # as a kill leaves it while a tape is begun
     assert Tape.open(tmp_path) is None

@@ -46,19 +46,36 @@ def _load(named: tuple[DataOptions, str | None]) -> ImageData:
 
 
 def _load_whole(options: DataOptions) -> ImageData:
-    if options.is_digits:
-        return load_digits()
-    name: str = options.data
-    arguments: Mapping[str, object] = {}
-    if not Path(name).is_dir():
-        name, arguments = split_arguments(name)
-        name = name.lower().replace("-", "").replace("_", "")
-    if name in VISION_SETS:
+    named = named_set(options)
+    if named is None:
+        return load_folder(_find_folder(options), skip_bad_images=options.skip_bad_images)
+    name, arguments = named
+    if name == "digits":
+        data = load_digits()
+    else:
         root = Path(options.data_root or DEFAULT_ROOT).expanduser()
-        return load_vision_set(
+        data = load_vision_set(
             name, root, arguments=arguments, download=options.download, skip_bad_images=options.skip_bad_images
         )
-    return load_folder(_find_folder(options), skip_bad_images=options.skip_bad_images)
+    if Path(options.data).is_dir():
+        note = f"{name} is the set of that name and not the folder {name} here; for that say --data ./{name}"
+        data = replace(data, notes=(note, *data.notes))
+    return data
+
+
+def named_set(options: DataOptions) -> tuple[str, Mapping[str, object]] | None:
+    """Return name and arguments of the set that is meant, None where a folder is.
+
+    >>> named_set(DataOptions("CIFAR-10")), named_set(DataOptions("./cifar10"))
+    (('cifar10', {}), None)
+    """
+    if options.is_digits:
+        return "digits", {}
+    if Path(options.data).is_dir():
+        return (options.data, {}) if options.data in VISION_SETS else None
+    name, arguments = split_arguments(options.data)
+    name = name.lower().replace("-", "").replace("_", "")
+    return (name, arguments) if name in VISION_SETS else None
 
 
 def _with_fewer(data: ImageData, count: int) -> ImageData:

@@ -45,5 +45,5 @@ class DataOptions:
 
     @property
     def is_digits(self) -> bool:
-        """Whether the embedded digits are meant, and not a folder of that name."""
-        return self.data.lower() == "digits" and not Path(self.data).is_dir()
+        """Whether the embedded digits are meant; of a folder of that name ``./digits`` tells."""
+        return self.data == "digits" or (self.data.lower() == "digits" and not Path(self.data).is_dir())

@@ -255,7 +255,7 @@ def _own_terms(request: _Request, pairs: Sequence[TapPair], *, is_only: bool) ->
             )
     where = Path(reference.rpartition(":")[0])
     label = loss_class.__name__ if is_only else f"{where.stem}.{loss_class.__name__}"
-    memory = f"{loss_class.__name__} {_digest(loss_class, arguments)}"
+    memory = f"{loss_class.__name__} {_digest(loss_class, reference, arguments)}"
     if "pair" not in parameters:
         return [Term(label, weight, _make(reference, loss_class, arguments), memory)]
     return [
@@ -264,9 +264,9 @@ def _own_terms(request: _Request, pairs: Sequence[TapPair], *, is_only: bool) ->
     ]
 
 
-def _digest(loss_class: type[DistillationLoss], arguments: dict[str, object]) -> str:
-    """Return a hash of what decides what an own loss remembers: its code and its arguments."""
-    told = f"{code_digest(loss_class)} {loss_class.__qualname__} {sorted(arguments.items())!r}"
+def _digest(loss_class: type[DistillationLoss], reference: str, arguments: dict[str, object]) -> str:
+    """Return a hash of what decides what an own loss remembers: its code, also of its neighbours, and its arguments."""
+    told = f"{code_digest(loss_class, reference)} {loss_class.__qualname__} {sorted(arguments.items())!r}"
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 

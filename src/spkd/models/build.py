@@ -14,12 +14,12 @@ from spkd.models.classifier import (
     Classifier,
     ModelInfo,
     Normalisation,
-    find_saved,
+    find_meant,
     not_saved,
     read_info,
 )
 from spkd.models.network import HeadMismatch, count_logits, replace_head
-from spkd.models.spec import Architecture, construct, parse_spec, requires, takes, with_classes
+from spkd.models.spec import Architecture, construct, names_architecture, parse_spec, requires, takes, with_classes
 from spkd.models.weights import Match, load, match, read_tensors
 
 # A network that cannot be made without a number of classes is made with this one, to be held against the weights.
@@ -65,7 +65,7 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
     Raises:
         InputError: for an unknown model, or an unknown name of weights.
     """
-    saved = find_saved(spec)
+    saved = find_meant(spec)
     beside = None if weights is None else _info_beside(weights)
     if (info := beside or (None if saved is None else read_info(saved))) is not None:
         return Defaults(info.image_size, info.normalisation)
@@ -125,6 +125,8 @@ def build_model(
     builder = _Builder(architecture, built_for, image_size, wanted, replace_head)
     source = _source(origin, channels, image_size)
     notes: list[str] = []
+    if Path(spec).is_dir() and origin.info is None:
+        notes.append(f"{spec} is the architecture and not the folder {spec} here; for that say ./{spec}")
     if source is not None:
         network, outputs = builder.load(network, outputs, source, notes)
     if wanted is not None and outputs != wanted:
@@ -181,7 +183,7 @@ class _Source:
 
 
 def _origin(spec: str, weights: str | None) -> _Origin:
-    saved = find_saved(spec)
+    saved = find_meant(spec)
     if saved is None:
         return _Origin(_parse(spec), weights, None, None if weights is None else _info_beside(weights))
     info = read_info(saved)
@@ -199,7 +201,7 @@ def _own_classes(origin: _Origin) -> int | None:
 
 
 def _parse(spec: str) -> Architecture:
-    if Path(spec).is_dir():
+    if Path(spec).is_dir() and not names_architecture(spec):
         raise InputError(not_saved(Path(spec)))
     return parse_spec(spec)
 

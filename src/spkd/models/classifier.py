@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spkd.errors import InputError
 from spkd.files import write_bytes_atomically, write_text_atomically
 from spkd.models.network import input_channels
-from spkd.models.spec import parse_spec, rebuild
+from spkd.models.spec import names_architecture, parse_spec, rebuild
 from spkd.models.weights import load_exactly, read_tensors
 from spkd.taps import logits_of
 
@@ -141,21 +141,33 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     Raises:
         InputError: when the folder cannot be written, or the state dict holds something that is no tensor.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, value in classifier.network.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"model {classifier.info.spec}: {name} in its state dict is a {type(value).__name__}, "
-                "which safetensors cannot hold; keep extra state in tensors."
-            )
-        # A copy of each: safetensors refuses tied weights that share memory.
-        tensors[name.replace("_orig_mod.", "")] = value.detach().cpu().contiguous().clone()
+    # A copy of each: safetensors refuses tied weights that share memory.
+    tensors = {
+        name.replace("_orig_mod.", ""): value.detach().cpu().contiguous().clone()
+        for name, value in savable_state(classifier).items()
+    }
     text = json.dumps({"format": _FORMAT, **asdict(classifier.info)}, indent=2, ensure_ascii=False)
     # Metadata as the transformers and timm libraries expect it of a PyTorch file.
     # Serialised in memory first: a disk that fills up then shows as an OSError with its reason.
     content = save(tensors, {"format": "pt"})
     write_bytes_atomically(folder / "model.safetensors", content)
     write_text_atomically(folder / "model.json", text + "\n")
+
+
+def savable_state(classifier: Classifier) -> dict[str, Tensor]:
+    """Return the network's own state dict.
+
+    Raises:
+        InputError: when it holds something that is no tensor.
+    """
+    state: dict[str, Tensor] = classifier.network.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"model {classifier.info.spec}: {name} in its state dict is a {type(value).__name__}, "
+                "which safetensors cannot hold; keep extra state in tensors."
+            )
+    return state
 
 
 def load_classifier(folder: str | Path) -> Classifier:
@@ -189,6 +201,15 @@ def find_saved(folder: str | Path) -> Path | None:
     """Return the folder that holds the saved model: ``folder``, or its ``student`` subfolder; else None."""
     candidates = (Path(folder), Path(folder) / "student")
     return next((path for path in candidates if (path / "model.json").is_file()), None)
+
+
+def find_meant(spec: str) -> Path | None:
+    """Return the folder of the saved model that a network's spec means, None where it means an architecture.
+
+    An architecture's name goes before a folder of that name, which ``./wrn-16-1`` means.
+    """
+    saved = find_saved(spec)
+    return None if saved is not None and names_architecture(spec) else saved
 
 
 def read_info(folder: Path) -> ModelInfo:

@@ -78,6 +78,20 @@ def parse_spec(spec: str) -> Architecture:
     raise InputError(_unknown(reference))
 
 
+def names_architecture(spec: str) -> bool:
+    """Return whether a spec is the name of an architecture of ours or of a library, whatever folder is called so.
+
+    >>> names_architecture("wrn-16-1"), names_architecture("./wrn-16-1"), names_architecture("timm/own")
+    (True, False, False)
+    """
+    reference = spec.partition("?")[0]
+    prefix, _, name = reference.partition("/")
+    library = _LIBRARIES.get(prefix)
+    return _WRN.fullmatch(reference) is not None or (
+        library is not None and name.partition(".")[0] in libraries.model_names(library)
+    )
+
+
 def construct(
     architecture: Architecture,
     *,

@@ -9,6 +9,7 @@ from typing import Any
 
 from spkd.errors import InputError
 from spkd.losses.methods import method_label
+from spkd.models.classifier import find_meant
 from spkd.studies.options import RunnerOptions
 from spkd.studies.records import (
     BASELINE,
@@ -189,6 +190,6 @@ def _teacher_record(request: Request, students: Sequence[Mapping[str, Any]]) -> 
     """Return facts of the teacher, with its errors on the students' images: its own run may have seen others."""
     if request.teacher is None:
         return {}
-    own = RunFolder(Path(request.teacher)).result() or {}
+    own = {} if find_meant(request.teacher) is None else RunFolder(Path(request.teacher)).result() or {}
     facts = {key: own.get(key) for key in ("model", "parameters")} | (teacher_errors(students[0]) if students else {})
     return {"spec": request.teacher, **{key: value for key, value in facts.items() if value is not None}}

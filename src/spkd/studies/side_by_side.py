@@ -14,7 +14,7 @@ import torch
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.losses.methods import term_names
-from spkd.models.classifier import Classifier, find_saved, load_classifier, save_classifier
+from spkd.models.classifier import Classifier, find_meant, load_classifier, save_classifier
 from spkd.models.cost import latency_ms, multiply_adds, parameter_count
 from spkd.studies.records import NetworkRow
 from spkd.training.devices import make_fabric
@@ -91,8 +91,8 @@ def distill(
 
 def _teacher_row(request: Request, student: dict[str, Any]) -> NetworkRow:
     """Return the teacher's row, with its errors on these images: its own run may have seen others."""
-    folder = Path(request.teacher or "")
-    teacher = set_up(request).teacher if find_saved(folder) is None else load_classifier(folder)
+    folder = find_meant(str(request.teacher))
+    teacher = set_up(request).teacher if folder is None else load_classifier(folder)
     if teacher is None:
         raise InputError(f"--teacher {request.teacher} cannot be built again")
     return _measured("teacher", teacher, teacher_errors(student))

@@ -36,15 +36,22 @@ class Request:
 
     def paths(self) -> dict[str, str | None]:
         """Return by option what may be a path, which is not to be written to."""
+        from spkd.data.load import named_set
+        from spkd.models.spec import names_architecture
+
         data, root = self.data.data, self.data.data_root
         below = Path(root or ".") / data
+        folder = str(below) if not Path(data).is_dir() and below.is_dir() else data
+        model, teacher = (
+            None if spec is None or names_architecture(spec) else spec for spec in (self.model, self.teacher)
+        )
         return {
-            "data": str(below) if not Path(data).is_dir() and below.is_dir() else data,
+            "data": folder if named_set(self.data) is None else None,
             "data_root": root,
             "unlabelled": self.unlabelled,
-            "model": self.model,
+            "model": model,
             "weights": self.weights,
-            "teacher": self.teacher,
+            "teacher": teacher,
             "teacher_weights": self.teacher_weights,
         }
 

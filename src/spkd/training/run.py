@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError, one_line
 from spkd.files import locked
 from spkd.losses.methods import term_names
-from spkd.models.classifier import save_classifier
+from spkd.models.classifier import savable_state, save_classifier
 from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
@@ -100,7 +101,7 @@ def run(
                 "many times as quick"
             )
         limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
-        return _train(setup, identity, runtime, limits, fabric, folder, display, overwrite=overwrite)
+        return _train(setup, identity, runtime, limits, fabric, folder, display, resume=resume, overwrite=overwrite)
     except RuntimeError as error:
         to_go_on = f"--resume goes on from the last checkpoint in {folder.checkpoint.parent}"
         if (told := given_up(error, runtime, to_go_on)) is not None:
@@ -117,6 +118,7 @@ def _train(
     folder: RunFolder,
     display: Display,
     *,
+    resume: bool,
     overwrite: bool,
 ) -> dict[str, Any] | None:
     """Train from the beginning or from a checkpoint; return the result, or None when stopped."""
@@ -126,9 +128,13 @@ def _train(
         teacher_error = None
         if overwrite or not folder.checkpoint.exists():
             teacher_error = _look_first(setup, distiller, player, stream, fabric.device, display)
+        if fabric.world_size > 1:
+            _freeze_unused(distiller, player, stream, display)
         fabric.barrier()
         if fabric.is_global_zero:
             held.enter_context(locked(folder.path, wait=False))
+            # Once more: another process may have been at work in it since.
+            folder.check(setup.config(), identity, resume=resume, overwrite=overwrite)
             folder.begin(setup.config(), identity, overwrite=overwrite)
         fabric.barrier()
         training = _training(setup, identity, distiller, player, stream, runtime, fabric, folder, display)
@@ -269,23 +275,21 @@ def _look_first(
     device: torch.device,
     display: Display,
 ) -> float | None:
-    """Check, before anything is written, that a step works, and that the teacher knows these images and teaches.
+    """Check, before anything is written, that a step works, that its outcome can be saved, and that the teacher knows
+    these images and teaches.
 
     Returns:
         The teacher's error on the validation images in percent, None where it is not to be had.
     """
+    savable_state(setup.student)
     teacher_error = teacher_error_of(setup, "val", device)
     if teacher_error is not None:
         display.say(f"teacher: error {teacher_error:.2f} % on the validation images")
         if teacher_error > _near_chance(setup):
             display.say("warning: the teacher is little better than chance on these images; is it the right one?")
-    images, targets = first_batch(stream)
-    remembered = None if player is None else player(0, images)
-    # What is played is of the whole batch; of a teacher's answers a few will do.
-    count = LOOKED_AT if remembered is None else len(images)
     distiller.train()
     try:
-        distiller.check(images[:count], targets[:count], remembered)
+        distiller.check(*_few(stream, player))
     except InputError:
         raise
     except Exception as error:
@@ -294,6 +298,27 @@ def _look_first(
             f"model {setup.request.model}: a training step on images of {size} × {size} fails: {one_line(error)}"
         ) from error
     return teacher_error
+
+
+def _few(stream: TrainStream, player: Player | None) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
+    """Return images and targets that a run begins with, and what a tape says of them: then the whole batch."""
+    images, targets = first_batch(stream)
+    if player is not None:
+        return images, targets, player(0, images)
+    return images[:LOOKED_AT], targets[:LOOKED_AT], None
+
+
+def _freeze_unused(distiller: Distiller, player: Player | None, stream: TrainStream, display: Display) -> None:
+    """Freeze weights that take no part in the loss, of which several processes would wait for gradients.
+
+    They stay as they are, as they do in one process.
+    """
+    distiller.train()
+    unused = distiller.unused_parameters(*_few(stream, player))
+    for name in unused:
+        distiller.get_parameter(name).requires_grad_(False)
+    if unused:
+        display.say(f"warning: no loss depends on {', '.join(unused[:3])}{', ...' * (len(unused) > 3)}: left as it is")
 
 
 def _near_chance(setup: Setup) -> float:

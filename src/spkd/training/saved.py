@@ -15,7 +15,7 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
-from spkd.models.classifier import Classifier, find_saved, load_classifier, same_classes
+from spkd.models.classifier import Classifier, find_meant, find_saved, load_classifier, same_classes
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
@@ -144,17 +144,15 @@ def _check_classes(classifier: Classifier, data: ImageData) -> None:
 
 
 def _teacher(folder: Path, named: str | None, student: Classifier) -> Classifier | None:
-    own = _config(folder).get("teacher")
-    for candidate in (named, own):
-        if candidate is None:
-            continue
-        if find_saved(candidate) is None:
-            if candidate is named:
-                raise InputError(f"--teacher {named} holds no saved model")
-            continue
-        teacher = load_classifier(candidate)
-        if same_classes(teacher, student):
-            return teacher
-        if candidate is named:
+    if named is not None:
+        if find_saved(named) is None:
+            raise InputError(f"--teacher {named} holds no saved model")
+        teacher = load_classifier(named)
+        if not same_classes(teacher, student):
             raise InputError(f"--teacher {named} tells other classes apart than {folder}")
-    return None
+        return teacher
+    own = find_meant(str(_config(folder).get("teacher")))
+    if own is None:
+        return None
+    teacher = load_classifier(own)
+    return teacher if same_classes(teacher, student) else None

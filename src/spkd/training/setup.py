@@ -26,8 +26,9 @@ from spkd.imports import code_digest, import_object
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model, model_defaults
-from spkd.models.classifier import Classifier, Normalisation, find_saved, read_info
+from spkd.models.classifier import Classifier, Normalisation, find_meant, read_info
 from spkd.models.network import HeadMismatch
+from spkd.models.spec import names_architecture
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
 from spkd.training.options import Request, Runtime
@@ -81,7 +82,7 @@ class Setup:
         request, recipe = self.request, asdict(self.recipe)
         losses = recipe.pop("losses")
         network: dict[str, Any] = {
-            "model" if request.teacher is None else "student": _absolute(request.model),
+            "model" if request.teacher is None else "student": _absolute_network(request.model),
             "weights": _absolute(request.weights),
         }
         data = asdict(request.data)
@@ -91,7 +92,7 @@ class Setup:
             recipe.pop("teacher_precision")
         else:
             network |= {
-                "teacher": _absolute(request.teacher),
+                "teacher": _absolute_network(request.teacher),
                 "teacher_weights": _absolute(request.teacher_weights),
                 "method": _with_absolute_code(request.method),
                 "taps": list(request.taps),
@@ -128,7 +129,7 @@ class Setup:
             config.pop(name, None)
         for name in ("model", "student", "teacher"):
             if name in config:
-                config[name] = "a saved model" if find_saved(config[name]) is not None else _code_name(config[name])
+                config[name] = "a saved model" if find_meant(config[name]) is not None else _code_name(config[name])
         for name in ("weights", "teacher_weights"):
             if config.get(name) is not None and Path(config[name]).is_file():
                 config[name] = "a file"
@@ -270,9 +271,10 @@ def _teacher(request: Request, data: ImageData, image_size: int, normalisation: 
             ) from error
         built = build(None)
     if not built.trained:
+        folder = f"./{spec} for the folder of that name" if Path(spec).is_dir() else "such as `spkd train` writes"
         raise InputError(
             f"--teacher {spec} has random weights, and there is nothing to learn from it: give --teacher_weights "
-            "FILE (or 'pretrained'), or a run folder as --teacher, such as `spkd train` writes"
+            f"FILE (or 'pretrained'), or a run folder as --teacher, {folder}"
         )
     return built
 
@@ -334,7 +336,7 @@ def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe) -> 
 
 def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: Recipe) -> dict[str, Any]:
     files = _file_hashes(replace(request, model="", weights=None, method="none"))
-    saved = find_saved(str(request.teacher))
+    saved = find_meant(str(request.teacher))
     return {
         "teacher": _code_name(str(request.teacher) if saved is None else read_info(saved).spec),
         "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
@@ -370,7 +372,7 @@ def _file_hashes(request: Request) -> dict[str, str]:
         for reference in term_names(text) if option == "method" else (text.partition("?")[0],):
             if ":" in reference and not Path(reference).exists():
                 hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
-        saved = find_saved(text)
+        saved = find_meant(text) if option in ("model", "teacher") else None
         file = saved / "model.safetensors" if saved is not None else Path(text)
         if file.is_file():
             hashes[option] = sha256(file)
@@ -394,6 +396,10 @@ def _absolute(text: str | None) -> str | None:
     if text is None or Path(text).exists():
         return None if text is None else str(Path(text).resolve())
     return _with_absolute_code(text)
+
+
+def _absolute_network(spec: str) -> str:
+    return spec if names_architecture(spec) else str(_absolute(spec))
 
 
 def _with_absolute_code(text: str) -> str:

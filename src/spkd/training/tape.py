@@ -92,14 +92,14 @@ class Tape:
 
     @classmethod
     def open(cls, folder: Path) -> Tape | None:
-        """Return the tape in ``folder``, None where there is no folder or an empty one.
+        """Return the tape in ``folder``, None where there is no folder or one without files, hidden ones aside.
 
         Raises:
             InputError: for a folder that holds something else, or a tape of another format.
         """
         path = folder / "tape.json"
         if not path.exists():
-            if folder.exists() and (not folder.is_dir() or any(entry.name != ".lock" for entry in folder.iterdir())):
+            if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
                 raise InputError(f"--tape {folder} is no tape and not empty: give another folder")
             return None
         try:
@@ -232,7 +232,7 @@ class Tape:
             if rounded.is_floating_point() and not _is_kept(value.detach().cpu(), rounded):
                 raise InputError(
                     f"--tape {self.folder}: the memory {name!r} holds values that {memory.dtype} cannot: "
-                    "record with --tape_dtype float32"
+                    "record to another folder with --tape_dtype float32"
                 )
             if tuple(rounded.shape) != self._shape(memory, step):
                 raise InputError(
