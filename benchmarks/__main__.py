@@ -32,6 +32,8 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in MEASUREMENTS]:
         parser.error(f"unknown measurement {unknown[0]!r}: there are {', '.join(MEASUREMENTS)}")
+    if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
+        parser.error(f"--out {options.out}: expected a file in a folder that is there")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record = {
         "hardware": hardware(device),

@@ -170,12 +170,37 @@ def test_a_mismatch_leaves_the_earlier_file(tmp_path: Path, images: Tensor, form
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("wrong", [1, 2, 5])
+def test_batches_of_one_of_two_and_of_all_are_checked(
+    wrong: int, tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, seen = Small().eval(), []
+
+    def run(batch: Tensor) -> Tensor:
+        seen.append(len(batch))
+        with torch.no_grad():
+            logits: Tensor = network(batch)
+        return logits + 0.01 if len(batch) == wrong else logits
+
+    monkeypatch.setattr(spkd.export, "_converted", lambda *_: (b"content", run))
+    with pytest.raises(InputError, match=f"on a batch of {wrong}, more than"):
+        export_network(network, tmp_path / "x.onnx", images=images)
+    assert seen == [size for size in (1, 2, 5) if size <= wrong]
+
+
+def test_the_latencies_are_those_of_one_image(tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spkd.export, "latency_ms", lambda run, batch, repeats: float(len(batch)))
+    report = export_network(Small(), tmp_path / "x.onnx", images=images)
+    assert (report.latency_torch_ms, report.latency_exported_ms) == (1.0, 1.0)
+
+
 def test_the_tolerance_is_relative_to_the_largest_logit(tmp_path: Path, images: Tensor) -> None:
     network = OtherWhenExported().eval()
     with torch.no_grad():
         network.head.bias.fill_(1000.0)
     report = export_network(network, tmp_path / "x.onnx", images=images)  # 0.01 of 1000 is 1e-5
     assert report.max_difference == pytest.approx(0.01, rel=0.05)
+    assert report.relative_difference == pytest.approx(1e-5, rel=0.05)
     with pytest.raises(InputError, match="--tolerance 1e-06 allows"):
         export_network(network, tmp_path / "y.onnx", images=images, tolerance=1e-6)
 

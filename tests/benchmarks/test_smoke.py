@@ -28,3 +28,11 @@ def test_every_measurement_runs(tmp_path: Path) -> None:
     assert size["seconds"].keys() == size["bytes"].keys() == {"textbook", "spkd"}
     assert found["step"]["reference_over"]["plain eager reference"] == 1.0
     assert all(timing["median"] > 0 for timing in found["startup"]["seconds"].values())
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "nowhere" / "record.json"):
+        command = [sys.executable, "-m", "benchmarks", "--smoke", "--out", str(out)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith(f"--out {out}: expected a file in a folder that is there")

@@ -117,11 +117,11 @@ def test_attention_of_channels_last_maps() -> None:
     )
     student = Activations(logits, {"features.3": channels_last})
     assert loss(student, loss.remember(Activations(logits, {"layer4": maps}))).item() == pytest.approx(0, abs=1e-12)
-    # As many channels as positions along a side: read as channels first.
-    square = random(7, 2, 3, 3, 3)
-    expected = square.square().sum(1)
-    remembered = loss.remember(Activations(logits, {"layer4": square}))
-    torch.testing.assert_close(remembered, expected / expected.amax((1, 2), keepdim=True))
+    # As many channels as positions along a side, or a map that is no square: read as channels first.
+    for other in (random(7, 2, 3, 3, 3), random(8, 2, 5, 3, 4)):
+        expected = other.square().sum(1)
+        remembered = loss.remember(Activations(logits, {"layer4": other}))
+        torch.testing.assert_close(remembered, expected / expected.amax((1, 2), keepdim=True))
 
 
 def test_errors_name_what_is_wrong() -> None:

@@ -24,8 +24,8 @@ from spkd.models.wrn import WideResNet
 DATA = Normalisation((0.3,), (0.2,))
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DATA_NOTE = (
-    "images are normalised with mean 0.3 and std 0.2, since the weights name no other: a network that was trained "
-    "otherwise must undo it"
+    "images are normalised with mean 0.3 and std 0.2, since the weights name no other; if it was trained with another, "
+    "say so by --teacher_normalisation (of the student: --normalisation)"
 )
 OWN = """
 from torch import nn
@@ -327,6 +327,8 @@ def test_a_librarys_weights_bring_their_normalisation(tmp_path: Path) -> None:
     images = torch.rand(2, 3, 32, 32)
     mean, std = torch.tensor(config.mean)[:, None, None], torch.tensor(config.std)[:, None, None]
     torch.testing.assert_close(built.classifier.eval()(images), network.eval()((images - mean) / std))
+    own = build("timm/test_resnet", weights=str(tmp_path / "model.safetensors"), own_normalisation=DATA)
+    assert own.classifier.info.normalisation == DATA
 
 
 def test_resizes_position_embeddings_as_the_libraries_do(tmp_path: Path) -> None:

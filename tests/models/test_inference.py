@@ -139,6 +139,50 @@ def test_bfloat16_is_taken_where_it_moves_little_and_never_where_it_moves_more(m
     assert inference_form(original, ("group3",), images, precision="auto").precision == "32-true"
 
 
+class SmallDifference(nn.Module):
+    """Its logits are what is left of two large numbers that cancel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+        self.head = nn.Linear(8 * 36, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.body(images)) + 300
+        return logits - 300
+
+
+def test_the_bound_is_on_the_logits_too_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    original, images = classifier(SmallDifference(), 8), torch.rand(8, 3, 8, 8)
+    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: True)
+    read = inference_form(original, ("body.0",), images, logits=True, precision="auto")
+    assert read.precision == "32-true"
+    assert "float32, since bfloat16 moves logits by" in read.note
+    unread = inference_form(original, ("body.0",), images, logits=False, precision="auto")
+    assert unread.precision == "bf16-true"
+    assert "logits" not in unread.note
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_processor_multiplies_bfloat16_by_either_kind_of_instruction(
+    bfloat16: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    assert inference.multiplies_bfloat16(torch.device("cpu")) is (bfloat16 or tiles)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpus_multiply_bfloat16_from_the_ampere_generation_on(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert inference.multiplies_bfloat16(torch.device("cuda")) is expected
+    assert not inference.multiplies_bfloat16(torch.device("mps"))
+
+
 def test_convolutions_are_exact_for_the_comparison_and_as_before_after_it() -> None:
     cudnn = torch.backends.cudnn
     if not hasattr(cudnn, "conv"):

@@ -98,6 +98,14 @@ def test_the_key_explains_p_where_there_is_one() -> None:
     assert "p:" not in key(comparison_figure(dataclasses.replace(COMPARISON, rows=untested))).get_text()
 
 
+def test_the_key_explains_error_bars_where_there_are_some() -> None:
+    without = tuple(dataclasses.replace(row, sem=None) for row in COMPARISON.rows)
+    for rows, explained in ((COMPARISON.rows, True), (without, False)):
+        key = comparison_figure(dataclasses.replace(COMPARISON, rows=rows)).get_supxlabel()
+        assert "diamond: mean" in key
+        assert ("± s.e.m." in key) is explained
+
+
 def test_two_files_are_written_and_are_the_same_every_time(tmp_path: Path) -> None:
     first = write_comparison_figure(COMPARISON, tmp_path / "a" / "comparison.v1.png")
     second = write_comparison_figure(COMPARISON, tmp_path / "b" / "comparison.v1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from scipy import stats
 
 from spkd.report import reproduction_figures as figures
-from spkd.report.reproduction_tables import heading, networks, overview, statistics
+from spkd.report.reproduction_tables import additions, distances, heading, networks, overview, statistics
 from spkd.studies.findings import Line, Pair
 from spkd.studies.records import ComparisonRow, comparison_row
 from spkd.studies.reproduction import PlannedTask, Reproduction
@@ -71,6 +72,58 @@ def test_statistics_are_those_of_the_comparison() -> None:
     mean = np.mean(SP.test_errors)
     assert line[3:7] == ("3", "7.90", f"{mean:.2f} ± {stats.sem(SP.test_errors):.2f}", f"−{8.8 - mean:.2f}")
     assert line[8] == f"{p_value:.3f}"
+
+
+def test_each_cell_of_the_statistics_stands_below_its_heading() -> None:
+    own = dataclasses.replace(SP, interval=(-1.5, -0.5), p_value=0.0123)
+    shown = dataclasses.replace(pair(("none", ALONE)), lines=(Line("sp", "sp", 3, own, 0.0369),))
+    grid = statistics(reproduction("combinations"), [shown])
+    cells = dict(zip(grid.headings, grid.rows[0], strict=True))
+    assert (cells["95 % interval"], cells["p"], cells["p (Holm)"]) == ("−1.50 to −0.50", "0.012", "0.037")
+    assert "paired by seed" in grid.notes[0]
+    assert "share images" in statistics(reproduction("transfer"), [shown]).notes[0]
+
+
+def test_what_sp_adds_is_told_against_the_method_without_it() -> None:
+    joined = comparison_row("kd+sp", SEEDS, [7.5, 7.1, 7.2], [1.0] * 3, ALONE)
+    without = comparison_row("kd", SEEDS, [8.0, 7.5, 7.9], [1.0] * 3, ALONE)
+    grid = additions(reproduction("combinations"), [pair(("none", ALONE), ("kd", without), ("kd+sp", joined))])
+    assert grid is not None
+    differences = np.array([7.5 - 8.0, 7.1 - 7.5, 7.2 - 7.9])
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval()
+    p_value = stats.ttest_rel([7.5, 7.1, 7.2], [8.0, 7.5, 7.9]).pvalue
+    expected = f"−{-differences.mean():.2f}", f"−{-low:.2f} to −{-high:.2f}", f"{p_value:.3f}"
+    assert grid.rows == (("wrn-16-1", "wrn-16-2", "kd+sp", "kd", "3", *expected),)
+    assert additions(reproduction("combinations"), [pair(("none", ALONE), ("sp", SP))]) is None
+
+
+def test_distances_to_the_teacher_stand_beside_the_error_of_the_same_network(tmp_path: Path) -> None:
+    results = {
+        "measurements/a": {"sp_loss": {"alone": 0.25, "sp": 0.125}, "test_errors": {"alone": 9.0, "sp": None}},
+        "measurements/b": {
+            "points": [
+                {"method": method, "seed": 1, "sp_loss": loss, "test_error": error}
+                for method, loss, error in (("none", 0.3, 8.0), ("kd", 0.2, 8.5), ("sp", 0.1, 7.0))
+            ]
+        },
+    }
+    for name, result in results.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    tasks = tuple(PlannedTask(name, "measurement", {}, "done") for name in results)
+    made = dataclasses.replace(reproduction("loss-vs-error", tasks), study=tmp_path)
+    grid = distances(made)
+    assert grid is not None
+    assert grid.rows == (
+        ("alone", "0.25", "9.00"),
+        ("sp", "0.125", "–"),
+        ("b, none, seed 1", "0.3", "8.00"),
+        ("b, kd, seed 1", "0.2", "8.50"),
+        ("b, sp, seed 1", "0.1", "7.00"),
+    )
+    found = figures.rank_correlations([("b", point) for point in results["measurements/b"]["points"]])
+    assert found == {"b": pytest.approx(stats.spearmanr([0.3, 0.2, 0.1], [8.0, 8.5, 7.0]).statistic)}
+    assert distances(reproduction()) is None
 
 
 def test_networks_that_have_not_been_trained_say_so() -> None:

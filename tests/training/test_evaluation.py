@@ -70,6 +70,18 @@ def test_calibration_error_is_weighted_by_the_number_of_images_and_takes_absolut
     assert result.calibration_error == pytest.approx(100 * (0.75 * 0.35 + 0.25 * 0.95), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [(0.61, 0.66, True), (0.66, 0.68, False), (0.74, 0.79, True), (0.72, 0.74, False)],
+)
+def test_there_are_fifteen_bins(first: float, second: float, together: bool) -> None:
+    """Bounds lie at 0.6, 0.667, 0.733 and 0.8; the first image is right, the second wrong."""
+    model = Lookup(log_probabilities([[first, 1 - first], [second, 1 - second]]))
+    result = evaluate(model, in_batches(torch.tensor([0, 1]), 2), ["a", "b"])
+    expected = abs((first + second) / 2 - 1 / 2) if together else (1 - first + second) / 2
+    assert result.calibration_error == pytest.approx(100 * expected, rel=1e-4)
+
+
 def test_a_confidence_of_one_shares_the_last_of_the_fifteen_bins() -> None:
     # float32 softmax saturates: the first image has confidence 1 and is wrong, the second 0.96 and is right.
     # In one bin: |(1 + 0.96) / 2 - 1/2| = 0.48; in two bins it would be (1 + 0.04) / 2 = 0.52.

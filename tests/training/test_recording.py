@@ -385,6 +385,16 @@ def test_the_teacher_is_read_by_its_own_names(tiny: str, teacher: Path) -> None:
     assert "batch norms folded" in form.note
 
 
+@pytest.mark.parametrize(("method", "logits"), [("sp", False), ("kd", True)])
+def test_the_teacher_s_rounding_is_told_of_what_the_method_reads(
+    method: str, logits: bool, tiny: str, teacher: Path
+) -> None:
+    setup = set_up(request(tiny, teacher, method=method, overrides={"teacher_precision": "bf16-true"}))
+    fabric = make_fabric(CPU)
+    note = cheapest_teacher(setup, make_stream(setup, fabric.device), fabric).note
+    assert ("logits by" in note, "G of" in note) == (logits, not logits)
+
+
 def test_all_processes_have_the_teacher_in_one_precision(tiny: str, teacher: Path) -> None:
     """Each looks at images of its own, and could find another one good enough."""
     setup = set_up(request(tiny, teacher, overrides={"teacher_precision": "bf16-true"}))

@@ -231,9 +231,11 @@ def _request(options: Namespace, model: str, seed: int) -> Request:
     return Request(
         model=model,
         weights=options.weights,
+        normalisation=options.normalisation,
         replace_head=options.replace_head,
         teacher=options.teacher if distilled else None,
         teacher_weights=options.teacher_weights if distilled else None,
+        teacher_normalisation=options.teacher_normalisation if distilled else None,
         method=options.get("method", "none"),
         taps=tuple(options.taps) if distilled else ("last",),
         data=DataOptions(**_pick(DataOptions, options)),

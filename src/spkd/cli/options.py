@@ -15,7 +15,7 @@ from spkd.data.options import DataOptions
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
-from spkd.training.options import Runtime
+from spkd.training.options import NORMALISATIONS, Runtime
 from spkd.training.recipe import PRESETS, Recipe
 
 DEFAULT_TEACHER, DEFAULT_STUDENT = "wrn-28-2", "wrn-10-1"
@@ -28,6 +28,7 @@ _WEIGHTS = "'pretrained', the name of torchvision weights, or a .safetensors, .p
 _METHOD = (
     "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class (each with ?weight=...&... if need be)"
 )
+_NORMALISATION = f"what its weights were trained with: {NORMALISATIONS} (default: as they say, else by these images)"
 _DIVIDING = ("devices", "sync_batchnorm", "timeout_seconds")
 _RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by images, weights and network, and said)"
 
@@ -232,6 +233,8 @@ def _add_networks(parser: ArgumentParser, *, train: bool = True) -> None:
     group = parser.add_argument_group("networks")
     _add_text(group, "teacher", f"{_SPECS} (default on the digits: {DEFAULT_TEACHER}, trained first and kept)")
     _add_text(group, "teacher_weights", _WEIGHTS)
+    if train:
+        _add_text(group, "teacher_normalisation", _NORMALISATION)
     _add_text(group, "student", _SPECS, DEFAULT_STUDENT)
     _add_weights(group, train=train)
     taps = "layers to compare: last, stages, or pairs as student_path=teacher_path (see `spkd taps`)"
@@ -249,6 +252,7 @@ def _add_images(parser: ArgumentParser) -> None:
 def _add_weights(group: Any, *, train: bool = True) -> None:
     _add_text(group, "weights", f"to start from: {_WEIGHTS} (default: random)")
     if train:
+        _add_text(group, "normalisation", _NORMALISATION)
         group.add_argument(
             "--replace_head", action="store_true", help="put a new head on weights made for other classes"
         )

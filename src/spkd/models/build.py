@@ -86,6 +86,7 @@ def build_model(
     image_size: int,
     normalisation: Normalisation,
     weights: str | None = None,
+    own_normalisation: Normalisation | None = None,
     replace_head: bool = False,
 ) -> BuiltModel:
     """Build the network that ``spec`` means, load its weights and give it its normalisation.
@@ -103,15 +104,18 @@ def build_model(
         weights: None for random ones (a folder's own, for a folder), "pretrained" for the library's default
             ones, the name of weights of torchvision, or a file. For a user's callable, "pretrained" passes
             ``pretrained=True`` to it, if its signature has that.
+        own_normalisation: what the network was trained with, where that is known better than by its weights.
         replace_head: where the head does not fit the classes, put a new, random one in its place.
 
     Raises:
         HeadMismatch: when the head's classes are not ``classes`` (an :class:`~spkd.errors.InputError`). A
             saved model's are compared by name too, unless either side's names are plain numbers.
-        InputError: for an unknown model, weights that cannot be read or do not fit, a failed download, or
-            images that the network cannot take.
+        InputError: for an unknown model, weights that cannot be read or do not fit, a failed download, images that
+            the network cannot take, or a normalisation of one's own for a saved model, which has one.
     """
     origin = _origin(spec, weights)
+    if own_normalisation is not None and origin.described is not None:
+        raise InputError(f"normalisation: {weights or spec} is a saved model that brings its own; leave it out")
     architecture, info = origin.architecture, origin.info
     wanted = len(classes) if classes is not None else None
     built_for = info.channels if info is not None else channels
@@ -142,15 +146,15 @@ def build_model(
             classes=tuple(classes) if classes is not None else _names(source, outputs),
             channels=max(channels, built_for),
             image_size=image_size,
-            normalisation=(source.normalisation if source is not None else None) or normalisation,
+            normalisation=own_normalisation or (source and source.normalisation) or normalisation,
         ),
     )
     if channels == 1 and classifier.network_channels == 3:
         notes.append(f"{spec} takes three channels: grey images are repeated to three")
-    if source is not None and source.normalisation is None:
+    if source is not None and source.normalisation is None and own_normalisation is None:
         notes.append(
-            f"images are normalised with {_numbers(normalisation)}, since the weights name no other: a network that "
-            "was trained otherwise must undo it"
+            f"images are normalised with {_numbers(normalisation)}, since the weights name no other; if it was trained "
+            "with another, say so by --teacher_normalisation (of the student: --normalisation)"
         )
     return BuiltModel(classifier, trained=source is not None, notes=tuple(notes))
 

@@ -69,9 +69,10 @@ def comparisons_figure(comparisons: Sequence[Comparison], columns: int = 3) -> F
 
 
 def _key(comparisons: Sequence[Comparison]) -> str:
-    """Return what dots, diamonds and, where there are any, p-values mean."""
-    tested = any(row.p_value is not None for comparison in comparisons for row in comparison.rows)
-    parts = ["dots: one seed each", "diamond: mean ± s.e.m."]
+    """Return what dots, diamonds and, where there are any, error bars and p-values mean."""
+    rows = [row for comparison in comparisons for row in comparison.rows]
+    tested = any(row.p_value is not None for row in rows)
+    parts = ["dots: one seed each", "diamond: mean" + " ± s.e.m." * any(row.sem is not None for row in rows)]
     return "    ".join([*parts, "p: paired t-test against none"] if tested else parts)
 
 

@@ -14,7 +14,10 @@ from spkd.studies.records import ComparisonRow
 from spkd.studies.reproduction import Record, Reproduction
 
 _STATISTICS = ("seeds", "median", "mean ± s.e.m.", "difference to none", "95 % interval", "p", "p (Holm)")
-_UNTESTED = "Test error in %. The partitions share images, so that no test over them would hold, and none is made."
+_UNTESTED = (
+    "Test error in %. The partitions share images, so that no standard error, interval or test over them would hold, "
+    "and none is given."
+)
 _TESTED = (
     "Test error in %. p: two-sided t-test against the student alone, paired by seed; p (Holm): corrected for the "
     "number of methods of the pair."

@@ -95,7 +95,7 @@ def pairs_of_records(reproduction: Reproduction) -> tuple[Pair, ...]:
 
 def _untested(line: Line) -> Line:
     """Return a line without what supposes independent seeds."""
-    result = None if line.result is None else replace(line.result, interval=None, p_value=None)
+    result = None if line.result is None else replace(line.result, sem=None, interval=None, p_value=None)
     return replace(line, result=result, p_holm=None)
 
 

@@ -105,7 +105,8 @@ def teacher_errors(student: Mapping[str, Any]) -> dict[str, float | None]:
 
 def alone_request(request: Request) -> Request:
     """Return the request for the same student trained alone: same labelled images, recipe and seed, no teacher."""
-    return replace(request, teacher=None, teacher_weights=None, method="none", taps=("last",), unlabelled=None)
+    without: dict[str, Any] = dict.fromkeys(("teacher", "teacher_weights", "teacher_normalisation", "unlabelled"))
+    return replace(request, **without, method="none", taps=("last",))
 
 
 def request_with_teacher(

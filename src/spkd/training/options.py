@@ -12,6 +12,9 @@ from typing import Literal
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
 
+NORMALISATIONS = "imagenet, none (pixels in [0, 1]), or MEAN/STD, each one number or one a channel, as in 0.5/0.25"
+"""What a user may say of the images that a network was trained with."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -23,9 +26,11 @@ class Request:
 
     model: str
     weights: str | None = None
+    normalisation: str | None = None
     replace_head: bool = False
     teacher: str | None = None
     teacher_weights: str | None = None
+    teacher_normalisation: str | None = None
     method: str = "none"
     taps: tuple[str, ...] = ("last",)
     data: DataOptions = field(default_factory=DataOptions)

@@ -31,6 +31,7 @@ from spkd.models.network import HeadMismatch
 from spkd.models.spec import names_architecture
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
+from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.run_folder import refuse_inputs
@@ -84,6 +85,7 @@ class Setup:
         network: dict[str, Any] = {
             "model" if request.teacher is None else "student": _absolute_network(request.model),
             "weights": _absolute(request.weights),
+            **_given(normalisation=request.normalisation),
         }
         data = asdict(request.data)
         for how in ("workers", "download"):
@@ -94,6 +96,7 @@ class Setup:
             network |= {
                 "teacher": _absolute_network(request.teacher),
                 "teacher_weights": _absolute(request.teacher_weights),
+                **_given(teacher_normalisation=request.teacher_normalisation),
                 "method": _with_absolute_code(request.method),
                 "taps": list(request.taps),
             }
@@ -178,6 +181,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         image_size=image_size,
         normalisation=normalisation,
         weights=request.weights,
+        own_normalisation=read_normalisation("normalisation", request.normalisation),
         replace_head=request.replace_head,
     )
     notes += student.notes
@@ -206,6 +210,8 @@ def _check_request(request: Request) -> None:
     (Recipe() if request.recipe is None else preset(request.recipe)).override(request.overrides)
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
+    if request.teacher_normalisation is not None and request.teacher is None:
+        raise InputError("--teacher_normalisation: there is no teacher; give --teacher")
     if request.unlabelled is not None and request.teacher is None:
         raise InputError("--unlabelled: there is nothing to learn from images without a label but by a teacher")
     if request.teacher is not None and not term_names(request.method):
@@ -250,6 +256,7 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
 def _teacher(request: Request, data: ImageData, image_size: int, normalisation: Normalisation) -> BuiltModel:
     """Build the trained teacher: with the data's classes where its head has as many, else with its own."""
     spec, weights = str(request.teacher), request.teacher_weights
+    own = read_normalisation("teacher_normalisation", request.teacher_normalisation)
 
     def build(classes: tuple[str, ...] | None) -> BuiltModel:
         return build_model(
@@ -259,6 +266,7 @@ def _teacher(request: Request, data: ImageData, image_size: int, normalisation: 
             image_size=image_size,
             normalisation=normalisation,
             weights=weights,
+            own_normalisation=own,
         )
 
     try:
@@ -341,6 +349,7 @@ def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: R
         "teacher": _code_name(str(request.teacher) if saved is None else read_info(saved).spec),
         "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
         "teacher_files": files,
+        **_given(teacher_normalisation=request.teacher_normalisation),
         "images": data.fingerprint(),
         **_unlabelled(data),
         "image_size": image_size,
@@ -348,6 +357,11 @@ def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: R
         "batch_size": recipe.batch_size,
         "seed": request.seed,
     }
+
+
+def _given(**options: str | None) -> dict[str, str]:
+    """Return the options that are given: an identity without them is that of versions which did not have them."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _unlabelled(data: ImageData) -> dict[str, str]:
