@@ -95,10 +95,12 @@ def test_each_network_has_its_own(request_of_files: Request) -> None:
     assert changed == {"teacher_normalisation"}
 
 
-def test_it_is_the_run_s_and_the_tape_s(request_of_files: Request, tmp_path: Path) -> None:
+def test_it_is_the_run_s_and_the_tape_s(request_of_files: Request, tmp_path: Path, heard: Any) -> None:
     runtime = Runtime(accelerator="cpu", tape=str(tmp_path / "tape"))
     wanted = replace(request_of_files, teacher_normalisation="0.5/0.25")
-    assert run(wanted, tmp_path / "run", runtime, Silent()) is not None
+    assert run(wanted, tmp_path / "run", runtime, heard) is not None
+    (warning,) = [line for line in heard.lines if "the teacher is little better than chance" in line]
+    assert warning.endswith("and is it told right what it was trained with (--teacher_normalisation)?")
     config: dict[str, Any] = RunFolder(tmp_path / "run").config() or {}
     assert config["teacher_normalisation"] == "0.5/0.25"
     other = replace(wanted, teacher_normalisation=None)

@@ -286,7 +286,9 @@ def _look_first(
     if teacher_error is not None:
         display.say(f"teacher: error {teacher_error:.2f} % on the validation images")
         if teacher_error > _near_chance(setup):
-            display.say("warning: the teacher is little better than chance on these images; is it the right one?")
+            told = " and is it told right what it was trained with (--teacher_normalisation)"
+            why = f"is it the right one{told if setup.request.teacher_weights is not None else ''}?"
+            display.say(f"warning: the teacher is little better than chance on these images; {why}")
     distiller.train()
     try:
         distiller.check(*_few(stream, player))
