@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError
@@ -14,6 +18,7 @@ from spkd.losses.attention import AttentionTransferLoss
 from spkd.losses.objective import LossBreakdown, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
+from spkd.pairing import block_ends
 from spkd.taps import TapPair
 
 
@@ -269,6 +274,27 @@ def test_checking_leaves_everything_as_it_was(mode: bool) -> None:
     assert module.student.training is mode
 
 
+def test_checking_puts_back_a_buffer_that_a_pass_has_replaced() -> None:
+    class Centre(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("centre", torch.zeros(3, 1, 1))
+            self.register_buffer("first", None)
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.centre = 0.9 * self.centre + 0.1 * images.mean((0, 2, 3)).view(3, 1, 1)
+            if self.first is None:
+                self.first = self.centre
+            return images - self.centre
+
+    module = Distiller(nn.Sequential(Centre(), *network()), network(seed=1), objective("3=2"))
+    module.check(*batch())
+    assert not module.student[0].centre.any()  # type: ignore[index, union-attr, operator]
+    assert module.student[0].first is None  # type: ignore[index, union-attr]
+    assert block_ends(module.student, batch()[0]) is not None
+    assert not module.student[0].centre.any()  # type: ignore[index, union-attr, operator]
+
+
 def test_checking_leaves_everything_as_it_was_on_errors() -> None:
     images, targets = batch()
     module = distiller().train()
@@ -336,6 +362,141 @@ def test_checking_finds_targets_without_a_logit() -> None:
 def test_a_sound_distiller_passes_its_check_in_half_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         distiller().train().check(*batch())
+
+
+def test_gradients_that_only_float16_loses_are_no_zeros() -> None:
+    class Small(SoftTargetLoss):
+        def forward(self, student: object, remembered: Tensor) -> Tensor:
+            # The backward pass of a cast rounds to float16, which ends at 6e-8.
+            return 1e-9 * student.logits.half().float().sum()  # type: ignore[attr-defined, no-any-return]
+
+    def with_slope(slope: float) -> Distiller:
+        loss = Small()
+        if not slope:
+            loss.forward = lambda student, remembered: 0.0 * student.logits.sum()  # type: ignore[method-assign]
+        return Distiller(network(), network(seed=1), Objective([Term("small", 1.0, loss)]))
+
+    with_slope(1.0).check(*batch())
+    with pytest.raises(InputError, match=r"term 'small': its gradient .* is zero"):
+        with_slope(0.0).check(*batch())
+
+
+class Blocks(nn.Module):
+    """A network whose first block is recomputed in the backward pass."""
+
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.head = nn.Linear(4, 10)
+        self.reentrant = reentrant
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = checkpoint(self.block, self.stem(images), use_reentrant=self.reentrant)  # type: ignore[no-untyped-call]
+        logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+
+def test_a_layer_that_runs_without_gradients_is_an_error_never_a_term_that_teaches_nothing() -> None:
+    images, targets = batch()
+    terms = Objective([Term("sp", 3000.0, SimilarityPreservingLoss(TapPair("block", "2")))])
+    wrong = Distiller(Blocks(reentrant=True), network(), terms)
+    with pytest.raises(InputError, match=r"tap 'block': the layer runs without gradients, .* use_reentrant=False"):
+        wrong(images, targets)
+    # Where nobody wants any; PyTorch says that there will be none.
+    with torch.no_grad(), pytest.warns(UserWarning, match="None of the inputs"):
+        assert wrong(images, targets).terms["sp"] > 0
+    right = Distiller(Blocks(reentrant=False), network(), terms)
+    right(images, targets).total.backward()
+    got = [parameter.grad for parameter in right.student.parameters()]
+    plain = Blocks(reentrant=False)
+    features = plain.block(plain.stem(images))
+    assert right.teacher is not None
+    loss = F.cross_entropy(plain.head(features.mean((2, 3))), targets)
+    (loss + 3000 * similarity_preserving_loss(features, right.teacher[:3](images))).backward()  # type: ignore[operator]
+    for gradient, parameter in zip(got, plain.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_a_part_of_the_teacher_that_another_module_has_put_into_training_is_in_eval_mode_too() -> None:
+    images, targets = batch()
+    teacher = nn.Sequential(network(6, seed=1)).eval()
+    module = Distiller(network(), teacher, objective("2=0.2"))
+    expected = module(images, targets).terms
+    nn.ModuleList([teacher[0]]).train()
+    assert not teacher.training
+    assert teacher[0][1].training  # type: ignore[index]
+    module.student.load_state_dict(network().state_dict())
+    before = state_of(teacher)
+    found = module.eval().remember(images)
+    assert_same_state(teacher, before)
+    assert not any(one.training for one in teacher.modules())
+    torch.testing.assert_close(found["kd"], teacher(images))
+    assert expected.keys() == {"ce", "sp", "kd", "at"}
+
+
+def test_a_teacher_that_changes_the_images_is_an_error() -> None:
+    class Normalising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network(seed=1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.network(images.sub_(0.5))
+            return logits
+
+    for most in (None, 3):
+        teacher = Normalising()
+        module = Distiller(network(), teacher, objective("2=network.2"), teacher_micro_batch_size=most)
+        with pytest.raises(InputError, match="teacher: it changes the images in place"):
+            module(*batch())
+
+
+def test_several_gpus_by_data_parallel_are_refused() -> None:
+    wrapped = nn.DataParallel(network())
+    wrapped.device_ids = [0, 1]
+    with pytest.raises(InputError, match=r"student: nn.DataParallel .* use DistributedDataParallel"):
+        Distiller(wrapped, network(seed=1), objective())
+    with pytest.raises(InputError, match=r"teacher: nn\.DataParallel"):
+        Distiller(network(), wrapped, objective())
+
+
+def test_a_student_without_values_leaves_the_teacher_its_own() -> None:
+    with torch.device("meta"):
+        student = network()
+    teacher = network(6, seed=1)
+    before = state_of(teacher)
+    module = Distiller(student, teacher, objective()).to_empty(device="cpu")
+    assert_same_state(teacher, before)
+    assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
+    module.load_state_dict(distiller().state_dict())
+    assert torch.isfinite(module(*batch()).total)
+
+
+def test_a_sharded_student_trains_and_is_not_checked(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        whole = distiller().train()
+        student = copy.deepcopy(whole.student)
+        fully_shard(student[0], mesh=init_device_mesh("cpu", (1,)))  # type: ignore[index]
+        fully_shard(student, mesh=init_device_mesh("cpu", (1,)))
+        assert whole.teacher is not None
+        module = Distiller(student, whole.teacher, objective())
+        for call in (module.check, module.unused_parameters):
+            with pytest.raises(InputError, match=r"divided among processes \(fully_shard\)"):
+                call(*batch())
+        gradients = []
+        for one in (whole, module):
+            torch.manual_seed(0)
+            one.train()(*batch()).total.backward()
+            gradients.append([parameter.grad for parameter in one.parameters()])
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(theirs.full_tensor(), ours)  # type: ignore[union-attr]
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_whole_distiller_compiles_without_a_break() -> None:

@@ -259,6 +259,24 @@ def test_an_output_that_is_overwritten_is_passed_over() -> None:
     Taps(model, candidates)(images(16))
 
 
+def test_a_module_that_puts_out_a_number_is_passed_over() -> None:
+    class Temperature(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return features.mean()
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.temperature = WideResNet(10, 1), Temperature()
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.body(images)
+            return logits / (1 + self.temperature(images))
+
+    found = [candidate.name for candidate in block_ends(Scaled(), images(32))]
+    assert found == ["body.group1", "body.group2", "body.group3"]
+
+
 def test_shapes_are_of_one_image() -> None:
     assert block_ends(WideResNet(10, 2), images(32))[-1] == Candidate("group3", (128, 8, 8))
     assert block_ends(create("torchvision/swin_t", 64), images(64))[-1] == Candidate("features.7", (2, 2, 768))

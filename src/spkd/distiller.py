@@ -11,8 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spkd.errors import InputError
 from spkd.losses.objective import UNLABELLED, LossBreakdown, Objective
+from spkd.modes import keeping_buffers
 from spkd.processes import Division, divide
 from spkd.taps import Taps
+
+HALF_PRECISION_SCALE = 2.0**16
+"""By which a loss is scaled in a rehearsal whose gradients are all zero: as much as PyTorch's scaler begins with."""
 
 
 class Remembered:
@@ -53,13 +57,18 @@ class Distiller(nn.Module):
         teacher_micro_batch_size: the largest number of images in one pass of the teacher, which bounds its memory and,
             on a processor, keeps its layers in the caches; see :class:`~spkd.taps.Taps`. Default: the whole batch.
 
+    The processes are those of the default group, whose images must all be different: under tensor parallelism, where
+    some see the same ones, the similarities would be wrong. Gradients that are accumulated over several calls are of
+    as many batches, not of one large one.
+
     Attributes:
         student: as given.
         objective: as given.
 
     Raises:
         InputError: a network has no layer that the objective names, the teacher shares weights with the student, the
-            student alone is wrapped though a loss learns, or ``teacher_micro_batch_size`` is below one.
+            student alone is wrapped though a loss learns, either is wrapped by ``nn.DataParallel`` for several GPUs, or
+            ``teacher_micro_batch_size`` is below one.
 
     >>> from spkd.losses.methods import build_objective
     >>> from spkd.losses.weights import LossWeights
@@ -90,8 +99,15 @@ class Distiller(nn.Module):
         self.objective = objective
         # In a tuple, so that it is no submodule.
         self._teachers = () if teacher is None else (teacher,)
+        self._teacher_modules = () if teacher is None else tuple(teacher.modules())
+        for name, one in (("student", student), ("teacher", teacher)):
+            if isinstance(one, nn.DataParallel) and len(one.device_ids) > 1:
+                raise InputError(
+                    f"{name}: nn.DataParallel runs a layer once for each GPU, so that it cannot be read; use "
+                    "DistributedDataParallel, with a process for each."
+                )
         _check_all_are_averaged(student, objective)
-        self._student_taps = Taps(student, objective.student_taps)
+        self._student_taps = Taps(student, objective.student_taps, differentiated=True)
         self._teacher_taps = None
         if teacher is not None:
             trained = {id(parameter) for parameter in student.parameters()}
@@ -158,23 +174,37 @@ class Distiller(nn.Module):
             )
         with torch.no_grad():
             for teacher in self._teachers:
-                if teacher.training:
+                if self._is_in_training(teacher):
                     teacher.eval()
+            before = _version(images)
             activations = self._teacher_taps(images)
+            if _version(images) != before:
+                raise InputError(
+                    "teacher: it changes the images in place, so that the student would see others; let it work on a "
+                    "copy, as in `x = x - mean` for `x.sub_(mean)`."
+                )
             return self.objective.remember(activations, division)
+
+    def _is_in_training(self, teacher: nn.Module) -> bool:
+        # A part of it may belong to another module as well, whose train() passes the whole over.
+        if torch.compiler.is_compiling():
+            return teacher.training
+        return any(module.training for module in self._teacher_modules)
 
     def check(self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | None = None) -> None:
         """Rehearse a training step on a real batch, so that a mistake shows before hours are spent on it.
 
         ``remembered`` is as for :meth:`forward`.
 
-        Weights, gradients, buffers such as batch statistics, and random number generators are afterwards as
-        they were.
+        Weights, gradients, buffers such as batch statistics, and the random number generators of the processor and
+        of CUDA are afterwards as they were.
 
         Raises:
             InputError: a target has no logit, a term is not finite, or a distillation term has no
-                gradient with respect to the student's trainable parameters; the line names the term.
+                gradient with respect to the student's trainable parameters; the line names the term. Or the
+                student's parameters are sharded (``fully_shard``).
         """
+        _refuse_shards(self.student)
         with self._undisturbed(images.device):
             division = _divided(images)
             if remembered is None:
@@ -194,6 +224,7 @@ class Distiller(nn.Module):
 
         The arguments are those of :meth:`forward`; all is left as it was, as by :meth:`check`.
         """
+        _refuse_shards(self.student)
         named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
         with self._undisturbed(images.device):
             division = _divided(images)
@@ -206,10 +237,20 @@ class Distiller(nn.Module):
         return tuple(name for (name, _), flag in zip(named, used.tolist(), strict=True) if not flag)
 
     def close(self) -> None:
-        """Take the hooks off both networks; the distiller cannot be used with taps afterwards."""
+        """Take the hooks off both networks; the distiller cannot be used with taps afterwards.
+
+        Before the student is scripted or pickled as a whole: the hooks would go along.
+        """
         self._student_taps.remove()
         if self._teacher_taps is not None:
             self._teacher_taps.remove()
+
+    def to_empty(self, *, device: str | torch.device | int | None, recurse: bool = True) -> Distiller:
+        """Move student and objective to ``device`` without their values, and the teacher with them."""
+        super()._apply(lambda tensor: torch.empty_like(tensor, device=device), recurse)  # type: ignore[no-untyped-call]
+        for teacher in self._teachers:
+            teacher.to(device)
+        return self
 
     def _apply(self, fn: object, recurse: bool = True) -> Distiller:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -219,28 +260,29 @@ class Distiller(nn.Module):
 
     @contextlib.contextmanager
     def _undisturbed(self, device: torch.device) -> Iterator[None]:
-        buffers = [(buffer, buffer.clone()) for buffer in self.buffers()]
         # Past DDP, which waits for gradients that are accumulated, and none are here.
         if (wrapped := _in_ddp(self.student)) is not None:
             self._student_taps.model = wrapped.module
+        devices = [device] if device.type == "cuda" else []
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+            with keeping_buffers(self), torch.random.fork_rng(devices), torch.enable_grad():
                 yield
         finally:
             self._student_taps.model = self.student
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
 
     def _check_gradient(self, name: str, value: Tensor, division: Division | None) -> None:
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        gradients: tuple[Tensor | None, ...] = ()
-        if value.requires_grad and parameters:
-            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        flags = torch.zeros(2, dtype=torch.bool, device=value.device)
-        for gradient in (gradient for gradient in gradients if gradient is not None):
-            flags |= torch.stack([~gradient.isfinite().all(), gradient.any()])
-        is_not_finite, is_given = (flags if division is None else division.any(flags)).tolist()
+        is_not_finite = is_given = False
+        for scale in (1.0, HALF_PRECISION_SCALE):  # the second where float16 makes small gradients vanish
+            gradients: tuple[Tensor | None, ...] = ()
+            if value.requires_grad and parameters:
+                gradients = torch.autograd.grad(scale * value, parameters, retain_graph=True, allow_unused=True)
+            flags = torch.zeros(2, dtype=torch.bool, device=value.device)
+            for gradient in (gradient for gradient in gradients if gradient is not None):
+                flags |= torch.stack([~gradient.isfinite().all(), gradient.any()])
+            is_not_finite, is_given = (flags if division is None else division.any(flags)).tolist()
+            if is_not_finite or is_given:
+                break
         if is_not_finite:
             raise InputError(
                 f"term {name!r}: its gradient with respect to the student is not finite; try 32-bit "
@@ -269,6 +311,24 @@ def _check_all_are_averaged(student: nn.Module, objective: Objective) -> None:
             raise InputError(
                 f"term {term.name!r}: its loss learns, and the processes would each learn something else; wrap the "
                 "distiller in DistributedDataParallel, not the student."
+            )
+
+
+def _version(images: Tensor) -> int | None:
+    """Return how often a batch has been changed in place, None where that is not counted."""
+    if torch.compiler.is_compiling() or not isinstance(images, Tensor) or images.is_inference():
+        return None
+    return images._version
+
+
+def _refuse_shards(student: nn.Module) -> None:
+    if distributed.is_initialized():
+        from torch.distributed.tensor import DTensor
+
+        if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
+            raise InputError(
+                "student: its weights are divided among processes (fully_shard), so that their gradients cannot be "
+                "asked for one by one; call this before they are."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -35,3 +36,29 @@ def evaluating(*models: nn.Module | None) -> Iterator[None]:
                 module.train(training)
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Give a model's buffers back as they were, the same tensors with the same content, error or not.
+
+    >>> model = nn.BatchNorm1d(3)
+    >>> with keeping_buffers(model):
+    ...     model(torch.rand(4, 3)).shape, int(model.num_batches_tracked)
+    (torch.Size([4, 3]), 1)
+    >>> int(model.num_batches_tracked)
+    0
+    """
+    kept = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, before in kept:
+                module._buffers[name] = buffer  # a forward pass may have put another in its place
+                if buffer is not None and before is not None and not torch.equal(buffer, before):
+                    buffer.copy_(before)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spkd.errors import InputError, nearest
-from spkd.modes import evaluating
+from spkd.modes import evaluating, keeping_buffers
 from spkd.taps import TapPair, find_layer, first_tensor, unwrap
 
 _KEYWORDS = ("last", "stages")
@@ -191,9 +191,9 @@ class _Trace:
         handles = [
             module.register_forward_hook(functools.partial(self._record, name)) for module, name in names.items()
         ]
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             with (
+                keeping_buffers(model),
                 torch.inference_mode(False),
                 torch.no_grad(),
                 # A compiled network would run as it was compiled, without these hooks.
@@ -204,10 +204,6 @@ class _Trace:
         finally:
             for handle in handles:
                 handle.remove()
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
 
     def _record(self, name: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
         tensor = first_tensor(output)
@@ -227,7 +223,7 @@ class _Trace:
 
     def size(self, tensor: Tensor | None) -> tuple[int, ...] | None:
         """Return (h, w) of feature maps, channels first or last, (n,) of tokens, None of anything else."""
-        if tensor is None or len(tensor) != len(self.images):
+        if tensor is None or tensor.shape[:1] != self.images.shape[:1]:
             return None
         if tensor.dim() == 3:
             return (tensor.shape[1],)

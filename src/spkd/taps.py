@@ -101,6 +101,8 @@ class Taps:
         micro_batch_size: the largest number of images in one pass of the network; a larger batch is run in parts
             of nearly equal size, whose outputs are joined. Only for a network that treats every image by itself, as
             batch norms do in evaluation. Default: the whole batch.
+        differentiated: refuse, in a call with gradients, a layer that runs without them, as in reentrant activation
+            checkpointing: nothing that is computed from its output could teach.
 
     Attributes:
         model: as given; may be exchanged for another wrapping of the same network, which is then what a call runs.
@@ -120,12 +122,18 @@ class Taps:
     names: tuple[str, ...]
 
     def __init__(
-        self, model: nn.Module, names: Iterable[str], *, stop: bool = False, micro_batch_size: int | None = None
+        self,
+        model: nn.Module,
+        names: Iterable[str],
+        *,
+        stop: bool = False,
+        micro_batch_size: int | None = None,
+        differentiated: bool = False,
     ) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         if micro_batch_size is not None and micro_batch_size < 1:
             raise InputError(f"micro_batch_size: expected at least 1 image, got {micro_batch_size}")
-        self._micro_batch_size = micro_batch_size
+        self._micro_batch_size, self._differentiated = micro_batch_size, differentiated
         self.model = model
         self.names = tuple(dict.fromkeys(names))
         layers = {name: find_layer(model, name) for name in self.names}
@@ -144,8 +152,9 @@ class Taps:
             images: (b, channels, h, w), or whatever else the network takes.
 
         Raises:
-            InputError: a tapped layer did not run, ran more than once, put out no tensor, or had its output
-                overwritten in place later in the same pass; or the network's output holds no logits.
+            InputError: a tapped layer did not run, ran more than once, put out no tensor, had its output overwritten
+                in place later in the same pass, or, where it is to be differentiated, ran without gradients; or the
+                network's output holds no logits.
         """
         most = self._micro_batch_size
         if most is None or len(images) <= most:
@@ -165,7 +174,8 @@ class Taps:
                 logits = logits_of(self.model(images))
             except _PassEnded:
                 logits = images.new_empty(len(images), 0)
-            taps = {name: capture.result(name) for name, capture in captures.items()}
+            wanted = self._differentiated and torch.is_grad_enabled()
+            taps = {name: capture.result(name, wanted) for name, capture in captures.items()}
         finally:
             for capture in captures.values():
                 capture.stop()
@@ -207,6 +217,7 @@ class _Capture:
         self.recording = False
         self.outputs: list[Tensor | None] = []
         self.versions: list[int] = []
+        self.has_gradients = True
 
     def __call__(self, layer: nn.Module, inputs: object, output: object) -> None:
         if not self.recording:
@@ -217,17 +228,18 @@ class _Capture:
         else:
             self.outputs.append(tensor)
             self.versions.append(0 if tensor is None else tensor._version)
+            self.has_gradients = torch.is_grad_enabled()
 
     def start(self) -> None:
         self.outputs = []
         self.versions = []
-        self.recording = True
+        self.has_gradients = self.recording = True
 
     def stop(self) -> None:
         self.recording = False
         self.outputs = []
 
-    def result(self, name: str) -> Tensor:
+    def result(self, name: str, differentiated: bool) -> Tensor:
         if not self.outputs:
             raise InputError(
                 f"tap {name!r}: the layer did not run in this forward pass: the network does not use it (or "
@@ -246,6 +258,11 @@ class _Capture:
             raise InputError(
                 f"tap {name!r}: the layer's output is overwritten in place later in the forward pass (by an "
                 "in-place ReLU or addition, say); tap the layer that overwrites it, or the block around both."
+            )
+        if differentiated and not self.has_gradients:
+            raise InputError(
+                f"tap {name!r}: the layer runs without gradients, so a loss on it would teach nothing: give activation "
+                "checkpointing use_reentrant=False, take the layer out of `torch.no_grad`, or tap one around it."
             )
         return tensor
 
