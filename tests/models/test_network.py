@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spkd.errors import InputError
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.network import count_logits, input_channels, replace_head
 from spkd.taps import logits_of
 
@@ -41,6 +42,49 @@ def test_counts_logits_and_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+class Rearranging(nn.Module):
+    """Makes channels of pixels before its first convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 4, 1))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.body(images).mean((2, 3)))
+        return logits
+
+
+class OtherOrder(Rearranging):
+    """Makes a layer first that runs last."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.last = nn.Conv2d(8, 4, 3)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), self.last)
+        self.head = nn.Linear(4, 5)
+
+
+@pytest.mark.parametrize("make", [Rearranging, OtherOrder])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_images_have_the_channels_that_the_network_runs_on(make: type[nn.Module], channels: int) -> None:
+    network = make().train()
+    assert input_channels(network, channels, 8) == 3
+    assert all(module.training for module in network.modules())
+    assert count_logits(network, "x", channels=channels, image_size=8) == 5
+    info = ModelInfo("x", tuple("abcde"), channels, 8, Normalisation((0.5,), (0.25,)))
+    images = torch.rand(2, channels, 8, 8)
+    expected = network((images.expand(-1, 3, -1, -1) - 0.5) / 0.25)
+    torch.testing.assert_close(Classifier(network, info)(images), expected)
+
+
+def test_channels_that_no_image_has_are_told_as_the_convolution_tells_them() -> None:
+    assert input_channels(nn.Sequential(nn.Conv2d(6, 4, 3)), 3, 8) == 6
+    assert input_channels(small(), 1, 8) == 3
+    assert input_channels(nn.Linear(2, 2), 3, 8) == 3
+    assert input_channels(nn.LazyConv2d(4, 3), 1, 8) == 1
+
+
 def test_says_when_the_image_is_too_small_or_the_output_no_logits() -> None:
     with pytest.raises(InputError, match=r"cannot run on an image of 3x2x2 .*--image_size"):
         count_logits(small(), "x", channels=3, image_size=2)
@@ -69,9 +113,3 @@ def test_says_when_there_is_no_head_to_replace() -> None:
 
     with pytest.raises(InputError, match="let its callable take num_classes"):
         replace_head(Odd(), "x", 4, 2)
-
-
-def test_reads_the_input_channels() -> None:
-    assert input_channels(small()) == 3
-    assert input_channels(nn.Linear(2, 2)) is None
-    assert input_channels(nn.LazyConv2d(4, 3)) is None

@@ -100,7 +100,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.info = info
-        self.network_channels = input_channels(network) or info.channels
+        self.network_channels = input_channels(network, info.channels, info.image_size)
         repeated = info.channels == 1 and self.network_channels == 3
         if info.channels != self.network_channels and not repeated:
             raise InputError(

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from spkd.errors import InputError, one_line
+from spkd.modes import evaluating
 from spkd.taps import logits_of
 
 
@@ -23,28 +24,46 @@ class HeadMismatch(InputError):
         self.wanted = wanted
 
 
-def input_channels(network: nn.Module) -> int | None:
-    """Return how many channels the network's first convolution takes, None where it has none.
+def input_channels(network: nn.Module, channels: int, image_size: int) -> int:
+    """Return how many channels the network's images have.
 
-    >>> input_channels(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)))
+    Its first convolution tells. Where that takes neither one, nor three, nor ``channels``, as in a network that
+    rearranges pixels into channels or makes a later layer first, it is ``channels`` or three, if the network runs on
+    such an image.
+
+    >>> input_channels(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), channels=3, image_size=8)
+    1
+    >>> input_channels(nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3)), channels=3, image_size=8)
     3
     """
-    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
-    first = next(convolutions, None)
-    # A lazy convolution that has not run yet counts no channels.
-    return (first.in_channels or None) if first is not None else None
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    told = 0 if first is None else first.in_channels  # a lazy one that has not run yet takes 0
+    if told in (0, 1, 3, channels):
+        return told or channels
+    return next((count for count in (channels, 3) if _runs(network, count, image_size)), told)
+
+
+def _runs(network: nn.Module, channels: int, image_size: int) -> bool:
+    parameter = next(network.parameters())
+    images = torch.full((1, channels, image_size, image_size), 0.5, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad(), evaluating(network):
+            network(images)
+    except Exception:
+        return False
+    return True
 
 
 def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) -> int:
     """Return how many logits the network gives, by running it on one grey image in eval mode.
 
-    ``channels`` is used where no convolution tells how many the network takes. The network is left in the
-    mode that it was in, module by module.
+    ``channels`` are those of the images that it is meant for. The network is left in the mode that it was in, module by
+    module.
 
     Raises:
         InputError: when the network cannot run on an image of this size, or puts out no ``(b, k)`` logits.
     """
-    images = torch.full((1, input_channels(network) or channels, image_size, image_size), 0.5)
+    images = torch.full((1, input_channels(network, channels, image_size), image_size, image_size), 0.5)
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
