@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -279,18 +280,21 @@ def test_checking_puts_back_a_buffer_that_a_pass_has_replaced() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("centre", torch.zeros(3, 1, 1))
-            self.register_buffer("first", None)
+            self.register_buffer("cache", torch.zeros(1))
+            self.register_buffer("made", None)
+            self.cached = 1
 
         def forward(self, images: Tensor) -> Tensor:
             self.centre = 0.9 * self.centre + 0.1 * images.mean((0, 2, 3)).view(3, 1, 1)
-            if self.first is None:
-                self.first = self.centre
-            return images - self.centre
+            if self.cached < images.shape[3]:
+                self.cached = images.shape[3]
+                self.cache, self.made = torch.zeros(self.cached), torch.zeros(1)
+            return images - self.centre + self.cache[: images.shape[3]] + self.made
 
     module = Distiller(nn.Sequential(Centre(), *network()), network(seed=1), objective("3=2"))
     module.check(*batch())
     assert not module.student[0].centre.any()  # type: ignore[index, union-attr, operator]
-    assert module.student[0].first is None  # type: ignore[index, union-attr]
+    assert len(module.student[0].cache) == 8  # type: ignore[index, union-attr, arg-type]
     assert block_ends(module.student, batch()[0]) is not None
     assert not module.student[0].centre.any()  # type: ignore[index, union-attr, operator]
 
@@ -472,6 +476,42 @@ def test_a_student_without_values_leaves_the_teacher_its_own() -> None:
     assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
     module.load_state_dict(distiller().state_dict())
     assert torch.isfinite(module(*batch()).total)
+    with torch.device("meta"):
+        both = Distiller(network(), network(seed=1), objective())
+    both.to_empty(device="cpu")
+    assert both.teacher is not None
+    assert {parameter.device.type for parameter in both.teacher.parameters()} == {"cpu"}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # where the compiler gives up, since an error is to be raised
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_under_no_grad_is_refused_in_a_compiled_distiller_too(without: Any, compiled: bool) -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            with without():
+                features = self.body(images)
+            logits: Tensor = self.head(features.clone().mean((2, 3)))
+            return logits
+
+    terms = Objective([Term("sp", 3000.0, SimilarityPreservingLoss(TapPair("body", "2")))])
+    module: Any = Distiller(Frozen(), network(), terms)
+    torch.compiler.reset()
+    with pytest.raises(InputError, match="tap 'body': the layer runs without gradients"):
+        (torch.compile(module, backend="eager") if compiled else module)(*batch())
+
+
+def test_a_module_of_both_networks_follows_the_student() -> None:
+    shared = nn.Dropout(0.5)
+    student, teacher = network(), network(seed=1)
+    student[3] = teacher[3] = shared
+    module = Distiller(student, teacher, objective()).train()
+    module(*batch())
+    assert shared.training
 
 
 def test_a_sharded_student_trains_and_is_not_checked(tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ class Distiller(nn.Module):
         self.objective = objective
         # In a tuple, so that it is no submodule.
         self._teachers = () if teacher is None else (teacher,)
-        self._teacher_modules = () if teacher is None else tuple(teacher.modules())
+        both = set(student.modules())  # an activation, say, that follows the student's mode
+        own = [] if teacher is None else [module for module in teacher.modules() if module not in both]
+        self._teacher_modules = tuple(own)
         for name, one in (("student", student), ("teacher", teacher)):
             if isinstance(one, nn.DataParallel) and len(one.device_ids) > 1:
                 raise InputError(
@@ -246,10 +248,11 @@ class Distiller(nn.Module):
             self._teacher_taps.remove()
 
     def to_empty(self, *, device: str | torch.device | int | None, recurse: bool = True) -> Distiller:
-        """Move student and objective to ``device`` without their values, and the teacher with them."""
+        """Move student and objective to ``device`` without their values, the teacher with its own where it has some."""
         super()._apply(lambda tensor: torch.empty_like(tensor, device=device), recurse)  # type: ignore[no-untyped-call]
         for teacher in self._teachers:
-            teacher.to(device)
+            has_values = not any(parameter.is_meta for parameter in teacher.parameters())
+            teacher.to(device) if has_values else teacher.to_empty(device=device, recurse=recurse)
         return self
 
     def _apply(self, fn: object, recurse: bool = True) -> Distiller:
@@ -322,7 +325,7 @@ def _version(images: Tensor) -> int | None:
 
 
 def _refuse_shards(student: nn.Module) -> None:
-    if distributed.is_initialized():
+    if distributed.is_available() and distributed.is_initialized():
         from torch.distributed.tensor import DTensor
 
         if any(isinstance(parameter, DTensor) for parameter in student.parameters()):

@@ -42,6 +42,8 @@ def evaluating(*models: nn.Module | None) -> Iterator[None]:
 def keeping_buffers(model: nn.Module) -> Iterator[None]:
     """Give a model's buffers back as they were, the same tensors with the same content, error or not.
 
+    One that a forward pass has made, or put in the place of one of another size, stays: it is a cache that has grown.
+
     >>> model = nn.BatchNorm1d(3)
     >>> with keeping_buffers(model):
     ...     model(torch.rand(4, 3)).shape, int(model.num_batches_tracked)
@@ -50,15 +52,18 @@ def keeping_buffers(model: nn.Module) -> Iterator[None]:
     0
     """
     kept = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
+        (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
+        if buffer is not None
     ]
     try:
         yield
     finally:
         with torch.no_grad():
             for module, name, buffer, before in kept:
-                module._buffers[name] = buffer  # a forward pass may have put another in its place
-                if buffer is not None and before is not None and not torch.equal(buffer, before):
+                if not torch.equal(buffer, before):
                     buffer.copy_(before)
+                now = module._buffers.get(name)
+                if now is not None and now.shape == buffer.shape:
+                    module._buffers[name] = buffer

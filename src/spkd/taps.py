@@ -222,13 +222,13 @@ class _Capture:
     def __call__(self, layer: nn.Module, inputs: object, output: object) -> None:
         if not self.recording:
             return
+        self.has_gradients = torch.is_grad_enabled()
         tensor = first_tensor(output)
         if tensor is not None and (torch.compiler.is_compiling() or tensor.is_inference()):
             self.outputs.append(tensor.clone())
         else:
             self.outputs.append(tensor)
             self.versions.append(0 if tensor is None else tensor._version)
-            self.has_gradients = torch.is_grad_enabled()
 
     def start(self) -> None:
         self.outputs = []

@@ -136,6 +136,11 @@ def test_weights_on_which_no_loss_depends_stay_as_they_are_in_several_processes_
         done = subprocess.run(command(*arguments, *own), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert "no loss depends on student.network.other.weight, " in done.stderr
+    longer = [*arguments, "--epochs", "2", "--out", str(tmp_path / "both")]
+    for count, flag in (("2", "--max_time=0"), ("1", "--resume")):  # the same optimizer, whatever the devices
+        done = subprocess.run(command(*longer, "--devices", count, flag), capture_output=True, text=True)
+        assert done.returncode == (3 if count == "2" else 0), done.stderr
+    assert "going on from" in done.stderr
     one, two = (load_file(tmp_path / count / "student" / "model.safetensors") for count in ("1", "2"))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=2e-4, atol=2e-5)

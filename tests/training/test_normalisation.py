@@ -28,11 +28,11 @@ from spkd.training.setup import Setup, set_up
     ],
 )
 def test_forms_are_read(text: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    assert read_normalisation("normalisation", text) == Normalisation(mean, std)
+    assert read_normalisation("normalisation", text, "wrn-16-1", None) == Normalisation(mean, std)
 
 
 def test_nothing_said_is_nothing() -> None:
-    assert read_normalisation("normalisation", None) is None
+    assert read_normalisation("normalisation", None, "wrn-16-1", None) is None
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_nothing_said_is_nothing() -> None:
 )
 def test_other_forms_are_refused_by_the_option_s_name(text: str, reason: str) -> None:
     with pytest.raises(InputError, match=rf"^--teacher_normalisation {reason}[^\n]*$"):
-        read_normalisation("teacher_normalisation", text)
+        read_normalisation("teacher_normalisation", text, "wrn-16-1", None)
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +112,15 @@ def test_it_is_the_run_s_and_the_tape_s(request_of_files: Request, tmp_path: Pat
 
 def test_a_saved_model_has_its_own_already(tiny: str, teacher: Path) -> None:
     taught = Request(model=tiny, teacher=str(teacher), teacher_normalisation="none", method="kd")
-    with pytest.raises(InputError, match="is a saved model that brings its own; leave it out"):
-        set_up(taught)
+    line = r"--teacher_normalisation: .* is a saved model and brings its own; leave it out"
+    for one in (taught, replace(taught, teacher=tiny, teacher_weights=str(teacher / "student" / "model.safetensors"))):
+        with pytest.raises(InputError, match=line):
+            set_up(one)
+    with pytest.raises(InputError, match=r"--normalisation: .* is a saved model"):
+        set_up(Request(model=str(teacher), normalisation="none"))
     assert alone_request(taught).teacher_normalisation is None
     with pytest.raises(InputError, match="--teacher_normalisation: there is no teacher"):
-        set_up(Request(model=tiny, teacher_normalisation="none"))
+        Request(model=tiny, teacher_normalisation="none")
 
 
 def test_numbers_for_other_channels_are_refused(request_of_files: Request) -> None:

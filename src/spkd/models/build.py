@@ -25,7 +25,7 @@ from spkd.models.weights import Match, load, match, read_tensors
 # A network that cannot be made without a number of classes is made with this one, to be held against the weights.
 _TRIAL_CLASSES = 10
 
-__all__ = ["BuiltModel", "Defaults", "HeadMismatch", "build_model", "model_defaults"]
+__all__ = ["BuiltModel", "Defaults", "HeadMismatch", "build_model", "is_saved_by_us", "model_defaults"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
     return Defaults(known.image_size, Normalisation(known.mean, known.std))
 
 
+def is_saved_by_us(spec: str, weights: str | None) -> bool:
+    """Return whether the weights are those of a saved model, whose ``model.json`` says what they were trained with."""
+    return _origin(spec, weights).described is not None
+
+
 def build_model(
     spec: str,
     *,
@@ -110,12 +115,10 @@ def build_model(
     Raises:
         HeadMismatch: when the head's classes are not ``classes`` (an :class:`~spkd.errors.InputError`). A
             saved model's are compared by name too, unless either side's names are plain numbers.
-        InputError: for an unknown model, weights that cannot be read or do not fit, a failed download, images that
-            the network cannot take, or a normalisation of one's own for a saved model, which has one.
+        InputError: for an unknown model, weights that cannot be read or do not fit, a failed download, or images that
+            the network cannot take.
     """
     origin = _origin(spec, weights)
-    if own_normalisation is not None and origin.described is not None:
-        raise InputError(f"normalisation: {weights or spec} is a saved model that brings its own; leave it out")
     architecture, info = origin.architecture, origin.info
     wanted = len(classes) if classes is not None else None
     built_for = info.channels if info is not None else channels

@@ -69,10 +69,11 @@ def statistics(reproduction: Reproduction, pairs: Sequence[Pair]) -> Grid:
             first = (pair.student, pair.teacher, heading(line.label))
             rows.append((*first, *_statistics(line), *((str(theirs) if theirs else NOT_KNOWN,) if paper else ())))
     independent = EXPERIMENTS[reproduction.experiment].independent_seeds
+    headings = _STATISTICS if independent else ("mean" if name.startswith("mean") else name for name in _STATISTICS)
     column = ("paper's median",) if shown else ()
     return Grid(
         title=f"{_title(reproduction)}: over the seeds",
-        headings=("student", "teacher", _first_heading(reproduction), *_STATISTICS, *column),
+        headings=("student", "teacher", _first_heading(reproduction), *headings, *column),
         rows=tuple(rows),
         notes=(_TESTED if independent else _UNTESTED, *_setting_notes(reproduction), *_paper_notes(shown)),
         texts=3,

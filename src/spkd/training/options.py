@@ -39,6 +39,10 @@ class Request:
     overrides: Mapping[str, object] = field(default_factory=dict)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.teacher_normalisation is not None and self.teacher is None:
+            raise InputError("--teacher_normalisation: there is no teacher; give --teacher")
+
     def paths(self) -> dict[str, str | None]:
         """Return by option what may be a path, which is not to be written to."""
         from spkd.data.load import named_set
@@ -46,12 +50,15 @@ class Request:
 
         data, root = self.data.data, self.data.data_root
         below = Path(root or ".") / data
-        folder = str(below) if not Path(data).is_dir() and below.is_dir() else data
+        if named_set(self.data) is not None:
+            folder = None if root is None else str(below)
+        else:
+            folder = str(below) if not Path(data).is_dir() and below.is_dir() else data
         model, teacher = (
             None if spec is None or names_architecture(spec) else spec for spec in (self.model, self.teacher)
         )
         return {
-            "data": folder if named_set(self.data) is None else None,
+            "data": folder,
             "data_root": root,
             "unlabelled": self.unlabelled,
             "model": model,

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ from spkd.training.setup import Setup, set_up
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
 
 WORTH_COMPILING = 10_000
@@ -129,7 +130,7 @@ def _train(
         if overwrite or not folder.checkpoint.exists():
             teacher_error = _look_first(setup, distiller, player, stream, fabric.device, display)
         if fabric.world_size > 1:
-            _freeze_unused(distiller, player, stream, display)
+            _await_unused(distiller, player, stream, fabric, display)
         fabric.barrier()
         if fabric.is_global_zero:
             held.enter_context(locked(folder.path, wait=False))
@@ -310,17 +311,15 @@ def _few(stream: TrainStream, player: Player | None) -> tuple[Tensor, Tensor, Ma
     return images[:LOOKED_AT], targets[:LOOKED_AT], None
 
 
-def _freeze_unused(distiller: Distiller, player: Player | None, stream: TrainStream, display: Display) -> None:
-    """Freeze weights that take no part in the loss, of which several processes would wait for gradients.
-
-    They stay as they are, as they do in one process.
-    """
+def _await_unused(
+    distiller: Distiller, player: Player | None, stream: TrainStream, fabric: Fabric, display: Display
+) -> None:
+    """Have several processes look for weights without a gradient at every step, if there are any, not wait for them."""
     distiller.train()
-    unused = distiller.unused_parameters(*_few(stream, player))
-    for name in unused:
-        distiller.get_parameter(name).requires_grad_(False)
-    if unused:
-        display.say(f"warning: no loss depends on {', '.join(unused[:3])}{', ...' * (len(unused) > 3)}: left as it is")
+    if unused := distiller.unused_parameters(*_few(stream, player)):
+        cast("DDPStrategy", fabric.strategy)._ddp_kwargs["find_unused_parameters"] = True
+        shown = ", ".join(unused[:3]) + ", ..." * (len(unused) > 3)
+        display.say(f"no loss depends on {shown}: the processes look for such weights at every step")
 
 
 def _near_chance(setup: Setup) -> float:

@@ -181,7 +181,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         image_size=image_size,
         normalisation=normalisation,
         weights=request.weights,
-        own_normalisation=read_normalisation("normalisation", request.normalisation),
+        own_normalisation=read_normalisation("normalisation", request.normalisation, request.model, request.weights),
         replace_head=request.replace_head,
     )
     notes += student.notes
@@ -210,8 +210,6 @@ def _check_request(request: Request) -> None:
     (Recipe() if request.recipe is None else preset(request.recipe)).override(request.overrides)
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
-    if request.teacher_normalisation is not None and request.teacher is None:
-        raise InputError("--teacher_normalisation: there is no teacher; give --teacher")
     if request.unlabelled is not None and request.teacher is None:
         raise InputError("--unlabelled: there is nothing to learn from images without a label but by a teacher")
     if request.teacher is not None and not term_names(request.method):
@@ -256,7 +254,7 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
 def _teacher(request: Request, data: ImageData, image_size: int, normalisation: Normalisation) -> BuiltModel:
     """Build the trained teacher: with the data's classes where its head has as many, else with its own."""
     spec, weights = str(request.teacher), request.teacher_weights
-    own = read_normalisation("teacher_normalisation", request.teacher_normalisation)
+    own = read_normalisation("teacher_normalisation", request.teacher_normalisation, spec, weights)
 
     def build(classes: tuple[str, ...] | None) -> BuiltModel:
         return build_model(
