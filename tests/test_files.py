@@ -176,7 +176,7 @@ def test_a_child_that_outlives_its_process_does_not_keep_the_lock(tmp_path: Path
     code = (
         "import os, sys, time; from pathlib import Path; from spkd.files import locked\n"
         "with locked(Path(sys.argv[1]), wait=False):\n"
-        "    if child := os.fork(): print(child, flush=True)\n"
+        "    if not os.fork(): print(os.getpid(), flush=True)  # once it has let go\n"
         "    time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as parent:

@@ -70,7 +70,7 @@ def test_makes_wide_residual_networks() -> None:
     network = build("wrn-10-2", channels=1)
     assert isinstance(network, WideResNet)
     assert network(torch.rand(1, 1, 8, 8)).shape == (1, 7)
-    assert input_channels(build("wrn-10-1?in_channels=3", channels=1)) == 3
+    assert input_channels(build("wrn-10-1?in_channels=3", channels=1), 1, 8) == 3
 
 
 def test_makes_library_models_with_arguments() -> None:
