@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,30 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.data.augment import AUGMENTATION
 from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.seeds import mixed_seed
 from spkd.data.stream import evaluation_batches
 from spkd.data.vision_sets import VISION_SETS
 from spkd.errors import InputError
-from spkd.files import sha256
-from spkd.imports import code_digest, import_object
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model, model_defaults
-from spkd.models.classifier import Classifier, Normalisation, find_meant, read_info
+from spkd.models.classifier import Classifier, Normalisation, find_meant
 from spkd.models.network import HeadMismatch
-from spkd.models.spec import names_architecture
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
+from spkd.training.identity import (
+    CODE_FILE,
+    absolute,
+    absolute_network,
+    code_name,
+    file_hashes,
+    if_given,
+    tape_identity,
+    unlabelled_images,
+    with_absolute_code,
+)
 from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.run_folder import refuse_inputs
 from spkd.training.tape import Tape
 
-_CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
 _LOSSES = 4  # sets this seed apart from those of the stream and of the steps
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
@@ -76,16 +81,16 @@ class Setup:
 
     def tape_identity(self) -> dict[str, Any]:
         """Return everything that decides what the teacher says of each batch, by name."""
-        return _tape_identity(self.request, self.data, self.image_size, self.recipe)
+        return tape_identity(self.request, self.data, self.image_size, self.recipe)
 
     def config(self) -> dict[str, Any]:
         """Return everything that decides the result, flat, as the command line's options."""
         request, recipe = self.request, asdict(self.recipe)
         losses = recipe.pop("losses")
         network: dict[str, Any] = {
-            "model" if request.teacher is None else "student": _absolute_network(request.model),
-            "weights": _absolute(request.weights),
-            **_given(normalisation=request.normalisation),
+            "model" if request.teacher is None else "student": absolute_network(request.model),
+            "weights": absolute(request.weights),
+            **if_given("normalisation", request.normalisation),
         }
         data = asdict(request.data)
         for how in ("workers", "download"):
@@ -94,10 +99,10 @@ class Setup:
             recipe.pop("teacher_precision")
         else:
             network |= {
-                "teacher": _absolute_network(request.teacher),
-                "teacher_weights": _absolute(request.teacher_weights),
-                **_given(teacher_normalisation=request.teacher_normalisation),
-                "method": _with_absolute_code(request.method),
+                "teacher": absolute_network(request.teacher),
+                "teacher_weights": absolute(request.teacher_weights),
+                **if_given("teacher_normalisation", request.teacher_normalisation),
+                "method": with_absolute_code(request.method),
                 "taps": list(request.taps),
             }
         return {
@@ -105,8 +110,8 @@ class Setup:
             "replace_head": request.replace_head,
             **data,
             "data": self._data_name(),
-            "data_root": _absolute(data["data_root"]),
-            **({} if request.unlabelled is None else {"unlabelled": _absolute(request.unlabelled)}),
+            "data_root": absolute(data["data_root"]),
+            **if_given("unlabelled", absolute(request.unlabelled)),
             "image_size": self.image_size,
             "seed": request.seed,
             "recipe": recipe.pop("name"),
@@ -120,7 +125,7 @@ class Setup:
         named = self.request.data
         if named.is_digits:
             return "digits"
-        return named.data if named.data in VISION_SETS else str(_absolute(named.data))
+        return named.data if named.data in VISION_SETS else str(absolute(named.data))
 
     def identity(self) -> str:
         """Return a hash of the configuration, of the weights and code files that it names, and of the images.
@@ -132,17 +137,17 @@ class Setup:
             config.pop(name, None)
         for name in ("model", "student", "teacher"):
             if name in config:
-                config[name] = "a saved model" if find_meant(config[name]) is not None else _code_name(config[name])
+                config[name] = "a saved model" if find_meant(config[name]) is not None else code_name(config[name])
         for name in ("weights", "teacher_weights"):
             if config.get(name) is not None and Path(config[name]).is_file():
                 config[name] = "a file"
-        config["method"] = _CODE_FILE.sub(lambda found: Path(found[0]).name, self.request.method)
+        config["method"] = CODE_FILE.sub(lambda found: Path(found[0]).name, self.request.method)
         decided = {
             "config": config,
-            "files": _file_hashes(self.request),
+            "files": file_hashes(self.request),
             "images": data.fingerprint(),
             "seen": [data.flip, data.normalisation_mean, data.normalisation_std],
-            **_unlabelled(data),
+            **unlabelled_images(data),
         }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
@@ -317,7 +322,7 @@ def _tape(request: Request, runtime: Runtime | None, data: ImageData, image_size
         raise InputError("--tape keeps what a teacher says: give --teacher as well")
     tape = Tape.open(Path(runtime.tape))
     if tape is not None:
-        identity = _tape_identity(request, data, image_size, recipe)
+        identity = tape_identity(request, data, image_size, recipe)
         tape.check(identity, recipe.teacher_precision, runtime.tape_dtype)
     return tape
 
@@ -338,81 +343,3 @@ def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe) -> 
     """Return the objective; random numbers that a loss starts from are those of the seed, with a teacher or a tape."""
     torch.manual_seed(mixed_seed(_LOSSES, request.seed))
     return build_objective(request.method, pairs, recipe.losses)
-
-
-def _tape_identity(request: Request, data: ImageData, image_size: int, recipe: Recipe) -> dict[str, Any]:
-    files = _file_hashes(replace(request, model="", weights=None, method="none"))
-    saved = find_meant(str(request.teacher))
-    return {
-        "teacher": _code_name(str(request.teacher) if saved is None else read_info(saved).spec),
-        "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
-        "teacher_files": files,
-        **_given(teacher_normalisation=request.teacher_normalisation),
-        "images": data.fingerprint(),
-        **_unlabelled(data),
-        "image_size": image_size,
-        "augmentation": f"{AUGMENTATION}{' and flip' if data.flip else ''}",
-        "batch_size": recipe.batch_size,
-        "seed": request.seed,
-    }
-
-
-def _given(**options: str | None) -> dict[str, str]:
-    """Return the options that are given: an identity without them is that of versions which did not have them."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _unlabelled(data: ImageData) -> dict[str, str]:
-    """Return what an identity holds of images without a label: nothing where there are none."""
-    fingerprint = data.unlabelled_fingerprint()
-    return {} if fingerprint is None else {"unlabelled": fingerprint}
-
-
-def _file_hashes(request: Request) -> dict[str, str]:
-    """Return a hash of each file of weights or code that the request names, so that a changed one is noticed."""
-    named = {
-        "model": request.model,
-        "weights": request.weights,
-        "teacher": request.teacher,
-        "teacher_weights": request.teacher_weights,
-        "method": request.method,
-    }
-    hashes = {}
-    for option, text in named.items():
-        if not text:
-            continue
-        for reference in term_names(text) if option == "method" else (text.partition("?")[0],):
-            if ":" in reference and not Path(reference).exists():
-                hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
-        saved = find_meant(text) if option in ("model", "teacher") else None
-        file = saved / "model.safetensors" if saved is not None else Path(text)
-        if file.is_file():
-            hashes[option] = sha256(file)
-            description = file.with_name("model.json")
-            if file.name == "model.safetensors" and description.is_file():
-                hashes[f"{option} description"] = sha256(description)
-        if saved is not None and ":" in (reference := read_info(saved).spec.partition("?")[0]):
-            hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
-    return hashes
-
-
-def _code_name(spec: str) -> str:
-    """Return a network's spec with the name of its file of code, without the path."""
-    reference, mark, arguments = spec.partition("?")
-    where, _, name = reference.rpartition(":")
-    return f"{Path(where).name}:{name}{mark}{arguments}" if where.endswith(".py") else spec
-
-
-def _absolute(text: str | None) -> str | None:
-    """Return ``text`` with the paths in it that exist made absolute, so that it means the same from any folder."""
-    if text is None or Path(text).exists():
-        return None if text is None else str(Path(text).resolve())
-    return _with_absolute_code(text)
-
-
-def _absolute_network(spec: str) -> str:
-    return spec if names_architecture(spec) else str(_absolute(spec))
-
-
-def _with_absolute_code(text: str) -> str:
-    return _CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if Path(found[0]).is_file() else found[0], text)

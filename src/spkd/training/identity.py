@@ -1,0 +1,101 @@
+"""What decides what a run or a tape is, wherever it lies: hashes of files and code, names without folders."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spkd.data.augment import AUGMENTATION
+from spkd.data.images import ImageData
+from spkd.files import sha256
+from spkd.imports import code_digest, import_object
+from spkd.losses.methods import term_names
+from spkd.models.classifier import find_meant, read_info
+from spkd.models.spec import names_architecture
+from spkd.training.options import Request
+from spkd.training.recipe import Recipe
+
+CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
+"""A file of code in the spec of a network or a method."""
+
+
+def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Recipe) -> dict[str, Any]:
+    """Return everything that decides what the teacher says of each batch, by name."""
+    files = file_hashes(replace(request, model="", weights=None, method="none"))
+    saved = find_meant(str(request.teacher))
+    return {
+        "teacher": code_name(str(request.teacher) if saved is None else read_info(saved).spec),
+        "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
+        "teacher_files": files,
+        **if_given("teacher_normalisation", request.teacher_normalisation),
+        "images": data.fingerprint(),
+        **unlabelled_images(data),
+        "image_size": image_size,
+        "augmentation": f"{AUGMENTATION}{' and flip' if data.flip else ''}",
+        "batch_size": recipe.batch_size,
+        "seed": request.seed,
+    }
+
+
+def if_given(option: str, value: str | None) -> dict[str, str]:
+    """Return an option where it is given: an identity without it is that of versions which did not have it."""
+    return {} if value is None else {option: value}
+
+
+def unlabelled_images(data: ImageData) -> dict[str, str]:
+    """Return what an identity holds of images without a label: nothing where there are none."""
+    return if_given("unlabelled", data.unlabelled_fingerprint())
+
+
+def file_hashes(request: Request) -> dict[str, str]:
+    """Return a hash of each file of weights or code that the request names, so that a changed one is noticed."""
+    named = {
+        "model": request.model,
+        "weights": request.weights,
+        "teacher": request.teacher,
+        "teacher_weights": request.teacher_weights,
+        "method": request.method,
+    }
+    hashes = {}
+    for option, text in named.items():
+        if not text:
+            continue
+        for reference in term_names(text) if option == "method" else (text.partition("?")[0],):
+            if ":" in reference and not Path(reference).exists():
+                hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
+        saved = find_meant(text) if option in ("model", "teacher") else None
+        file = saved / "model.safetensors" if saved is not None else Path(text)
+        if file.is_file():
+            hashes[option] = sha256(file)
+            description = file.with_name("model.json")
+            if file.name == "model.safetensors" and description.is_file():
+                hashes[f"{option} description"] = sha256(description)
+        if saved is not None and ":" in (reference := read_info(saved).spec.partition("?")[0]):
+            hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
+    return hashes
+
+
+def code_name(spec: str) -> str:
+    """Return a network's spec with the name of its file of code, without the path."""
+    reference, mark, arguments = spec.partition("?")
+    where, _, name = reference.rpartition(":")
+    return f"{Path(where).name}:{name}{mark}{arguments}" if where.endswith(".py") else spec
+
+
+def absolute(text: str | None) -> str | None:
+    """Return ``text`` with the paths in it that exist made absolute, so that it means the same from any folder."""
+    if text is None or Path(text).exists():
+        return None if text is None else str(Path(text).resolve())
+    return with_absolute_code(text)
+
+
+def absolute_network(spec: str) -> str:
+    """Return the same of a network's spec; an architecture's name is no path."""
+    return spec if names_architecture(spec) else str(absolute(spec))
+
+
+def with_absolute_code(text: str) -> str:
+    """Return a text with the paths of files of code in it made absolute."""
+    return CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if Path(found[0]).is_file() else found[0], text)
