@@ -36,6 +36,9 @@ def network(channels: int = 4, classes: int = 10, seed: int = 0) -> nn.Sequentia
     )
 
 
+PAIR = TapPair("1", "2")
+
+
 def objective(pair: str = "2") -> Objective:
     tapped = TapPair.parse(pair)
     return Objective(
@@ -361,6 +364,69 @@ def test_checking_finds_targets_without_a_logit() -> None:
     distiller().check(images, torch.full_like(targets, -100))
     with pytest.raises(InputError, match=r"got -?\d+ to 10"):
         distiller().check(images, some.index_fill(0, torch.tensor([1]), 10))
+
+
+def test_checking_knows_probabilities_from_other_targets() -> None:
+    images, targets = batch(4)
+    mixed = 0.5 * (F.one_hot(targets, 10) + F.one_hot(targets.flip(0), 10))
+    distiller().check(images, mixed)
+    for wrong, message in (
+        (torch.tensor([[1.0, 1.0, *[0.0] * 8]] * 4), "whose sum is 1 for each image"),
+        (torch.tensor([[-1.0, 2.0, *[0.0] * 8]] * 4), "probabilities of the classes"),
+        (targets.float(), r"got torch.float32 of shape \(4,\)"),
+        (torch.zeros(4, 9), r"as many probabilities as the student has logits \(10\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            distiller().check(images, wrong)
+
+
+def test_a_segmentation_s_targets_are_no_classes_of_images() -> None:
+    student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    module = Distiller(student, network(6, seed=1), Objective([Term("sp", 1.0, SimilarityPreservingLoss(PAIR))]))
+    images, maps = batch(4)[0], torch.zeros(4, 6, 6, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"expected logits of shape \(images, classes\), got \(4, 5, 6, 6\)"):
+        module.check(images, maps)
+    module.check(images, None)
+
+    def pixels(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="none").mean((1, 2))
+
+    own = Objective([Term("sp", 1.0, SimilarityPreservingLoss(PAIR))], criterion=pixels)
+    module = Distiller(student, network(6, seed=1), own)
+    module.check(images, maps)
+    assert torch.allclose(module(images, maps).terms["ce"], F.cross_entropy(student(images), maps))
+
+
+def test_a_student_that_is_wrapped_later_is_run_wrapped() -> None:
+    class Counting(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module, self.runs = module, 0
+
+        def forward(self, images: Tensor) -> Any:
+            self.runs += 1
+            return self.module(images)
+
+    module = distiller()
+    images, targets = batch()
+    before = module(images, targets).total
+    wrapped = Counting(module.student)
+    module.student = wrapped
+    assert torch.equal(module(images, targets).total, before)
+    module.check(images, targets)
+    assert module.unused_parameters(images, targets) == ()
+    assert wrapped.runs == 3
+    module.student = wrapped.module
+    module(images, targets)
+    assert wrapped.runs == 3
+
+
+def test_another_network_in_the_student_s_place_is_an_error_never_one_that_does_not_learn() -> None:
+    module = distiller()
+    module.student = copy.deepcopy(module.student)
+    for call in (module, module.check, module.unused_parameters):
+        with pytest.raises(InputError, match="student: another network has been put in its place"):
+            call(*batch())
 
 
 def test_a_sound_distiller_passes_its_check_in_half_precision() -> None:

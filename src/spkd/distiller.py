@@ -13,7 +13,7 @@ from spkd.errors import InputError
 from spkd.losses.objective import UNLABELLED, LossBreakdown, Objective
 from spkd.modes import keeping_buffers
 from spkd.processes import Division, divide
-from spkd.taps import Taps
+from spkd.taps import Taps, unwrap
 
 HALF_PRECISION_SCALE = 2.0**16
 """By which a loss is scaled in a rehearsal whose gradients are all zero: as much as PyTorch's scaler begins with."""
@@ -131,21 +131,25 @@ class Distiller(nn.Module):
         return self._teachers[0] if self._teachers else None
 
     def forward(
-        self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | Remembered | None = None
+        self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | Remembered | None = None
     ) -> LossBreakdown:
         """Run both networks on a batch and compute the objective.
 
         Args:
             images: (b, channels, h, w), given to both networks as they are.
-            targets: class indices (b,), int64; -100 for an image without a label.
+            targets: class indices (b,), int64, -100 for an image without a label; or probabilities of the classes
+                (b, k), as mixup and cutmix give them; or what the objective's criterion takes. None where no image
+                has a label.
             remembered: what :meth:`remember` returned for these images; the teacher then does not run.
 
         Returns:
-            the weighted total, to call ``backward()`` on, and the unweighted terms.
+            the weighted total, to call ``backward()`` on, the unweighted terms, and the student's logits.
 
         Raises:
-            InputError: a tap fails (see :class:`~spkd.taps.Taps`), or a loss cannot compare what it gets.
+            InputError: a tap fails (see :class:`~spkd.taps.Taps`), a loss cannot compare what it gets, or another
+                network has been put in the student's place.
         """
+        self._follow_student()
         if isinstance(remembered, Remembered):
             remembered = remembered.values
         division = _divided(images)
@@ -193,7 +197,7 @@ class Distiller(nn.Module):
             return teacher.training
         return any(module.training for module in self._teacher_modules)
 
-    def check(self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | None = None) -> None:
+    def check(self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | None = None) -> None:
         """Rehearse a training step on a real batch, so that a mistake shows before hours are spent on it.
 
         ``remembered`` is as for :meth:`forward`.
@@ -202,31 +206,34 @@ class Distiller(nn.Module):
         of CUDA are afterwards as they were.
 
         Raises:
-            InputError: a target has no logit, a term is not finite, or a distillation term has no
+            InputError: a target has no logit or is no probability, a term is not finite, or a distillation term has no
                 gradient with respect to the student's trainable parameters; the line names the term. Or the
                 student's parameters are sharded (``fully_shard``).
         """
         _refuse_shards(self.student)
+        self._follow_student()
         with self._undisturbed(images.device):
             division = _divided(images)
             if remembered is None:
                 remembered = self._remember(images, division)
             student = self._student_taps(images)
-            # Of a divided batch every process sees what the others do, so that all of them fail or none.
-            _check_targets(student.logits, targets if division is None else division.gather(targets))
+            if targets is not None and self.objective.criterion is None:
+                # Of a divided batch every process sees what the others do, so that all of them fail or none.
+                _check_targets(student.logits, targets if division is None else division.gather(targets))
             for name, value in self.objective.values(student, targets, remembered, division).items():
                 _check_finite(name, value if division is None else division.sum(division.share * value))
                 if name != "ce":
                     self._check_gradient(name, value, division)
 
     def unused_parameters(
-        self, images: Tensor, targets: Tensor, remembered: Mapping[str, Tensor] | None = None
+        self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | None = None
     ) -> tuple[str, ...]:
         """Return the names of trainable parameters on which no term of the objective depends, in any process.
 
         The arguments are those of :meth:`forward`; all is left as it was, as by :meth:`check`.
         """
         _refuse_shards(self.student)
+        self._follow_student()
         named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
         with self._undisturbed(images.device):
             division = _divided(images)
@@ -260,6 +267,18 @@ class Distiller(nn.Module):
         for teacher in self._teachers:
             teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _follow_student(self) -> None:
+        """Run what stands as the student now, which may have been wrapped since."""
+        if self._student_taps.model is self.student:
+            return
+        if unwrap(self.student) is not unwrap(self._student_taps.model):
+            raise InputError(
+                "student: another network has been put in its place, whose layers are not read; make a new Distiller "
+                "of it, and its optimizer anew."
+            )
+        _check_all_are_averaged(self.student, self.objective)
+        self._student_taps.model = self.student
 
     @contextlib.contextmanager
     def _undisturbed(self, device: torch.device) -> Iterator[None]:
@@ -341,6 +360,9 @@ def _divided(images: Tensor) -> Division | None:
 
 
 def _check_targets(logits: Tensor, targets: Tensor) -> None:
+    if targets.is_floating_point():
+        _check_probabilities(logits, targets)
+        return
     labels = targets[targets != UNLABELLED]
     if not len(labels):
         return
@@ -349,6 +371,19 @@ def _check_targets(logits: Tensor, targets: Tensor) -> None:
         raise InputError(
             f"targets: expected class indices from 0 to {classes - 1}, as the student has {classes} logits, "
             f"got {least} to {most}; give the student a head of as many classes as the data."
+        )
+
+
+def _check_probabilities(logits: Tensor, targets: Tensor) -> None:
+    if targets.shape[1:] != logits.shape[1:]:
+        raise InputError(
+            f"targets: expected class indices, int64, or as many probabilities as the student has logits "
+            f"({logits.shape[-1]}), got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
+    if bool((targets < 0).any()) or bool(((targets.sum(1) - 1).abs() > 1e-2).any()):
+        raise InputError(
+            "targets: expected probabilities of the classes, whose sum is 1 for each image; for labels that do not "
+            "exclude each other, give the objective a criterion of your own."
         )
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from spkd.errors import InputError
 from spkd.functional import similarity_preserving_loss, soft_target_loss
 from spkd.losses.base import DistillationLoss
-from spkd.losses.objective import UNLABELLED, LossBreakdown, Objective, Term
+from spkd.losses.objective import UNLABELLED, Criterion, LossBreakdown, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.taps import Activations, TapPair
@@ -134,6 +134,76 @@ def test_cross_entropy_of_weight_zero_needs_no_label(student: Activations, teach
     objective = Objective([Term("sp", 2.0, SimilarityPreservingLoss(LAST))], cross_entropy=0.0)
     result = objective(student, torch.full((3,), -100), objective.remember(teacher))
     torch.testing.assert_close(result.total.detach(), 2 * result.terms["sp"])
+
+
+def test_a_criterion_takes_the_place_of_the_cross_entropy(student: Activations, teacher: Activations) -> None:
+    smoothed = nn.CrossEntropyLoss(label_smoothing=0.1, reduction="none")
+    objective = Objective([Term("kd", 0.5, SoftTargetLoss())], 2.0, criterion=smoothed)
+    breakdown = objective(student, TARGETS, objective.remember(teacher))
+    log_p = student.logits.detach().double().log_softmax(1)
+    expected = -(0.9 * log_p[range(3), TARGETS] + 0.1 * log_p.mean(1)).mean()
+    assert math.isclose(float(breakdown.terms["ce"]), float(expected), rel_tol=1e-6)
+    assert math.isclose(
+        float(breakdown.total.detach()), float(2 * breakdown.terms["ce"] + 0.5 * breakdown.terms["kd"]), rel_tol=1e-6
+    )
+
+
+def test_a_criterion_s_weights_are_the_objective_s_and_its_targets_of_any_kind() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+            losses = F.binary_cross_entropy_with_logits(logits * self.scale[:, None, None], targets, reduction="none")
+            return losses.flatten(1).mean(1)
+
+    objective = Objective(criterion=Scaled())
+    maps = random(1, 2, 4, 3, 3).bfloat16().requires_grad_()
+    breakdown = objective(Activations(maps, {}), (random(2, 2, 4, 3, 3) > 0).float(), {})
+    breakdown.total.backward()
+    (scale,) = objective.parameters()
+    assert scale.grad is not None
+    assert scale.grad.abs().min() > 0
+    assert breakdown.terms["ce"].dtype == torch.float32  # of logits that autocast has rounded
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (nn.CrossEntropyLoss(), r"a value for each image, of shape \(3,\), got shape \(\); give it reduction=\"none\""),
+        (lambda logits, targets: logits, r"got shape \(3, 5\)"),
+        (lambda logits, targets: None, "got None"),
+    ],
+)
+def test_a_criterion_gives_a_value_for_each_image(criterion: Criterion, message: str, student: Activations) -> None:
+    with pytest.raises(InputError, match=message):
+        Objective(criterion=criterion)(student, TARGETS, {})
+
+
+def test_probabilities_as_targets(student: Activations) -> None:
+    mixed = 0.7 * F.one_hot(TARGETS, 5).float() + 0.3 * F.one_hot(TARGETS.flip(0), 5).float()
+    log_p = student.logits.detach().double().log_softmax(1)
+    expected = -(0.7 * log_p[range(3), TARGETS] + 0.3 * log_p[range(3), TARGETS.flip(0)]).mean()
+    assert math.isclose(float(Objective()(student, mixed, {}).terms["ce"]), float(expected), rel_tol=1e-6)
+
+
+def test_without_targets_the_logits_may_be_anything(student: Activations, teacher: Activations) -> None:
+    features = Activations(random(1, 3, 4, 2, 2).requires_grad_(), student.taps)
+    objective = Objective([Term("sp", 10.0, SimilarityPreservingLoss(LAST))], cross_entropy=0)
+    remembered = objective.remember(teacher)
+    breakdown = objective(features, None, remembered)
+    assert breakdown.terms["ce"] == 0
+    assert torch.equal(breakdown.total, objective(student, TARGETS, remembered).total)
+    with pytest.raises(InputError, match=r"expected logits of shape \(images, classes\), got \(3, 4, 2, 2\)"):
+        objective(features, TARGETS, remembered)
+
+
+def test_the_logits_are_told_without_gradient(student: Activations) -> None:
+    told = Objective()(student, TARGETS, {}).logits
+    assert told is not None
+    assert torch.equal(told, student.logits)
+    assert not told.requires_grad
 
 
 def test_half_precision_logits_under_autocast() -> None:

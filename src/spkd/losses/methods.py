@@ -14,7 +14,7 @@ from spkd.errors import InputError, nearest, one_line
 from spkd.imports import code_digest, import_object, split_arguments
 from spkd.losses.attention import AttentionTransferLoss
 from spkd.losses.base import DistillationLoss
-from spkd.losses.objective import Objective, Term
+from spkd.losses.objective import Criterion, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.losses.weights import LossWeights
@@ -36,7 +36,14 @@ class _Request:
     arguments: dict[str, object]
 
 
-def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights) -> Objective:
+def build_objective(
+    method: str,
+    pairs: Sequence[TapPair],
+    weights: LossWeights,
+    *,
+    cross_entropy: float | None = None,
+    criterion: Criterion | None = None,
+) -> Objective:
     """Make the objective that ``method`` names.
 
     A method is ``none`` (cross-entropy alone) or terms joined by ``+`` in any order:
@@ -56,6 +63,9 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
     class name); with several, "sp/<student layer>", and "sp/<student layer>=<teacher layer>" where a
     student layer stands in several pairs.
 
+    ``cross_entropy`` is the weight of the cross-entropy where it is not to be the method's; 0 for a student that learns
+    without labels. ``criterion`` takes its place, as :class:`~spkd.losses.objective.Objective` says.
+
     Raises:
         InputError: for an unknown, doubled or empty term, an unknown or unfit argument, a class that is no
             DistillationLoss or cannot be made, for a term of weight 0, and when a term needs pairs of layers
@@ -69,7 +79,7 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
     """
     _check_pairs(pairs)
     terms: list[Term] = []
-    cross_entropy = 1.0
+    weight_of_labels = 1.0
     requests = _read(method)
     names = Counter(request.name.rpartition(":")[2] for request in requests)
     for request in requests:
@@ -77,13 +87,13 @@ def build_objective(method: str, pairs: Sequence[TapPair], weights: LossWeights)
             used = _weights_for(request, weights)
             terms += _built_in_terms(request.name, _pairs_for(request, pairs), used)
             if request.name == "kd":
-                cross_entropy = 1 - used.alpha
+                weight_of_labels = 1 - used.alpha
         else:
             terms += _own_terms(request, pairs, is_only=names[request.name.rpartition(":")[2]] == 1)
     for term in terms:
         if term.weight == 0:
             raise InputError(f"the term {term.name} of method {method!r} has weight 0; leave the term out")
-    return Objective(terms, cross_entropy)
+    return Objective(terms, weight_of_labels if cross_entropy is None else cross_entropy, criterion=criterion)
 
 
 def joined_methods(methods: Sequence[str]) -> str:

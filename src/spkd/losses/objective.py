@@ -22,6 +22,9 @@ from spkd.taps import Activations
 UNLABELLED = -100
 """The target of an image without a label: PyTorch's own for what a cross-entropy passes over."""
 
+Criterion = Callable[[Tensor, Tensor], Tensor]
+"""From logits and targets to a value for each image, (b,)."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -47,12 +50,14 @@ class LossBreakdown(NamedTuple):
     Attributes:
         total: the weighted sum, a scalar to call ``backward()`` on.
         terms: each term by name, unweighted and detached; cross-entropy is always among them, as "ce".
+        logits: the student's, detached; of this process's images. The package's own training loop leaves them out.
 
     Where several processes have divided a batch, all of them get the values of the whole batch.
     """
 
     total: Tensor
     terms: Mapping[str, Tensor]
+    logits: Tensor | None = None
 
 
 class Objective(nn.Module):
@@ -66,6 +71,11 @@ class Objective(nn.Module):
     Args:
         terms: the distillation losses with their names and weights.
         cross_entropy: the weight of the cross-entropy with the labels.
+        criterion: what takes the place of the cross-entropy, and its name "ce": from the student's logits in float32
+            and the targets to a value for each image, ``(b,)``, of which the mean is taken. Label smoothing, say, is
+            ``nn.CrossEntropyLoss(label_smoothing=0.1, reduction="none")``, and labels that do not exclude each other
+            ``lambda logits, targets: F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)``.
+            A module's weights are parameters of the objective.
 
     Attributes:
         terms: as given.
@@ -84,7 +94,9 @@ class Objective(nn.Module):
     ``InputError`` as well, which names the term and its class.
     """
 
-    def __init__(self, terms: Sequence[Term] = (), cross_entropy: float = 1.0) -> None:
+    def __init__(
+        self, terms: Sequence[Term] = (), cross_entropy: float = 1.0, *, criterion: Criterion | None = None
+    ) -> None:
         super().__init__()
         _check_names([term.name for term in terms])
         weights = [
@@ -98,6 +110,7 @@ class Objective(nn.Module):
             raise InputError("all weights of the objective are 0, so nothing would be learnt; give one above 0")
         self.terms = tuple(terms)
         self.cross_entropy = cross_entropy
+        self.criterion = criterion
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.users_terms = tuple(term.name for term in terms if not type(term.loss).__module__.startswith("spkd."))
         self.pairs = tuple(dict.fromkeys(pair for term in terms for pair in term.loss.pairs))
@@ -127,7 +140,7 @@ class Objective(nn.Module):
     def forward(
         self,
         student: Activations,
-        targets: Tensor,
+        targets: Tensor | None,
         remembered: Mapping[str, Tensor],
         division: Division | None = None,
     ) -> LossBreakdown:
@@ -138,7 +151,9 @@ class Objective(nn.Module):
 
         Args:
             student: the student's activations for a batch, logits ``(b, k)``, or for this process's images of it.
-            targets: class indices ``(b,)``, int64, of the same images; -100 where there is no label.
+            targets: class indices ``(b,)``, int64, of the same images, -100 where there is no label; or the
+                probabilities of the classes ``(b, k)``, as mixed images have them; or what the criterion takes. None
+                where no image has a label: the logits may then be of any shape.
             remembered: what :meth:`remember` returned for the same images.
             division: as for :meth:`remember`.
 
@@ -156,12 +171,14 @@ class Objective(nn.Module):
         ]
         total = sum(others, start=first)
         terms = {name: value.detach() for name, value in values.items()}
-        return LossBreakdown(total, terms) if division is None else _of_the_whole_batch(total, terms, division)
+        if division is not None:
+            total, terms = _of_the_whole_batch(total, terms, division)
+        return LossBreakdown(total, terms, student.logits.detach())
 
     def values(
         self,
         student: Activations,
-        targets: Tensor,
+        targets: Tensor | None,
         remembered: Mapping[str, Tensor],
         division: Division | None = None,
     ) -> dict[str, Tensor]:
@@ -172,9 +189,7 @@ class Objective(nn.Module):
         Raises:
             InputError: when ``remembered`` lacks a term or a loss is no scalar, or as the losses do.
         """
-        # Autocast leaves a cross-entropy of float32 as it is.
-        logits = upcast(student.logits)
-        values = {"ce": F.cross_entropy(logits, targets, ignore_index=UNLABELLED, reduction="sum") / len(targets)}
+        values = {"ce": self._cross_entropy(student.logits, targets)}
         for term, activations in self._seen(student, division):
             if term.name not in remembered:
                 known = ", ".join(remembered) or "nothing"
@@ -195,6 +210,19 @@ class Objective(nn.Module):
                 )
             values[term.name] = value
         return values
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        if targets is None:
+            return logits.new_zeros((), dtype=torch.float32)
+        if self.criterion is not None:
+            return _mean_of(self.criterion, upcast(logits), targets)
+        if logits.dim() != 2:
+            raise InputError(
+                f"student: expected logits of shape (images, classes), got {tuple(logits.shape)}; give the objective a "
+                "criterion of your own for targets of another kind, or None as targets where there are no labels."
+            )
+        # Autocast leaves a cross-entropy of float32 as it is.
+        return F.cross_entropy(upcast(logits), targets, ignore_index=UNLABELLED, reduction="sum") / len(targets)
 
     def _seen(self, activations: Activations, division: Division | None) -> list[tuple[Term, Activations]]:
         """Return the terms with what each is to see of a network."""
@@ -220,11 +248,25 @@ class Objective(nn.Module):
             raise InputError(f"{_title(term)} failed in {half}(): {failure(error, file)}") from error
 
 
-def _of_the_whole_batch(total: Tensor, terms: Mapping[str, Tensor], division: Division) -> LossBreakdown:
+def _mean_of(criterion: Criterion, logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over the images of a user's own criterion."""
+    values = criterion(logits, targets)
+    if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else _kind(values)
+        raise InputError(
+            f"criterion: expected a value for each image, of shape ({len(logits)},), got {got}; give it "
+            'reduction="none", and take the mean over what is left of each image.'
+        )
+    return values.mean()
+
+
+def _of_the_whole_batch(
+    total: Tensor, terms: Mapping[str, Tensor], division: Division
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the values of all processes together, with this process's gradient."""
     parts = [total.detach() / division.processes, *(division.share * value for value in terms.values())]
     whole = division.sum(torch.stack(parts))
-    return LossBreakdown(total + (whole[0] - total.detach()), dict(zip(terms, whole[1:], strict=True)))
+    return total + (whole[0] - total.detach()), dict(zip(terms, whole[1:], strict=True))
 
 
 def _in_float32(activations: Activations) -> Activations:
