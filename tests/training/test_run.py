@@ -20,6 +20,7 @@ from spkd.data.options import DataOptions
 from spkd.errors import InputError, RunFailed
 from spkd.files import locked
 from spkd.models.classifier import save_classifier
+from spkd.taps import Taps
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import run
@@ -445,6 +446,50 @@ def test_networks_that_know_next_to_nothing_are_warned_of(
     assert warnings[-1] == f"warning: that is little better than chance; try {said}"
     of_teacher = "warning: the teacher is little better than chance on these images; is it the right one?"
     assert warnings[:-1] == ([] if method == "none" else [of_teacher])
+
+
+def test_smoothed_labels_are_learnt_from_and_part_of_the_run(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    plain, smoothed = (set_up(distillation(tiny, teacher, **options)) for options in ({}, {"label_smoothing": 0.1}))
+    assert "label_smoothing" not in plain.config()
+    assert smoothed.config()["label_smoothing"] == 0.1
+    assert plain.identity() == set_up(distillation(tiny, teacher, label_smoothing=0.0)).identity()
+    assert plain.identity() != smoothed.identity()
+    assert any(note.endswith(", label smoothing 0.1") for note in smoothed.notes)
+    images, targets = plain.data.train.image(0).float()[None] / 255, plain.data.train.targets[:1]
+    log_p = plain.student.eval()(images).log_softmax(1)[0]
+    remembered = smoothed.objective.remember(Taps(plain.teacher, smoothed.objective.teacher_taps)(images))
+    seen = Taps(plain.student, smoothed.objective.student_taps)(images)
+    expected = -(0.9 * log_p[targets[0]] + 0.1 * log_p.mean())
+    assert smoothed.objective.values(seen, targets, remembered)["ce"].item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(InputError, match="--label_smoothing must be a number from 0 to below 1, not 1"):
+        set_up(distillation(tiny, teacher, label_smoothing=1.0))
+
+
+def test_pictures_of_one_s_own_are_mirrored_unless_that_is_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures")
+    mirrored = set_up(Request(model="wrn-10-1", data=DataOptions(str(tmp_path / "pictures"))))
+    plain = set_up(Request(model="wrn-10-1", data=DataOptions(str(tmp_path / "pictures"), no_flip=True)))
+    said = "training images are mirrored half the time; where that changes a class, give --no_flip"
+    assert (mirrored.data.flip, said in mirrored.notes) == (True, True)
+    assert (plain.data.flip, said in plain.notes) == (False, False)
+    assert "no_flip" not in mirrored.config()
+    assert plain.config()["no_flip"] is True
+    assert mirrored.identity() != plain.identity()
+
+
+def test_images_have_the_size_that_the_teacher_was_made_for(tmp_path: Path) -> None:
+    """Not that of the student's first weights: those will change."""
+    write_pictures(tmp_path / "pictures")
+    common = Request(model="wrn-10-1", data=DataOptions(str(tmp_path / "pictures"), image_size=24))
+    for name, size in (("student", 24), ("teacher", 16)):
+        save_classifier(set_up(replace(common, data=replace(common.data, image_size=size))).student, tmp_path / name)
+    saved = replace(common, model=str(tmp_path / "student"), teacher=str(tmp_path / "teacher"), method="sp")
+    own = set_up(replace(saved, data=replace(common.data, image_size=None)))
+    assert own.image_size == 16
+    assert "student: its weights were made for images of 24 × 24 pixels" in own.notes
+    asked = set_up(replace(saved, data=replace(common.data, image_size=20)))
+    assert asked.image_size == 20
+    assert "teacher: its weights were made for images of 16 × 16 pixels" in asked.notes
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:

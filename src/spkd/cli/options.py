@@ -130,7 +130,7 @@ def evaluate_parser() -> ArgumentParser:
     _add_text(parser, "split", "test, val or train", "test")
     parser.add_argument("--per_class", action="store_true", help="show each class too")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
-    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True)
+    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=("no_flip",))
     return parser
 
 
@@ -145,7 +145,7 @@ def taps_parser() -> ArgumentParser:
     """Return the options of ``spkd taps``."""
     parser = _new_parser("Show the layers of teacher and student that can be compared, and the pairs chosen.")
     _add_networks(parser, train=False)
-    _add_fields(parser, DataOptions, "images (not given: made up)", optional=True)
+    _add_fields(parser, DataOptions, "images (not given: made up)", optional=True, but=("no_flip",))
     return parser
 
 
@@ -161,7 +161,7 @@ def export_parser() -> ArgumentParser:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"
     )
-    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=("image_size",))
+    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=("image_size", "no_flip"))
     return parser
 
 

@@ -40,6 +40,8 @@ def _load(named: tuple[DataOptions, str | None]) -> ImageData:
     data = _load_whole(options)
     if options.train_images is not None:
         data = _with_fewer(data, options.train_images)
+    if options.no_flip:
+        data = replace(data, flip=False)
     if unlabelled is None:
         return data
     return with_unlabelled(data, Path(unlabelled).expanduser(), skip_bad_images=options.skip_bad_images)

@@ -18,6 +18,8 @@ class DataOptions:
         data_root: folder in which torchvision's sets lie, or below which a folder is looked for
             (default for torchvision's sets: ./data).
         image_size: side length in pixels that the networks see (default: from the weights or the images).
+        no_flip: show no training image mirrored, for classes that a mirror changes, as letters or left and right
+            (default: folders are mirrored, and torchvision's sets but those of digits, letters and traffic signs).
         download: download a torchvision set that is not there.
         train_images: use only so many of the training images, every class with its share, always the same ones
             (default: all).
@@ -29,6 +31,7 @@ class DataOptions:
     data_root: str | None = None
     image_size: int | None = None
     train_images: int | None = None
+    no_flip: bool = False
     download: bool = False
     skip_bad_images: bool = False
     workers: int = 2

@@ -56,7 +56,7 @@ def find_layers(
         image_size = data.image_size if image_size is None else image_size
     sizes = (
         image_size,
-        *(model_defaults(*pair).image_size for pair in ((student, weights), (teacher, teacher_weights))),
+        *(model_defaults(*pair).image_size for pair in ((teacher, teacher_weights), (student, weights))),
     )
     made_for_cifar = data is None and any(spec.startswith("wrn-") for spec in (student, teacher))
     usual = CIFAR_SIZE if made_for_cifar else STREAMED_SIZE

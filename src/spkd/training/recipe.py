@@ -42,6 +42,7 @@ class Recipe:
         lr_decay: factor at each milestone.
         warmup_epochs: epochs over which the rate rises linearly from near zero; fractions allowed.
         clip_norm: largest L2 norm of the gradient; 0 for no clipping.
+        label_smoothing: share of each label that the cross-entropy spreads evenly over all classes.
         precision: '32-true', or mixed: 'bf16-mixed', '16-mixed'.
         teacher_precision: of the frozen teacher: '32-true', 'bf16-true', or 'auto' for bfloat16 where the device has
             instructions for it and it moves nothing that is compared by more than a fiftieth.
@@ -63,6 +64,7 @@ class Recipe:
     lr_decay: float = 0.2
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
+    label_smoothing: float = 0.0
     precision: Precision = "32-true"
     teacher_precision: TeacherPrecision = "auto"
     losses: LossWeights = field(default_factory=LossWeights)
@@ -76,6 +78,7 @@ class Recipe:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
         _require(self.lr > 0 and math.isfinite(self.lr), "lr", self.lr, "a finite number above 0")
         _require(0 <= self.momentum < 1, "momentum", self.momentum, "a number from 0 to below 1")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a number from 0 to below 1")
         _require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "a number above 0, at most 1")
         for name in ("weight_decay", "warmup_epochs", "clip_norm"):
             value = getattr(self, name)

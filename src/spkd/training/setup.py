@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spkd.data.images import ImageData
-from spkd.data.load import load_data
+from spkd.data.load import load_data, named_set
 from spkd.data.seeds import mixed_seed
 from spkd.data.stream import evaluation_batches
 from spkd.data.vision_sets import VISION_SETS
@@ -44,6 +44,8 @@ from spkd.training.run_folder import refuse_inputs
 from spkd.training.tape import Tape
 
 _LOSSES = 4  # sets this seed apart from those of the stream and of the steps
+_NOT_SAID = (("no_flip", False), ("label_smoothing", 0.0))
+"""Options that a configuration without them has at these values: it is that of versions which did not have them."""
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
 
@@ -105,7 +107,7 @@ class Setup:
                 "method": with_absolute_code(request.method),
                 "taps": list(request.taps),
             }
-        return {
+        config = {
             **network,
             "replace_head": request.replace_head,
             **data,
@@ -119,6 +121,7 @@ class Setup:
             "milestones": list(self.recipe.milestones),
             **(losses if request.teacher is not None else {}),
         }
+        return {name: value for name, value in config.items() if (name, value) not in _NOT_SAID}
 
     def _data_name(self) -> str:
         """Return the data's name, or the absolute path of their folder."""
@@ -177,6 +180,9 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     without = "" if data.unlabelled is None else f" (and {len(data.unlabelled)} without a label)"
     counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test or ())} test images"
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
+    notes += _other_sizes(request, image_size)
+    if data.flip and named_set(request.data) is None:
+        notes.append("training images are mirrored half the time; where that changes a class, give --no_flip")
     normalisation = Normalisation(data.normalisation_mean, data.normalisation_std)
     torch.manual_seed(request.seed)
     student = build_model(
@@ -222,14 +228,26 @@ def _check_request(request: Request) -> None:
 
 
 def _image_size(request: Request, data: ImageData) -> int:
-    """Return the size asked for, else the networks' own, else the images', else 224."""
-    if request.data.image_size is not None:
-        return request.data.image_size
-    sizes = [model_defaults(request.model, request.weights).image_size]
-    if request.teacher is not None:
-        sizes.append(model_defaults(request.teacher, request.teacher_weights).image_size)
-    sizes += [data.native_size, STREAMED_SIZE]
+    """Return the size asked for, else the teacher's own, else the student's, else the images', else 224."""
+    sizes = [request.data.image_size, *_own_sizes(request).values(), data.native_size, STREAMED_SIZE]
     return next(size for size in sizes if size is not None)
+
+
+def _own_sizes(request: Request) -> dict[str, int | None]:
+    """Return for what size the weights of each network were made, as far as that is known."""
+    student = {"student" if request.teacher else "network": model_defaults(request.model, request.weights).image_size}
+    if request.teacher is None:
+        return student
+    return {"teacher": model_defaults(request.teacher, request.teacher_weights).image_size, **student}
+
+
+def _other_sizes(request: Request, image_size: int) -> list[str]:
+    """Return a line for each network that was made for images of another size."""
+    return [
+        f"{name}: its weights were made for images of {size} × {size} pixels"
+        for name, size in _own_sizes(request).items()
+        if size not in (None, image_size)
+    ]
 
 
 def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) -> Recipe:
@@ -252,6 +270,7 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
     notes.append(
         f"recipe {recipe.name}{reason}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
         f"{recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule}, {recipe.precision}"
+        + (f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "")
     )
     return recipe
 
@@ -342,4 +361,6 @@ def _played_objective(
 def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe) -> Objective:
     """Return the objective; random numbers that a loss starts from are those of the seed, with a teacher or a tape."""
     torch.manual_seed(mixed_seed(_LOSSES, request.seed))
-    return build_objective(request.method, pairs, recipe.losses)
+    smoothing = recipe.label_smoothing
+    criterion = nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none") if smoothing else None
+    return build_objective(request.method, pairs, recipe.losses, criterion=criterion)
