@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -127,9 +128,28 @@ def test_an_onnx_file_names_its_tensors_classes_and_dynamic_batch(saved) -> None
 def test_a_torch_file_holds_the_classes(saved) -> None:  # type: ignore[no-untyped-def]
     folder, _ = saved
     report = export_model(folder, format="torch", images=torch.rand(3, 1, 8, 8))
-    extra = {"classes.json": ""}
+    extra = {"classes.json": "", "images.txt": ""}
     torch.export.load(report.path, extra_files=extra)
     assert json.loads(extra["classes.json"]) == ["null", "eins", "zwei"]
+    assert extra["images.txt"] == "float32 in [0, 1], 1 channel(s), 8 x 8 pixels; the model normalises them"
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "view", "told"),
+    [
+        (3, 224, "centre", "RGB, 224 x 224 pixels, the centre of the image after its shorter side was resized to 256;"),
+        (3, 32, "whole", "RGB, 32 x 32 pixels, of the whole image;"),
+        (1, 28, None, "1 channel(s), 28 x 28 pixels;"),
+    ],
+)
+def test_a_file_tells_what_its_images_are_to_be(
+    channels: int, size: int, view: Literal["whole", "centre"] | None, told: str, tmp_path: Path
+) -> None:
+    info = ModelInfo("wrn-10-1", ("a", "b"), channels, size, Normalisation((0.5,), (0.2,)), view)
+    network = Classifier(nn.Sequential(nn.Conv2d(channels, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), info)
+    export_network(network, tmp_path / "x.onnx", images=torch.rand(3, channels, 8, 8), info=info)
+    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "x.onnx").metadata_props}
+    assert metadata["images"] == f"float32 in [0, 1], {told} the model normalises them"
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])

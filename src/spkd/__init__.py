@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from spkd.losses.similarity import SimilarityPreservingLoss
     from spkd.losses.soft_targets import SoftTargetLoss
     from spkd.losses.weights import LossWeights
+    from spkd.models.classifier import ModelInfo, Normalisation, save_model
     from spkd.models.classifier import load_classifier as load_model
     from spkd.pairing import block_ends, pair_taps
     from spkd.taps import Activations, TapPair, Taps
+    from spkd.training.saved import load_image
 
 _HOMES = {
     "Activations": "spkd.taps",
@@ -39,6 +41,8 @@ _HOMES = {
     "InputError": "spkd.errors",
     "LossBreakdown": "spkd.losses.objective",
     "LossWeights": "spkd.losses.weights",
+    "ModelInfo": "spkd.models.classifier",
+    "Normalisation": "spkd.models.classifier",
     "Objective": "spkd.losses.objective",
     "RunFailed": "spkd.errors",
     "SimilarityPreservingLoss": "spkd.losses.similarity",
@@ -50,8 +54,10 @@ _HOMES = {
     "attention_transfer_loss": "spkd.functional",
     "block_ends": "spkd.pairing",
     "build_objective": "spkd.losses.methods",
+    "load_image": "spkd.training.saved",
     "load_model": "spkd.models.classifier:load_classifier",
     "pair_taps": "spkd.pairing",
+    "save_model": "spkd.models.classifier",
     "similarity_matrix": "spkd.functional",
     "similarity_preserving_loss": "spkd.functional",
     "soft_target_loss": "spkd.functional",
@@ -65,6 +71,8 @@ __all__ = [
     "InputError",
     "LossBreakdown",
     "LossWeights",
+    "ModelInfo",
+    "Normalisation",
     "Objective",
     "RunFailed",
     "SimilarityPreservingLoss",
@@ -77,8 +85,10 @@ __all__ = [
     "attention_transfer_loss",
     "block_ends",
     "build_objective",
+    "load_image",
     "load_model",
     "pair_taps",
+    "save_model",
     "similarity_matrix",
     "similarity_preserving_loss",
     "soft_target_loss",

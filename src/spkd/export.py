@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from spkd.errors import InputError, nearest, one_line
 from spkd.files import write_atomically
-from spkd.models.classifier import load_classifier
+from spkd.models.classifier import ModelInfo, load_classifier
 from spkd.models.cost import latency_ms
 from spkd.modes import evaluating
 
@@ -65,9 +65,10 @@ def export_model(
     """Export the classifier saved in ``folder``, a run folder or a saved model.
 
     The file takes float32 images (batch, channels, image_size, image_size) in [0, 1], of any batch size,
-    and gives logits (batch, classes). An ONNX file is self-contained, calls them ``images`` and ``logits``,
-    and holds the names of the classes in its metadata, as JSON under ``classes``; a ``torch`` file holds
-    them as the extra file ``classes.json`` and is read by :func:`torch.export.load`.
+    and gives logits (batch, classes). An ONNX file is self-contained and calls them ``images`` and ``logits``. Its
+    metadata hold the names of the classes, as JSON under ``classes``, and under ``images``, in words, what the images
+    are to be; a ``torch`` file holds the same as the extra files ``classes.json`` and ``images.txt`` and is read by
+    :func:`torch.export.load`.
 
     Args:
         folder: where the classifier is.
@@ -82,7 +83,7 @@ def export_model(
     # Before the network is loaded: a mistyped option is answered at once.
     path = export_path(Path(folder), None if out is None else Path(out), format)
     classifier = load_classifier(folder)
-    return export_network(classifier, path, format, images=images, tolerance=tolerance, classes=classifier.info.classes)
+    return export_network(classifier, path, format, images=images, tolerance=tolerance, info=classifier.info)
 
 
 def export_path(folder: Path, out: Path | None, format: str) -> Path:
@@ -116,13 +117,14 @@ def export_network(
     *,
     images: Tensor,
     tolerance: float = 1e-4,
-    classes: tuple[str, ...] = (),
+    info: ModelInfo | None = None,
 ) -> ExportReport:
     """Export any network from images to logits; :func:`export_model` says what the file is like.
 
     The file's content is run on the images in batches of one, of two and of all (fewer than three are
     repeated), and moved into place only when every logit is within ``tolerance`` times the largest
-    absolute logit of PyTorch's. The network is left as it was, its mode included.
+    absolute logit of PyTorch's. The network is left as it was, its mode included. Without ``info`` the file tells
+    nothing of classes and images.
 
     Raises:
         InputError: when there are no images, the network cannot be converted, its logits are not finite, the
@@ -138,7 +140,7 @@ def export_network(
         with torch.no_grad():
             expected = [network(batch) for batch in batches]
         latency_torch = latency_ms(network, batches[0], _LATENCY_REPEATS)
-        content, run = _converted(network, batches[1], format, classes)
+        content, run = _converted(network, batches[1], format, info)
     difference = _check(run, batches, expected, tolerance, format)
     report = ExportReport(
         path=path,
@@ -196,15 +198,15 @@ def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance
     return largest
 
 
-def _converted(network: nn.Module, example: Tensor, format: str, classes: tuple[str, ...]) -> tuple[bytes, Runner]:
+def _converted(network: nn.Module, example: Tensor, format: str, info: ModelInfo | None) -> tuple[bytes, Runner]:
     """Return the file's content, and a function that runs it."""
     shapes = ({0: Dim("batch")},)
     try:
         with _quiet():
             program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
             if format == "torch":
-                return _torch_file(program, classes)
-            return _onnx_file(program, shapes, classes)
+                return _torch_file(program, info)
+            return _onnx_file(program, shapes, info)
     # A network of the user's own may fail to convert in any way.
     except Exception as error:
         raise InputError(
@@ -213,13 +215,13 @@ def _converted(network: nn.Module, example: Tensor, format: str, classes: tuple[
         ) from error
 
 
-def _torch_file(program: ExportedProgram, classes: tuple[str, ...]) -> tuple[bytes, Runner]:
+def _torch_file(program: ExportedProgram, info: ModelInfo | None) -> tuple[bytes, Runner]:
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # names files and quotes lines of this machine
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files={"classes.json": json.dumps(classes)})
+    torch.export.save(program, file, extra_files=_told(info, classes="classes.json", images="images.txt"))
     module = torch.export.load(io.BytesIO(file.getvalue())).module()
 
     def run(images: Tensor) -> Tensor:
@@ -230,9 +232,7 @@ def _torch_file(program: ExportedProgram, classes: tuple[str, ...]) -> tuple[byt
     return file.getvalue(), run
 
 
-def _onnx_file(
-    program: ExportedProgram, shapes: tuple[dict[int, Dim]], classes: tuple[str, ...]
-) -> tuple[bytes, Runner]:
+def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], info: ModelInfo | None) -> tuple[bytes, Runner]:
     import onnx
     import onnxruntime
 
@@ -250,9 +250,7 @@ def _onnx_file(
         raise RuntimeError("torch.onnx.export gave no program")
     model = exported.model_proto
     _remove_traces(model)
-    onnx.helper.set_model_props(
-        model, {"classes": json.dumps(classes), "images": "float32 in [0, 1]; the model normalises them"}
-    )
+    onnx.helper.set_model_props(model, _told(info, classes="classes", images="images"))
     content = model.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -263,6 +261,21 @@ def _onnx_file(
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
     return content, run
+
+
+def _told(info: ModelInfo | None, *, classes: str, images: str) -> dict[str, str]:
+    """Return what is written beside the network, under these names."""
+    if info is None:
+        return {}
+    views = {
+        None: "",
+        "whole": ", of the whole image",
+        "centre": f", the centre of the image after its shorter side was resized to {round(info.image_size * 8 / 7)}",
+    }
+    colour = "RGB" if info.channels == 3 else f"{info.channels} channel(s)"
+    size = f"{info.image_size} x {info.image_size} pixels{views[info.view]}"
+    text = f"float32 in [0, 1], {colour}, {size}; the model normalises them"
+    return {classes: json.dumps(info.classes), images: text}
 
 
 def _remove_traces(model: Any) -> None:

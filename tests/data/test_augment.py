@@ -12,9 +12,9 @@ from spkd.data.augment import (
     SCALE,
     Crops,
     _draw_part,
-    centre_view,
     crop_views,
     draw_crops,
+    fixed_view,
     pad_reflect,
     padding,
     random_resized_crop,
@@ -117,11 +117,11 @@ def test_random_parts_are_mirrored_one_time_in_two():
 def test_extreme_shapes_have_views(shape):
     image = random_pixels(*shape)
     assert tuple(random_resized_crop(image, 16, True, 0).shape) == (3, 16, 16)
-    assert tuple(centre_view(image, 16).shape) == (3, 16, 16)
+    assert tuple(fixed_view(image, 16, "centre").shape) == (3, 16, 16)
 
 
 def test_the_centre_is_the_centre():
-    rows, columns = centre_view(GRADIENT, 100).float()
+    rows, columns = fixed_view(GRADIENT, 100, "centre").float()
     # The shorter side, 200, becomes 114; the cut shows 100 / 114 of it, around the middle.
     assert abs((rows[0, 0] + rows[-1, 0]).item() / 2 - 99.5) < 1.5
     assert abs((columns[0, 0] + columns[0, -1]).item() / 2 - 124.5) < 1.5

@@ -228,6 +228,120 @@ def test_says_when_the_users_file_is_gone(tmp_path: Path) -> None:
         load_classifier(tmp_path / "saved")
 
 
+def saved_own(folder: Path) -> str:
+    """Save a network of a user's file beside that, with weights that matter, and return its spec."""
+    (folder / "own.py").write_text(OWN)
+    torch.manual_seed(0)
+    spec = f"{folder}/own.py:Own"
+    built = build_model(spec, classes=["a", "b"], channels=3, image_size=8, normalisation=HALF)
+    built.classifier(torch.rand(4, 3, 8, 8))
+    save_classifier(built.classifier, folder / "saved")
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "noticed"),
+    [
+        ("self.norm(self.conv(images))", "self.norm(self.conv(images)).relu()", True),
+        ("nn.Conv2d(3, 6, 3)", "nn.Conv2d(3, 6, 3, stride=2, padding=5)", True),
+        (".mean((2, 3))", ".amax((2, 3))", True),
+        ("class Own(nn.Module):", "# A remark.\nclass Own(nn.Module):", False),
+        (".mean((2, 3))", ".mean(3).mean(2)", False),
+    ],
+)
+def test_code_that_answers_otherwise_than_when_it_was_saved_is_noticed(
+    before: str, after: str, noticed: bool, tmp_path: Path
+) -> None:
+    spec = saved_own(tmp_path)
+    (tmp_path / "own.py").write_text(OWN.replace(before, after))
+
+    def build() -> None:
+        build_model(str(tmp_path / "saved"), classes=["a", "b"], channels=3, image_size=8, normalisation=HALF)
+
+    for load in (lambda: load_classifier(tmp_path / "saved"), build):
+        if noticed:
+            with pytest.raises(InputError, match=r"own\.py:Own answers otherwise now than when it was saved"):
+                load()
+        else:
+            load()
+    # The weights alone may be put into anything that they fit.
+    weights = str(tmp_path / "saved" / "model.safetensors")
+    build_model(spec, classes=["a", "b"], channels=3, image_size=8, normalisation=HALF, weights=weights)
+
+
+def test_a_model_without_a_kept_answer_loads(tmp_path: Path) -> None:
+    saved_own(tmp_path)
+    (tmp_path / "own.py").write_text(OWN.replace(".mean((2, 3))", ".amax((2, 3))"))
+    description = tmp_path / "saved" / "model.json"
+    content = json.loads(description.read_text())
+    assert len(content.pop("answer")) == 2
+    description.write_text(json.dumps(content))
+    load_classifier(tmp_path / "saved")
+
+
+def test_a_network_that_answers_at_random_keeps_no_answer(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        OWN.replace("self.conv(images)", "self.conv(images + images.new_ones(()).normal_())")
+    )
+    spec = f"{tmp_path}/own.py:Own"
+    built = build_model(spec, classes=["a", "b"], channels=3, image_size=8, normalisation=HALF)
+    random_state = torch.get_rng_state()
+    save_classifier(built.classifier, tmp_path / "saved")
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert json.loads((tmp_path / "saved" / "model.json").read_text())["answer"] is None
+    load_classifier(tmp_path / "saved")
+
+
+class Loop(nn.Module):
+    """What a user has trained, wrapped as by a data-parallel module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_a_network_of_a_loop_of_one_s_own_is_saved_for_every_command(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    spec = f"{tmp_path}/own.py:Own"
+    network = build_model(spec, classes=["a", "b"], channels=3, image_size=8, normalisation=HALF).classifier.network
+    network(torch.rand(4, 3, 8, 8))
+    told = spkd.ModelInfo(spec, ("cat", "dog"), 3, 8, spkd.Normalisation((0.1, 0.2, 0.3), (0.5,) * 3), "whole")
+    spkd.save_model(Loop(network), tmp_path / "saved", told)
+    loaded = spkd.load_model(tmp_path / "saved")
+    assert loaded.info == told
+    images = torch.rand(2, 3, 8, 8)
+    mean = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = network.eval()((images - mean) / 0.5)["logits"]
+        assert torch.equal(loaded(images), expected)
+        spkd.save_model(loaded, tmp_path / "again")
+        assert torch.equal(spkd.load_model(tmp_path / "again")(images), expected)
+
+
+def test_a_network_is_not_saved_as_what_it_is_not(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    spec = f"{tmp_path}/own.py:Own"
+    built = build_model(spec, classes=["a", "b"], channels=3, image_size=8, normalisation=HALF).classifier
+    network = built.network
+    network(torch.rand(4, 3, 8, 8))
+
+    def told(spec: str = spec, classes: tuple[str, ...] = ("a", "b")) -> ModelInfo:
+        return ModelInfo(spec, classes, 3, 8, HALF)
+
+    (tmp_path / "other.py").write_text(OWN.replace(".mean((2, 3))", ".amax((2, 3))"))
+    with pytest.raises(InputError, match=r"other\.py:Own answers otherwise than the network; name what built it"):
+        spkd.save_model(network, tmp_path / "saved", told(f"{tmp_path}/other.py:Own"))
+    with pytest.raises(InputError, match="the network and wrn-10-1 do not fit each other"):
+        spkd.save_model(network, tmp_path / "saved", told("wrn-10-1"))
+    with pytest.raises(InputError, match="do not fit each other"):
+        spkd.save_model(network, tmp_path / "saved", told(classes=("a", "b", "c")))
+    with pytest.raises(InputError, match="info: expected a ModelInfo"):
+        spkd.save_model(network, tmp_path / "saved")
+    with pytest.raises(InputError, match="info: the network is a classifier and brings its own"):
+        spkd.save_model(built, tmp_path / "saved", told())
+    assert not (tmp_path / "saved").exists()
+
+
 def test_refuses_state_that_is_no_tensor(tmp_path: Path) -> None:
     class Extra(Recorder):
         def get_extra_state(self) -> object:

@@ -1,14 +1,22 @@
 """A trained network taken up again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
+from spkd.data.load import load_data
 from spkd.data.options import DataOptions
+from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
+from spkd.models.classifier import ModelInfo, Normalisation, load_classifier
 from spkd.training.run_folder import MARK
-from spkd.training.saved import evaluate_saved, own_data, real_images
+from spkd.training.saved import evaluate_saved, load_image, own_data, real_images
 
 
 def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_path: Path) -> None:
@@ -50,9 +58,9 @@ def test_the_splits_are_the_run_s(teacher: Path) -> None:
         measured = evaluate_saved(teacher, DataOptions(), split=split, teacher=None, accelerator="cpu", say=print)
         assert measured.top1_error == pytest.approx(error)
         assert measured.images == count
-    assert (
-        evaluate_saved(teacher, DataOptions(), split="train", teacher=None, accelerator="cpu", say=print).images == 500
-    )
+    for split, count in (("train", 500), ("all", 1797)):
+        measured = evaluate_saved(teacher, DataOptions(), split=split, teacher=None, accelerator="cpu", say=print)
+        assert measured.images == count
 
 
 def test_a_network_agrees_with_itself(teacher: Path) -> None:
@@ -64,6 +72,95 @@ def test_real_images_are_what_the_network_takes(teacher: Path) -> None:
     images = real_images(teacher, DataOptions(), 7)
     assert images.shape == (7, 1, 8, 8)
     assert 0 <= images.min() < images.max() <= 1
+
+
+def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    """As a teacher is, before it is asked for anything."""
+    weights = tmp_path / "best.pt"
+    torch.save({"state_dict": load_file(teacher / "student" / "model.safetensors")}, weights)
+    own = load_classifier(teacher).info.normalisation
+    said: list[str] = []
+    measured = evaluate_saved(
+        f"{tiny}?width=16",
+        DataOptions(),
+        split="test",
+        teacher=None,
+        accelerator="cpu",
+        say=said.append,
+        weights=str(weights),
+        normalisation=f"{own.mean[0]}/{own.std[0]}",
+    )
+    assert measured.top1_error == pytest.approx(json.loads((teacher / "result.json").read_text())["test_error"])
+    with pytest.raises(InputError, match="Tiny has random weights: give --weights"):
+        evaluate_saved(tiny, DataOptions(), split="test", teacher=None, accelerator="cpu", say=said.append)
+    with pytest.raises(InputError, match=r"with .*best\.pt tells 10 classes apart, three has 3"):
+        evaluate_saved(
+            f"{tiny}?width=16",
+            DataOptions(str(three_classes(tmp_path / "three"))),
+            split="test",
+            teacher=None,
+            accelerator="cpu",
+            say=said.append,
+            weights=str(weights),
+        )
+    with pytest.raises(InputError, match="is a saved model and brings its own"):
+        evaluate_saved(
+            teacher,
+            DataOptions(),
+            split="test",
+            teacher=None,
+            accelerator="cpu",
+            say=said.append,
+            normalisation="imagenet",
+        )
+
+
+def three_classes(folder: Path, height: int = 12) -> Path:
+    for number in range(30):
+        place = folder / f"class {number % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (height, 12), generator=torch.Generator().manual_seed(number))
+        Image.fromarray(pixels.to(torch.uint8).numpy()).save(place / f"{number}.png")
+    return folder
+
+
+def test_what_is_evaluated_is_said(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    """A folder without splits is divided, so that the errors are those of a part."""
+    saved = shutil.copytree(teacher / "student", tmp_path / "saved")
+    description = json.loads((saved / "model.json").read_text())
+    description |= {"image_size": 16, "answer": None}
+    (saved / "model.json").write_text(json.dumps(description))
+    said: list[str] = []
+    evaluate_saved(teacher, DataOptions(), split="val", teacher=str(saved), accelerator="cpu", say=said.append)
+    assert said == ["warning: the teacher was made for images of 16 × 16 pixels, and is asked at 8 × 8"]
+    data = three_classes(tmp_path / "three")
+    notes = load_data(DataOptions(str(data))).notes
+    said.clear()
+    with pytest.raises(InputError, match="the network tells 10 classes apart, three has 3"):
+        evaluate_saved(teacher, DataOptions(str(data)), split="test", teacher=None, accelerator="cpu", say=said.append)
+    assert said == list(notes)
+    assert any("test" in note for note in said)
+
+
+@pytest.mark.parametrize("height", [12, 15])
+@pytest.mark.parametrize("view", ["whole", "centre", None])
+def test_images_are_seen_as_the_model_was_made_to_see_them(height: int, view: str | None, tmp_path: Path) -> None:
+    """And a single one as those of a data set, whatever the others in it are."""
+    data = load_data(DataOptions(str(three_classes(tmp_path / "three", height))))
+    assert data.view == ("whole" if height == 12 else "centre")
+
+    def seen(view: str | None) -> Tensor:
+        (images, _), *_ = evaluation_batches(
+            data.val, image_size=8, batch_size=64, device=torch.device("cpu"), view=view
+        )
+        return images
+
+    assert torch.equal(seen(None), seen(data.view))
+    assert not torch.equal(seen("whole"), seen("centre"))
+    info = ModelInfo("wrn-10-1", ("a", "b", "c"), 3, 8, Normalisation((0.5,), (0.5,)), view)
+    alone = [load_image(path, info) for path in (tmp_path / "three").rglob("*.png")]
+    for image in seen(view):
+        assert sum(torch.equal(one[0], image) for one in alone) == 1
 
 
 @pytest.mark.parametrize(

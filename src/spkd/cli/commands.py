@@ -139,12 +139,14 @@ def evaluate(options: Namespace) -> int:
     from spkd.training.saved import evaluate_saved, own_data
 
     measured = evaluate_saved(
-        options.folder,
-        own_data(options.folder, _pick(DataOptions, options)),
+        options.network,
+        own_data(options.network, _pick(DataOptions, options)),
         split=options.split,
         teacher=options.teacher,
         accelerator=options.accelerator,
         say=lambda line: print(line, file=sys.stderr),
+        weights=options.weights,
+        normalisation=options.normalisation,
     )
     _print(evaluation_table(measured, per_class=options.per_class))
     return 0

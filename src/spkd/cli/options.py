@@ -20,10 +20,11 @@ from spkd.training.recipe import PRESETS, Recipe
 
 DEFAULT_TEACHER, DEFAULT_STUDENT = "wrn-28-2", "wrn-10-1"
 
-_SPECS = (
+_ARCHITECTURES = (
     "wrn-DEPTH-WIDTH, torchvision/NAME, timm/NAME, package.module:callable, file.py:callable (each with "
-    "?argument=value&... if need be), or the folder of a run or saved model"
+    "?argument=value&... if need be)"
 )
+_SPECS = f"{_ARCHITECTURES}, or the folder of a run or saved model"
 _WEIGHTS = "'pretrained', the name of torchvision weights, or a .safetensors, .pt, .pth or .ckpt file"
 _METHOD = (
     "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class (each with ?weight=...&... if need be)"
@@ -124,10 +125,12 @@ def _info_parser() -> ArgumentParser:
 
 def evaluate_parser() -> ArgumentParser:
     """Return the options of ``spkd evaluate``."""
-    parser = _new_parser("Evaluate a trained network.")
-    parser.add_argument("folder", type=str, help="of a run or a saved model")
+    parser = _new_parser("Evaluate a trained network: one of a run, or any other with its weights.")
+    parser.add_argument("network", type=str, help=f"folder of a run or saved model; with --weights: {_ARCHITECTURES}")
+    _add_text(parser, "weights", f"of a network that is no saved model: {_WEIGHTS}")
+    _add_text(parser, "normalisation", _NORMALISATION)
     _add_text(parser, "teacher", "folder to measure agreement with (default: the run's own teacher)")
-    _add_text(parser, "split", "test, val or train", "test")
+    _add_text(parser, "split", "test, val, train, or all of them", "test")
     parser.add_argument("--per_class", action="store_true", help="show each class too")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=("no_flip",))

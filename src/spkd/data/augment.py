@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 from types import ModuleType
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -118,16 +118,27 @@ def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tens
     return view.flip(-1) if flip and numbers.random() < 0.5 else view
 
 
-def centre_view(image: Tensor, size: int) -> Tensor:
-    """Return the centre, ``size`` x ``size``, of an image resized so that its shorter side is 8/7 of that."""
+def fixed_view(image: Tensor, size: int, view: Literal["whole", "centre"]) -> Tensor:
+    """Return an image as it is evaluated: whole, or its centre after its shorter side was resized to 8/7 of that.
+
+    Args:
+        image: uint8, shape (c, h, w).
+        size: side length of the view.
+        view: which.
+
+    Returns:
+        uint8, shape (c, size, size).
+    """
+    if view == "whole":
+        return resize(image, size)
     transforms = resizing()
     resized: Tensor = transforms.resize(image, [round(size * 8 / 7)], antialias=True)
-    view: Tensor = transforms.center_crop(resized, [size, size])
-    return view
+    centre: Tensor = transforms.center_crop(resized, [size, size])
+    return centre
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """Resize (n, c, h, w) to ``size`` x ``size``, bilinear with antialiasing; uint8 in and out."""
+    """Resize images (..., h, w) to ``size`` x ``size``, bilinear with antialiasing; uint8 in and out."""
     if tuple(pixels.shape[-2:]) == (size, size):
         return pixels
     transforms = resizing()

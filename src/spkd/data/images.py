@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -146,9 +146,14 @@ class ImageData:
     notes: tuple[str, ...] = ()
     unlabelled: Images | None = None
 
+    @property
+    def view(self) -> Literal["whole", "centre"]:
+        """What is seen of an image in evaluation: small ones in memory are given whole."""
+        return "whole" if isinstance(self.train, MemoryImages) else "centre"
+
     def seen(self) -> Images:
         """Return the images that a student is trained on: those with a label, then those without."""
-        return self.train if self.unlabelled is None else _joined(self.train, self.unlabelled)
+        return self.train if self.unlabelled is None else joined(self.train, self.unlabelled)
 
     def fingerprint(self) -> str:
         """Return a hash of which images are in which split and class, the unlabelled ones left out.
@@ -189,7 +194,8 @@ def _fingerprint(beginning: str, splits: Mapping[str, Images | None]) -> str:
     return digest.hexdigest()
 
 
-def _joined(first: Images, second: Images) -> Images:
+def joined(first: Images, second: Images) -> Images:
+    """Return the images of one kind, in memory or in files, one after another."""
     targets = torch.cat([first.targets, second.targets])
     if isinstance(first, MemoryImages) and isinstance(second, MemoryImages):
         return MemoryImages(torch.cat([first.pixels, second.pixels]), targets)

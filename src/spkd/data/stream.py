@@ -11,16 +11,16 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spkd.data.augment import (
-    centre_view,
     crop_views,
     draw_crops,
+    fixed_view,
     pad_reflect,
     padding,
     random_resized_crop,
@@ -164,12 +164,15 @@ class TrainStream:
 
 
 def evaluation_batches(
-    images: Images, *, image_size: int, batch_size: int, device: torch.device, workers: int = 0
+    images: Images,
+    *,
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    workers: int = 0,
+    view: Literal["whole", "centre"] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate once over all images, in order and without augmentation.
-
-    Images in memory are given whole (resized where their size is another); of others the shorter side is
-    resized to 8/7 of ``image_size`` and the centre cut out.
 
     Args:
         images: the images.
@@ -177,6 +180,8 @@ def evaluation_batches(
         batch_size: images in a batch; the last may have fewer.
         device: where the batches are wanted.
         workers: processes that read files (0: this one).
+        view: ``whole``, resized where their size is another, or ``centre``, cut out after the shorter side has been
+            resized to 8/7 of ``image_size``. Default: images in memory whole, of others the centre.
 
     Returns:
         Pairs as :meth:`TrainStream.epoch` gives them.
@@ -187,10 +192,12 @@ def evaluation_batches(
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     _check_size(image_size)
-    if isinstance(images, MemoryImages):
+    is_in_memory = isinstance(images, MemoryImages)
+    view = view or ("whole" if is_in_memory else "centre")
+    if isinstance(images, MemoryImages) and view == "whole":
         return _whole_images(images, image_size, batch_size, device)
     batches = _parts(torch.arange(len(images)), batch_size)
-    return _from_files(_CentreViews(images, image_size), batches, device, workers)
+    return _from_files(_FixedViews(images, image_size, view), batches, device, 0 if is_in_memory else workers)
 
 
 def _whole_images(
@@ -235,15 +242,16 @@ class _TrainViews(Dataset[_Item]):
 
 
 @dataclass(frozen=True)
-class _CentreViews(Dataset[_Item]):
-    """The centre of each image."""
+class _FixedViews(Dataset[_Item]):
+    """The whole or the centre of each image."""
 
     images: Images
     size: int
+    view: Literal["whole", "centre"]
 
     def __getitem__(self, index: int) -> _Item:
         try:
-            return centre_view(self.images.image(index), self.size), int(self.images.targets[index])
+            return fixed_view(self.images.image(index), self.size, self.view), int(self.images.targets[index])
         except InputError as error:
             return _Unreadable(error)
 

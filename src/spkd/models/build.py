@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from spkd.models.classifier import (
     Classifier,
     ModelInfo,
     Normalisation,
+    check_answer,
     find_meant,
     not_saved,
     read_info,
@@ -92,6 +94,7 @@ def build_model(
     normalisation: Normalisation,
     weights: str | None = None,
     own_normalisation: Normalisation | None = None,
+    view: Literal["whole", "centre"] | None = None,
     replace_head: bool = False,
 ) -> BuiltModel:
     """Build the network that ``spec`` means, load its weights and give it its normalisation.
@@ -110,6 +113,7 @@ def build_model(
             ones, the name of weights of torchvision, or a file. For a user's callable, "pretrained" passes
             ``pretrained=True`` to it, if its signature has that.
         own_normalisation: what the network was trained with, where that is known better than by its weights.
+        view: what it is made to see of an image, see :class:`~spkd.models.classifier.ModelInfo`.
         replace_head: where the head does not fit the classes, put a new, random one in its place.
 
     Raises:
@@ -150,6 +154,7 @@ def build_model(
             channels=max(channels, built_for),
             image_size=image_size,
             normalisation=own_normalisation or (source and source.normalisation) or normalisation,
+            view=view,
         ),
     )
     if channels == 1 and classifier.network_channels == 3:
@@ -181,12 +186,13 @@ class _Origin:
 
 @dataclass(frozen=True)
 class _Source:
-    """Weights that were read, and what is known of them."""
+    """Weights that were read, and what is known of them; the folder of the saved model that is taken up whole."""
 
     label: str
     tensors: Mapping[str, Tensor]
     normalisation: Normalisation | None
     classes: tuple[str, ...] | None
+    folder: Path | None = None
 
 
 def _origin(spec: str, weights: str | None) -> _Origin:
@@ -252,7 +258,9 @@ def _source(origin: _Origin, channels: int, image_size: int) -> _Source | None:
     if weights is None:
         return None
     if (described := origin.described) is not None:
-        return _Source(weights, read_tensors(Path(weights)), described.normalisation, described.classes)
+        file = Path(weights)
+        folder = file.parent if described is origin.info else None
+        return _Source(weights, read_tensors(file), described.normalisation, described.classes, folder)
     known = _metadata(architecture, weights)
     normalisation = Normalisation(known.mean, known.std) if known is not None else None
     classes = known.classes if known is not None else None
@@ -315,6 +323,8 @@ class _Builder:
             notes.append(self._replaced(f"of {own} classes" if own else "that the weights lack"))
         notes.extend(found.notes)
         load(network, found, without_head=own is not None)
+        if source.folder is not None and own is None:
+            check_answer(network, source.folder)
         return network, outputs
 
     def fit_head(self, network: nn.Module, outputs: int, notes: list[str]) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from spkd.errors import InputError
 from spkd.files import write_bytes_atomically, write_text_atomically
-from spkd.models.network import input_channels
+from spkd.models.answers import agree, answer, steady_answer
+from spkd.models.network import count_logits, input_channels
 from spkd.models.spec import names_architecture, parse_spec, rebuild
 from spkd.models.weights import load_exactly, read_tensors
-from spkd.taps import logits_of
+from spkd.taps import logits_of, unwrap
 
 _FORMAT = 1
 
@@ -57,6 +59,8 @@ class ModelInfo:
         channels: channels of the images that it takes.
         image_size: side length, in pixels, of the images that it was made for.
         normalisation: what the classifier does to images in [0, 1] before the network sees them.
+        view: what it was made to see of an image: the ``whole``, or the ``centre``, the shorter side at 8/7 of
+            ``image_size`` before cutting; None where that is not known.
     """
 
     spec: str
@@ -64,6 +68,7 @@ class ModelInfo:
     channels: int
     image_size: int
     normalisation: Normalisation
+    view: Literal["whole", "centre"] | None = None
 
 
 class Classifier(nn.Module):
@@ -136,7 +141,8 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     """Write ``folder/model.safetensors`` (the network's own state dict) and ``folder/model.json``.
 
     Each file is moved into place whole, the weights first. A network that ``torch.compile`` wraps is saved
-    under its own names.
+    under its own names. What it answers to a made-up picture is kept beside, so that it is noticed when other code
+    builds the network that is loaded.
 
     Raises:
         InputError: when the folder cannot be written, or the state dict holds something that is no tensor.
@@ -146,12 +152,69 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         name.replace("_orig_mod.", ""): value.detach().cpu().contiguous().clone()
         for name, value in savable_state(classifier).items()
     }
-    text = json.dumps({"format": _FORMAT, **asdict(classifier.info)}, indent=2, ensure_ascii=False)
+    info = classifier.info
+    network = getattr(classifier.network, "_orig_mod", classifier.network)
+    told = {"answer": steady_answer(network, classifier.network_channels, info.image_size)}
+    text = json.dumps({"format": _FORMAT, **asdict(info), **told}, indent=2, ensure_ascii=False)
     # Metadata as the transformers and timm libraries expect it of a PyTorch file.
     # Serialised in memory first: a disk that fills up then shows as an OSError with its reason.
     content = save(tensors, {"format": "pt"})
     write_bytes_atomically(folder / "model.safetensors", content)
     write_text_atomically(folder / "model.json", text + "\n")
+
+
+def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = None) -> None:
+    """Save a network that was trained in a loop of one's own, for :func:`load_classifier` and every command.
+
+    Args:
+        network: the network, wrapped or not, with any weights; or a classifier, which brings its own ``info``.
+        folder: where to.
+        info: what is to be known of it. Its ``spec`` must build the same architecture: ``wrn-16-1``, ``timm/NAME``, or
+            ``path/file.py:callable`` for one of your own. Its ``normalisation`` is what the loop did to images in
+            [0, 1], since a saved model takes those.
+
+    Raises:
+        InputError: when ``info`` is missing or superfluous, does not fit the network, its spec builds another one, or
+            the folder cannot be written. Nothing is written then.
+
+    >>> import tempfile
+    >>> from spkd.models.wrn import WideResNet
+    >>> info = ModelInfo("wrn-10-1", ("cat", "dog"), 3, 32, Normalisation((0.5,), (0.25,)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(WideResNet(10, 1, num_classes=2), folder, info)
+    ...     load_classifier(folder).info.classes
+    ('cat', 'dog')
+    """
+    levels = [module for module in network.modules() if isinstance(module, Classifier)]
+    if levels:
+        if info is not None:
+            raise InputError("info: the network is a classifier and brings its own; leave it out.")
+        save_classifier(levels[0], Path(folder))
+        return
+    if info is None:
+        raise InputError("info: expected a ModelInfo, which tells what builds the network and what its classes are.")
+    bare = unwrap(network)
+    classifier = Classifier(bare, info)
+    again = _built(info)
+    load_exactly(again, savable_state(classifier), f"the network and {info.spec}")
+    size, channels = info.image_size, classifier.network_channels
+    given, built = steady_answer(bare, channels, size), answer(again, channels, size)
+    if given is not None and built is not None and not agree(given, built):
+        raise InputError(f"info: with its weights, {info.spec} answers otherwise than the network; name what built it.")
+    if (found := count_logits(again, info.spec, channels, size)) != len(info.classes):
+        raise InputError(f"info: {len(info.classes)} classes are named, and the network has {found} logits.")
+    save_classifier(classifier, Path(folder))
+
+
+def _built(info: ModelInfo) -> nn.Module:
+    """Return the architecture that ``info`` names, with random weights; the random generators stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        return rebuild(
+            parse_spec(info.spec),
+            classes=len(info.classes),
+            channels=info.channels,
+            image_size=info.image_size,
+        )
 
 
 def savable_state(classifier: Classifier) -> dict[str, Tensor]:
@@ -179,22 +242,34 @@ def load_classifier(folder: str | Path) -> Classifier:
 
     Raises:
         InputError: when there is no saved model, a file of it is damaged, the spec's own file or package is
-            gone, or the weights do not fit what the spec now builds.
+            gone, the weights do not fit what the spec now builds, or that answers otherwise than what was saved.
     """
     saved = find_saved(folder)
     if saved is None:
         raise InputError(not_saved(Path(folder)))
     info = read_info(saved)
-    with torch.random.fork_rng(devices=[]):
-        network = rebuild(
-            parse_spec(info.spec),
-            classes=len(info.classes),
-            channels=info.channels,
-            image_size=info.image_size,
-        )
     path = saved / "model.safetensors"
+    network = _built(info)
     load_exactly(network, read_tensors(path), f"{path} and {info.spec}")
+    check_answer(network, saved)
     return Classifier(network, info).eval()
+
+
+def check_answer(network: nn.Module, saved: Path) -> None:
+    """Look whether a network with the weights saved in a folder answers as the one that was saved there.
+
+    Raises:
+        InputError: when it does not.
+    """
+    info, told = _description(saved)
+    if told is None:
+        return
+    now = answer(network, input_channels(network, info.channels, info.image_size), info.image_size)
+    if now is not None and not agree(told, now):
+        raise InputError(
+            f"model {saved}: with its weights, {info.spec} answers otherwise now than when it was saved: its code or a "
+            "library has changed since; put that back, or, if it is meant, take the answer out of model.json."
+        )
 
 
 def find_saved(folder: str | Path) -> Path | None:
@@ -213,27 +288,35 @@ def find_meant(spec: str) -> Path | None:
 
 
 def read_info(folder: Path) -> ModelInfo:
-    """Return what ``folder/model.json`` says.
+    """Return what ``folder/model.json`` says of the model.
 
     A file of code that has been moved is looked for in the folders above this one, then in the working folder.
 
     Raises:
         InputError: when it is not JSON or lacks a field.
     """
+    return _description(folder)[0]
+
+
+def _description(folder: Path) -> tuple[ModelInfo, tuple[float, ...] | None]:
+    """Return what ``folder/model.json`` says of the model, and what that answered, if it is told."""
     path = folder / "model.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         normalisation = Normalisation(
             mean=tuple(float(value) for value in content["normalisation"]["mean"]),
             std=tuple(float(value) for value in content["normalisation"]["std"]),
         )
-        return ModelInfo(
+        info = ModelInfo(
             spec=_where_it_lies(str(content["spec"]), folder),
             classes=tuple(str(name) for name in content["classes"]),
             channels=int(content["channels"]),
             image_size=int(content["image_size"]),
             normalisation=normalisation,
+            view=content.get("view"),
         )
+        told = content.get("answer")
+        return info, None if told is None else tuple(float(value) for value in told)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{path} does not describe a saved model: {reason}; save the model again.") from error

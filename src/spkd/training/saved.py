@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,40 +11,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.data.images import ImageData, Images
+from spkd.data.augment import fixed_view, to_unit_range
+from spkd.data.checked_files import SMALL
+from spkd.data.decoding import read_image
+from spkd.data.images import ImageData, Images, joined
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
-from spkd.models.classifier import Classifier, find_meant, find_saved, load_classifier, same_classes
+from spkd.models.build import HeadMismatch, build_model, model_defaults
+from spkd.models.classifier import (
+    Classifier,
+    ModelInfo,
+    Normalisation,
+    find_meant,
+    find_saved,
+    load_classifier,
+    not_saved,
+    same_classes,
+)
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
+from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Runtime
 from spkd.training.run_folder import RunFolder
+from spkd.training.setup import STREAMED_SIZE
+
+SPLITS = ("test", "val", "train", "all")
+"""On what a network may be evaluated; all is the three together."""
 
 
 def evaluate_saved(
-    folder: str | Path,
+    network: str | Path,
     options: DataOptions,
     *,
     split: str,
     teacher: str | None,
     accelerator: str,
     say: Callable[[str], None],
+    weights: str | None = None,
+    normalisation: str | None = None,
 ) -> Evaluation:
-    """Evaluate the network saved in ``folder`` on one split of ``options``' images.
+    """Evaluate a network on one split of ``options``' images.
 
-    Agreement is measured with ``teacher`` (the folder of a saved network), or with the run's own teacher where that
-    is such a folder and tells the same classes apart. ``say`` is given a line when the images of the run's own data
-    are no longer those that it was trained with.
+    It is the one saved in the folder ``network``, or the architecture that this names, with ``weights``, which were
+    trained with ``normalisation``. Agreement is measured with ``teacher`` (the folder of a saved network), or with the
+    run's own teacher where that is such a folder and tells the same classes apart. ``say`` is given a line for what
+    is to be known of the images and of the network; one when the images of the run's own data are no longer those that
+    it was trained with.
 
     Raises:
         InputError: when there is no such network, its classes are not those of the images, or there is no such split.
     """
-    classifier = load_classifier(folder)
+    is_saved = weights is None and find_saved(network) is not None
+    if not is_saved and weights is None and Path(network).is_dir():
+        raise InputError(not_saved(Path(network)))
+    saved = load_classifier(network) if is_saved else None  # before the images, which may take long
+    if saved is not None and normalisation is not None:
+        raise InputError(f"--normalisation: {network} is a saved model and brings its own; leave it out")
     data = load_data(options)
+    for note in data.notes:
+        say(note)
     images = _split(data, split)
+    classifier = saved or _built(str(network), weights, normalisation, data, options.image_size, say)
     _check_classes(classifier, data)
     device = make_fabric(Runtime(accelerator=accelerator)).device
     size = options.image_size or classifier.info.image_size
@@ -53,14 +84,70 @@ def evaluate_saved(
         batch_size=evaluation_batch_size(size, device),
         device=device,
         workers=options.workers,
+        view=classifier.info.view,
     )
-    if images_changed(folder, data):
+    if is_saved and images_changed(network, data):
         say(
-            f"warning: the images have changed since {folder} was trained; those it is evaluated on may be among those "
-            "it was trained on"
+            f"warning: the images have changed since {network} was trained; those it is evaluated on may be among "
+            "those it was trained on"
         )
-    beside = _teacher(Path(folder), teacher, classifier)
+    beside = None if teacher is None and not is_saved else _teacher(Path(network), teacher, classifier)
+    if beside is not None and beside.info.image_size != size:
+        made = beside.info.image_size
+        say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
     return evaluate(classifier.to(device), batches, data.classes, None if beside is None else beside.to(device))
+
+
+def _built(
+    spec: str,
+    weights: str | None,
+    normalisation: str | None,
+    data: ImageData,
+    image_size: int | None,
+    say: Callable[[str], None],
+) -> Classifier:
+    """Return a network of the user's, for the classes of the images."""
+    sizes = (image_size, model_defaults(spec, weights).image_size, data.native_size, STREAMED_SIZE)
+    try:
+        built = build_model(
+            spec,
+            classes=data.classes,
+            channels=data.channels,
+            image_size=next(size for size in sizes if size is not None),
+            normalisation=Normalisation(data.normalisation_mean, data.normalisation_std),
+            weights=weights,
+            own_normalisation=read_normalisation("normalisation", normalisation, spec, weights),
+        )
+    except HeadMismatch as error:
+        differing = f"tells {error.found} classes apart, {data.name} has {error.wanted}"
+        if error.found == error.wanted:
+            differing = f"tells other classes apart than those of {data.name}"
+        raise InputError(f"{spec} with {weights} {differing}") from error
+    if not built.trained:
+        raise InputError(f"{spec} has random weights: give --weights FILE (or 'pretrained'), or a saved model's folder")
+    for note in built.notes:
+        say(note)
+    return built.classifier
+
+
+def load_image(path: str | Path, info: ModelInfo) -> Tensor:
+    """Return a picture as the model with this ``info`` is to see it: float32, (1, channels, s, s), in [0, 1].
+
+    It is read as in training (upright as its EXIF data say, transparent pixels white, 16 bits as 8) and cut and resized
+    as in evaluation.
+
+    Args:
+        path: the file.
+        info: :attr:`~spkd.models.classifier.Classifier.info` of a loaded model. Where that does not tell which view it
+            was made for, a square of at most 96 pixels is given whole, and of others the centre.
+
+    Raises:
+        InputError: when the file cannot be read.
+    """
+    image = read_image(str(path), info.channels)
+    height, width = image.shape[1:]
+    view = info.view or ("whole" if height == width <= SMALL else "centre")
+    return to_unit_range(fixed_view(image, info.image_size, view)).unsqueeze(0)
 
 
 def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
@@ -76,7 +163,7 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
             f"--data {options.data} has images of {data.channels} channels, the network takes {info.channels}"
         )
     batches = evaluation_batches(
-        _split(data, "test"), image_size=info.image_size, batch_size=count, device=torch.device("cpu")
+        _split(data, "test"), image_size=info.image_size, batch_size=count, device=torch.device("cpu"), view=info.view
     )
     return next(iter(batches))[0].expand(-1, info.channels, -1, -1)
 
@@ -126,10 +213,11 @@ def _config(folder: str | Path) -> dict[str, Any]:
 
 
 def _split(data: ImageData, split: str) -> Images:
-    splits = {"test": data.test, "val": data.val, "train": data.train}
-    if split not in splits:
-        raise InputError(f"--split must be test, val or train, not {split!r}")
-    images = splits[split]
+    if split not in SPLITS:
+        raise InputError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
+    if split == "all":
+        return functools.reduce(joined, [part for part in (data.test, data.val, data.train) if part is not None])
+    images = {"test": data.test, "val": data.val, "train": data.train}[split]
     if images is None:
         raise InputError(f"{data.name} has no {split} images")
     return images

@@ -193,6 +193,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         normalisation=normalisation,
         weights=request.weights,
         own_normalisation=read_normalisation("normalisation", request.normalisation, request.model, request.weights),
+        view=data.view,
         replace_head=request.replace_head,
     )
     notes += student.notes

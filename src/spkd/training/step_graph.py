@@ -200,8 +200,8 @@ class _Step:
 
     def losses(self) -> LossBreakdown:
         """Return the losses of the step, out of the memory that the next one writes to."""
-        total, terms = self._losses
-        return LossBreakdown(total.clone(), {name: value.clone() for name, value in terms.items()})
+        told = self._losses
+        return LossBreakdown(told.total.clone(), {name: value.clone() for name, value in told.terms.items()})
 
     def _fill(
         self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None
