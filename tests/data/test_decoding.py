@@ -63,6 +63,15 @@ def test_sixteen_bits_are_scaled(tmp_path):
         assert read_hwc(path)[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+def test_sixteen_bits_are_scaled_where_one_value_is_transparent(tmp_path):
+    values = np.array([[0, 257, 300, 32896, 65535]], dtype=np.uint16)
+    path = saved(Image.fromarray(values), tmp_path / "a.png", transparency=257)
+    with Image.open(path) as image:
+        assert (image.info["transparency"], image.mode[:1]) == (257, "I")
+    for channels in (1, 3):
+        assert read_hwc(path, channels)[0, :, 0].tolist() == [0, 255, 1, 128, 255]
+
+
 def test_floats_are_scaled(tmp_path):
     path = saved(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), tmp_path / "a.tif")
     assert read_hwc(path)[0, :, 0].tolist() == [0, 128, 255]

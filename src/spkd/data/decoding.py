@@ -125,17 +125,26 @@ def _pixels(image: Image.Image, channels: int) -> Bytes:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Return the image without transparency and in at most 8 bits per channel."""
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, colours)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scaled(image)
+    if not image.has_transparency_data:
+        return image
+    colours = image.convert("RGBA")
+    white = Image.new("RGBA", colours.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, colours)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Return an image of one channel of more than 8 bits in 8 bits, white where it is transparent."""
+    stored = np.asarray(image)
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
+        values = np.nan_to_num(stored)
         scale = 255.0 if values.max() <= 1 else 1.0
-    elif image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.float64)
+    else:
+        values = stored.astype(np.float64)
         # Some 16-bit formats open as 32-bit integers.
         scale = 255 / 65535 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
-    else:
-        return image
-    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+    eight = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+    if "transparency" in image.info:
+        eight[stored == image.info["transparency"]] = 255
+    return Image.fromarray(eight)
