@@ -67,6 +67,8 @@ def test_reads_each_format(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save({"model": state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "timm.pth")
     torch.save({"model_state_dict": state, "loss": 0.5}, tmp_path / "tutorial.pt")
     torch.save({"state_dict": state, "optimizer": {"state": {}}}, tmp_path / "reference.pth.tar")
+    torch.save({"model": {"arch": "r18"}, "model_state_dict": state}, tmp_path / "described.pt")
+    torch.save({"net": {"arch": "r18"}, **state}, tmp_path / "beside.pt")
     save_file(state, tmp_path / "misnamed.pt")
     for path in tmp_path.iterdir():
         assert same(read_tensors(path), state), path

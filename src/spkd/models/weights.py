@@ -37,7 +37,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     content = _read(path)
     if isinstance(content, Mapping):
-        inside = next((content[key] for key in _INSIDE if isinstance(content.get(key), Mapping)), content)
+        inside = next((content[key] for key in _INSIDE if _holds_tensors(content.get(key))), content)
         tensors = {str(key): value for key, value in inside.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
@@ -48,6 +48,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         f"weights: {path} holds no state dict, neither by itself nor under {', '.join(_INSIDE)}; it holds "
         f"{found}. Save model.state_dict()."
     )
+
+
+def _holds_tensors(content: object) -> bool:
+    return isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
 
 
 def _read(path: Path) -> object:
