@@ -6,7 +6,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from spkd.errors import InputError
 from spkd.training.evaluation import evaluate, top1_error
@@ -61,6 +64,30 @@ def test_every_number_of_a_case_worked_by_hand() -> None:
         ("b", 2, 50.0),
         ("c", 0, None),
     ]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(classes=st.integers(2, 9), count=st.integers(1, 40), size=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+def test_errors_by_class_are_those_of_the_confusion_matrix(classes: int, count: int, size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator)
+    targets = torch.randint(classes, (count,), generator=generator)
+    result = evaluate(Lookup(logits), in_batches(targets, size), [str(k) for k in range(classes)])
+    confusion = MulticlassConfusionMatrix(classes)(logits.argmax(dim=1), targets)
+    assert [one.images for one in result.per_class] == confusion.sum(dim=1).tolist()
+    for one, row, right in zip(result.per_class, confusion, confusion.diag().tolist(), strict=True):
+        of = int(row.sum())
+        assert one.error == (100 * (of - right) / of if of else None)
+    assert result.top1_error == 100 * (count - int(confusion.diag().sum())) / count
+
+
+def test_two_hundred_thousand_classes_take_no_matrix_of_classes() -> None:
+    classes = 200_000  # a matrix of them would have 320 GB
+    logits = torch.zeros(3, classes)
+    logits[[0, 1, 2], [7, 199_999, 7]] = 1
+    result = evaluate(Lookup(logits), in_batches(torch.tensor([7, 199_999, 0]), 2), [str(k) for k in range(classes)])
+    assert result.top1_error == 100 * 1 / 3
+    assert {one.name: one.error for one in result.per_class if one.images} == {"7": 0.0, "199999": 0.0, "0": 100.0}
 
 
 def test_calibration_error_is_weighted_by_the_number_of_images_and_takes_absolute_values() -> None:

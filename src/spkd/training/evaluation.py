@@ -140,14 +140,9 @@ class _Metrics:
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        from torchmetrics.classification import (
-            MulticlassAccuracy,
-            MulticlassCalibrationError,
-            MulticlassConfusionMatrix,
-        )
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
         # Never synchronised: one process may evaluate while the others wait or do something else.
-        self.confusion: Metric = MulticlassConfusionMatrix(classes, validate_args=False, sync_on_compute=False)
         self.calibration: Metric = MulticlassCalibrationError(
             classes, n_bins=CALIBRATION_BINS, norm="l1", validate_args=False, sync_on_compute=False
         )
@@ -156,9 +151,11 @@ class _Metrics:
             self.top5 = MulticlassAccuracy(
                 classes, top_k=5, average="micro", validate_args=False, sync_on_compute=False
             )
-        for metric in (self.confusion, self.calibration, self.top5):
+        for metric in (self.calibration, self.top5):
             if metric is not None:
                 metric.to(device)
+        self.per_class = torch.zeros(classes, dtype=torch.int64, device=device)
+        self.right_per_class = torch.zeros_like(self.per_class)
         self.images = 0
         self.cross_entropy = 0.0
         self.agreements: int | None = None
@@ -167,7 +164,8 @@ class _Metrics:
         decisions = logits.argmax(dim=1)
         self.images += len(targets)
         self.cross_entropy += float(F.cross_entropy(logits, targets, reduction="sum"))
-        self.confusion.update(decisions, targets)
+        self.per_class += torch.bincount(targets, minlength=len(self.per_class))
+        self.right_per_class += torch.bincount(targets[decisions == targets], minlength=len(self.per_class))
         # A confidence of exactly 1 would fall past the last bin's open upper edge, into a bin of its own.
         probabilities = logits.softmax(dim=1).clamp(max=1 - 2**-24)
         self.calibration.update(probabilities, targets)
@@ -178,8 +176,7 @@ class _Metrics:
             self.agreements = same + (self.agreements or 0)
 
     def result(self, classes: Sequence[str]) -> Evaluation:
-        confusion: Tensor = self.confusion.compute().cpu()
-        images, right = confusion.sum(dim=1).tolist(), confusion.diag().tolist()
+        images, right = self.per_class.tolist(), self.right_per_class.tolist()
         per_class = tuple(
             ClassError(name, of, 100.0 * (of - good) / of if of else None)
             for name, of, good in zip(classes, images, right, strict=True)
