@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from spkd.data.folder import load_folder
 from spkd.data.images import FileImages, MemoryImages
@@ -44,12 +44,41 @@ class TestLayouts:
 
     def test_litter_is_passed_over_and_depth_is_not(self, make_folder):
         folder = make_folder({"a": 5, "b": 3, "b/deeper": 2, ".hidden": 3, "__MACOSX": 3, "a/.trash": 2})
-        (folder / "a" / "Thumbs.db").write_bytes(b"x")
+        for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
+            (folder / "a" / name).write_bytes(b"x")
         (folder / "a" / "._0.png").write_bytes(b"x")
         (folder / "README.txt").write_text("x")
         data = load_folder(folder)
         assert data.classes == ("a", "b")
         assert len(data.train) + len(data.val) + len(data.test) == 10
+        assert not any("passed over" in note for note in data.notes)
+
+    def test_files_of_other_endings_are_counted(self, make_folder):
+        folder = make_folder({"train/a": 4, "train/a/deeper": 1, "train/b": 4, "val/a": 1, "test/b": 1})
+        others = ["train/a/deeper/1.HEIC", "train/a/1.heic", "test/b/x.heic", "val/a/list.txt", "train/b/LICENSE"]
+        for name in (*others, "train/a/.hidden.heic"):
+            (folder / name).write_bytes(b"x")
+        (folder / "train" / "a" / "deeper" / "again").symlink_to("..")
+        line = f"passed over 5 files without an image's ending in {folder}: 3 .heic, 1 with none, 1 .txt"
+        assert load_folder(folder).notes[0] == line
+        for name in others[1:]:
+            (folder / name).unlink()
+        assert load_folder(folder).notes[0].startswith("passed over 1 file without an image's ending in ")
+
+    def test_an_ending_that_is_not_utf8_can_be_shown(self, make_folder):
+        folder = make_folder({"a": 5, "b": 5})
+        (folder / "b" / os.fsdecode(b"0.jp\xdf")).touch()
+        note = load_folder(folder).notes[0]
+        assert note.encode().endswith(rb": 1 '.jp\udcdf'")
+
+    def test_the_commonest_other_endings_are_named(self, make_folder):
+        folder = make_folder({"a": 5, "b": 5})
+        for number in range(7):
+            for again in range(number):
+                (folder / "b" / f"{again}.x{number}").touch()
+        note = load_folder(folder).notes[0]
+        assert note.startswith("passed over 21 files")
+        assert note.endswith(": 6 .x6, 5 .x5, 4 .x4, 3 .x3, 2 .x2, ...")
 
     def test_a_class_may_be_missing_from_the_test_set(self, make_folder):
         data = load_folder(make_folder({"train/a": 9, "train/b": 9, "test/b": 2}))
@@ -97,6 +126,13 @@ class TestPixels:
         data = load_folder(folder)
         assert isinstance(data.train, MemoryImages)
         assert len(data.train) + len(data.val) + len(data.test) == 15
+
+    @pytest.mark.parametrize(("suffix", "codec"), [(".avif", "avif"), (".jp2", "jpg_2000")])
+    def test_formats_that_not_every_pillow_reads(self, make_folder, suffix, codec):
+        if codec not in {*features.modules, *features.codecs} or not features.check(codec):
+            pytest.skip(f"this Pillow has no {codec}")
+        data = load_folder(make_folder({"a": 6, "b": 6}, suffix=suffix))
+        assert len(data.train) + len(data.val) + len(data.test) == 12
 
     def test_splits_in_other_spellings_are_splits(self, make_folder):
         data = load_folder(make_folder({"Training/a": 6, "Training/b": 6, "TEST/a": 2, "TEST/b": 1}))

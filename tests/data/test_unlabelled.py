@@ -48,6 +48,7 @@ def test_files_of_any_size_are_found_in_any_folder_below(large: ImageData, tmp_p
     (folder / "notes.txt").write_text("no image")
     data = with_unlabelled(large, folder)
     assert isinstance(data.unlabelled, FileImages)
+    assert data.notes[-1] == f"passed over 1 file without an image's ending in {folder}: 1 .txt"
     assert data.unlabelled.paths == [str(folder / "b.png"), str(folder / "a" / "deep" / "c.jpg")]
     seen = data.seen()
     assert len(seen) == len(large.train) + 2

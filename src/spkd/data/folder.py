@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import features
 
 from spkd.data.checked_files import open_files
 from spkd.data.decoding import reason
@@ -15,10 +17,16 @@ from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics
 from spkd.data.splits import complete_splits
 from spkd.errors import InputError, nearest
 
+_CODECS = {".avif": "avif", ".jp2": "jpg_2000"}  # what not every Pillow can read, and its name there
+_KNOWN_CODECS = {*features.modules, *features.codecs}  # of others Pillow warns
+
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    | {ending for ending, codec in _CODECS.items() if codec in _KNOWN_CODECS and features.check(codec)}
 )
 """Endings of the files that are taken for images, in lower case."""
+
+_WINDOWS = ("thumbs.db", "desktop.ini")  # hidden there
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -28,11 +36,25 @@ _SPLIT_NAMES = {
 
 
 @dataclass(frozen=True)
+class FoundFiles:
+    """The files below a folder.
+
+    Attributes:
+        images: paths of those that are images by their names.
+        others: how many others there are of each ending, in lower case; hidden files do not count.
+    """
+
+    images: list[str]
+    others: Counter[str]
+
+
+@dataclass(frozen=True)
 class _Listing:
-    """The image files of one split, and the class of each by name."""
+    """The image files of one split, the class of each by name, and how many other files there are by ending."""
 
     paths: list[str]
     labels: list[str]
+    others: Counter[str]
 
 
 def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
@@ -41,8 +63,9 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
     Either ``folder`` holds ``train/`` (or ``training/``), and perhaps ``val/`` (or ``valid/``, ``validation/``) and
     ``test/`` (or ``testing/``), each with one folder per class, or it holds the class folders themselves. Sets that are
     missing are cut from the training images (see :func:`spkd.data.splits.complete_splits`). Classes are in the order
-    of their names; images may lie deeper in a class's folder; hidden files and files of other endings are passed over.
-    All images are read as RGB, upright, whatever their mode; every file is decoded once to see that it can be.
+    of their names; images may lie deeper in a class's folder; hidden files are passed over, and files of other endings,
+    which a note counts. All images are read as RGB, upright, whatever their mode; every file is decoded once to see
+    that it can be.
 
     Args:
         folder: an existing folder.
@@ -60,6 +83,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
     _check_none_empty(roots["train"], parts["train"], classes)
     splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes)
     mean, std = channel_statistics(splits.train)
+    others = sum((listing.others for listing in listings.values()), Counter[str]())
     return ImageData(
         name=folder.resolve().name,
         classes=classes,
@@ -71,7 +95,13 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
         flip=True,
         normalisation_mean=mean,
         normalisation_std=std,
-        notes=(*notes, *opened_notes, *_missing_classes(parts, classes), *splits.notes),
+        notes=(
+            *notes,
+            *note_of_others(folder, others),
+            *opened_notes,
+            *_missing_classes(parts, classes),
+            *splits.notes,
+        ),
     )
 
 
@@ -109,8 +139,8 @@ def _class_folders(root: Path) -> list[str]:
 
 
 def passed_over(name: str) -> bool:
-    """Tell whether a name is hidden or an archive's litter."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Tell whether a name is hidden, on any system, or an archive's litter."""
+    return name.startswith(".") or name == "__MACOSX" or name.lower() in _WINDOWS
 
 
 def is_image(name: str) -> bool:
@@ -118,8 +148,8 @@ def is_image(name: str) -> bool:
     return not passed_over(name) and Path(name).suffix.lower() in EXTENSIONS
 
 
-def image_files(root: Path) -> list[str]:
-    """Return the paths of all images below a folder, those of each folder before those deeper in it.
+def find_files(root: Path) -> FoundFiles:
+    """Return all files below a folder, those of each folder before those deeper in it.
 
     Links are followed, but no folder is looked into twice, nor one that ``root`` lies in.
 
@@ -131,24 +161,44 @@ def image_files(root: Path) -> list[str]:
         raise InputError(f"data: cannot look into {error.filename} ({reason(error)}); check its permissions") from error
 
     seen = {str(parent) for parent in Path(os.path.realpath(root)).parents}
-    found: list[str] = []
+    found = FoundFiles([], Counter())
     for above, folders, files in os.walk(root, followlinks=True, onerror=refuse):
         place = os.path.realpath(above)
         folders[:] = [] if place in seen else sorted(name for name in folders if not passed_over(name))
         if place not in seen:
-            found.extend(str(Path(above) / name) for name in sorted(files) if is_image(name))
+            found.images.extend(str(Path(above) / name) for name in sorted(files) if is_image(name))
+            others = (name for name in files if not passed_over(name) and not is_image(name))
+            found.others.update(Path(name).suffix.lower() for name in others)
         seen.add(place)
     return found
+
+
+def note_of_others(folder: Path, others: Counter[str]) -> list[str]:
+    """Return a line for the files below a folder that are passed over, by ending; none where there are none.
+
+    >>> note_of_others(Path("photos"), Counter({".txt": 2, ".heic": 900, "": 1}))
+    ["passed over 903 files without an image's ending in photos: 900 .heic, 2 .txt, 1 with none"]
+    """
+    if not others:
+        return []
+    many = f"{others.total()} file{'' if others.total() == 1 else 's'}"
+    commonest = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    named = ((ending if ending.isprintable() else repr(ending), count) for ending, count in commonest[:5])
+    shown = ", ".join(f"{count} {ending or 'with none'}" for ending, count in named)
+    shown += ", ..." if len(others) > 5 else ""
+    return [f"passed over {many} without an image's ending in {folder}: {shown}"]
 
 
 def _list_images(root: Path) -> _Listing:
     paths: list[str] = []
     labels: list[str] = []
+    others: Counter[str] = Counter()
     for label in sorted(_class_folders(root)):
-        found = sorted(image_files(root / label))
-        paths.extend(found)
-        labels.extend([label] * len(found))
-    return _Listing(paths, labels)
+        found = find_files(root / label)
+        paths.extend(sorted(found.images))
+        labels.extend([label] * len(found.images))
+        others += found.others
+    return _Listing(paths, labels, others)
 
 
 def _check_classes(
@@ -175,8 +225,9 @@ def _check_classes(
                 f"data: class {unknown[0]!r} of {roots[split]} is missing from the training set {train}."
                 f"{nearest(unknown[0], classes)} Add training images of it or remove it"
             )
+    filled = set(listings["train"].labels)
     for name in classes:
-        if name not in set(listings["train"].labels):
+        if name not in filled:
             raise InputError(f"data: class folder {train / name} holds no image; add images or remove it")
     if len(classes) < 2:
         raise InputError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spkd.data.checked_files import open_files
-from spkd.data.folder import image_files
+from spkd.data.folder import find_files, note_of_others
 from spkd.data.images import FileImages, ImageData, Images, MemoryImages
 from spkd.errors import InputError
 from spkd.files import sha256
@@ -29,7 +29,8 @@ def with_unlabelled(data: ImageData, folder: Path, *, skip_bad_images: bool = Fa
     """
     if not folder.is_dir():
         raise InputError(f"unlabelled: no folder {folder}; give one of images, which may lie in folders of their own")
-    paths = image_files(folder)
+    found = find_files(folder)
+    paths = found.images
     if not paths:
         raise InputError(f"unlabelled: no image in {folder}")
     opened = open_files(paths, [UNLABELLED] * len(paths), skip_bad_images)
@@ -40,7 +41,7 @@ def with_unlabelled(data: ImageData, folder: Path, *, skip_bad_images: bool = Fa
         if not isinstance(images, MemoryImages) or images.pixels.shape[1:] != data.train.pixels.shape[1:]:
             images = MemoryImages(_read(files, data.train.size), files.targets)
     fresh = _not_among(images, [part for part in (data.val, data.test) if part is not None])
-    notes = [*data.notes, *opened.notes]
+    notes = [*data.notes, *note_of_others(folder, found.others), *opened.notes]
     if len(fresh) < len(images):
         notes.append(
             f"left out {len(images) - len(fresh)} of {len(images)} images without a label, which are validation or "
