@@ -9,14 +9,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from spkd.errors import InputError
-from spkd.files import locked, write_atomically, write_text_atomically
+from spkd.files import is_file, is_folder, is_there, locked, write_atomically, write_text_atomically
 
 UNTOUCHED = "what was there before is untouched"
+
+
+@pytest.mark.parametrize("look", [is_file, is_folder, is_there])
+def test_what_can_be_no_path_or_may_not_be_looked_at_is_not_there(
+    look: Callable[[str | Path], bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    kinds = {"file": [is_file, is_there], ".": [is_folder, is_there], "none": []}
+    for name, looks in kinds.items():
+        assert look(tmp_path / name) == look(str(tmp_path / name)) == (look in looks)
+    assert not look(f"net.py:Net?blocks={'(1, 2), ' * 100}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert not look(tmp_path / "file")
 
 
 def test_text_is_written_as_utf8_and_parents_are_made(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files are written to the side and moved into place, so that a reader never sees half of one; their hashes."""
+"""Files: written to the side and moved into place, so that a reader never sees half of one; hashed; looked for."""
 
 from __future__ import annotations
 
@@ -115,6 +115,31 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def is_file(path: str | Path) -> bool:
+    """Return whether a text is the path of a file, which a name that is too long and a hidden place are not.
+
+    >>> is_file("net.py:Net?blocks=" + 300 * "1")
+    False
+    """
+    with contextlib.suppress(OSError):
+        return Path(path).is_file()
+    return False
+
+
+def is_folder(path: str | Path) -> bool:
+    """Return the same of a folder."""
+    with contextlib.suppress(OSError):
+        return Path(path).is_dir()
+    return False
+
+
+def is_there(path: str | Path) -> bool:
+    """Return the same of a file or a folder."""
+    with contextlib.suppress(OSError):
+        return Path(path).exists()
+    return False
 
 
 def sha256(path: Path) -> str:

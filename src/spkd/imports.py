@@ -18,6 +18,7 @@ from types import FunctionType, ModuleType
 from typing import cast
 
 from spkd.errors import InputError, nearest, one_line
+from spkd.files import is_file
 
 _USER = "spkd_user_"  # begins the names of modules that are made of a file
 _LIBRARIES = frozenset({"torch", "torchvision", "timm", "spkd", *sys.stdlib_module_names})
@@ -169,7 +170,7 @@ def _import_module(name: str) -> ModuleType:
 
 def _import_file(name: str) -> ModuleType:
     path = Path(name).expanduser().resolve()
-    if not path.is_file():
+    if not is_file(path):
         near = nearest(path.name, [file.name for file in path.parent.glob("*.py")])
         raise InputError(f"file {name} was not found (looked at {path}); check the path.{near}")
     try:

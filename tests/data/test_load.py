@@ -53,6 +53,11 @@ def test_unknown_names_have_hints(tmp_path, monkeypatch, name, hint):
         load_data(DataOptions(data=name))
 
 
+def test_a_name_that_is_too_long_for_a_path():
+    with pytest.raises(InputError, match=r"^data: 'x+' is neither a known data set nor a folder [^\n]+$"):
+        load_data(DataOptions("x" * 300))
+
+
 def test_a_missing_path(tmp_path):
     with pytest.raises(InputError, match=r"^data: no folder [^\n]+missing; check the path$"):
         load_data(DataOptions(data=str(tmp_path / "missing")))

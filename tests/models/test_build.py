@@ -40,6 +40,9 @@ def ties(num_classes):
     return nn.Sequential(nn.Conv2d(3, 2 * num_classes, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          nn.Linear(2 * num_classes, num_classes))
 
+def blocks(num_classes, blocks):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
 def fixed(pretrained=False):
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
     if pretrained:
@@ -211,6 +214,26 @@ def test_asks_for_the_number_of_classes_where_the_weights_do_not_tell(tmp_path: 
     assert build(f"{spec}?num_classes=5", None, weights=str(tmp_path / "w.pt")).trained
     with pytest.raises(InputError, match=r"Give it as \S*own.py:ties\?num_classes=N"):
         build(spec, None)
+
+
+def test_a_spec_may_be_longer_than_a_path(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    spec = f"{tmp_path}/own.py:blocks?blocks={[(number, 3) for number in range(60)]}"
+    built = build(spec)
+    save_classifier(built.classifier, tmp_path / "saved")
+    assert load_classifier(tmp_path / "saved").info.spec == spec
+    assert build(tmp_path / "saved").trained
+    assert model_defaults(spec, None).image_size is None
+    torch.save(built.classifier.network.state_dict(), tmp_path / "w.pt")
+    assert build(spec, weights=str(tmp_path / "w.pt")).trained
+    with pytest.raises(InputError, match=r"^weights: there is no file x+; [^\n]*$"):
+        build(spec, weights="x" * 300)
+    with pytest.raises(InputError, match=r"^model x+: unknown, [^\n]*$"):
+        build("x" * 300)
+    with pytest.raises(InputError, match=r"^model: there is no folder x+; [^\n]*$"):
+        load_classifier("x" * 300)
+    with pytest.raises(InputError, match=r"^file \S*x+\.py was not found [^\n]*$"):
+        build(f"{'x' * 300}.py:Net")
 
 
 def test_says_whose_normalisation_trained_weights_are_given(tmp_path: Path, saved: Path) -> None:

@@ -23,7 +23,7 @@ from spkd.models.classifier import save_classifier
 from spkd.taps import Taps
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
-from spkd.training.run import run
+from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import evaluate_saved
 from spkd.training.setup import set_up
@@ -521,6 +521,23 @@ def test_names_of_networks_and_images_are_not_the_folders_that_a_run_was_written
     assert all(torch.equal(begun[name], value) for name, value in weights(Path("wrn-10-1")).items())
     with pytest.raises(InputError, match=r"random weights.* or a run folder as --teacher, \./wrn-10-1 for the folder"):
         set_up(replace(request, teacher="wrn-10-1", method="sp"))
+
+
+def test_a_network_whose_spec_is_longer_than_a_path(
+    tiny_source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(tiny_source + "\n\ndef make(num_classes, blocks):\n    return Tiny(num_classes)\n")
+    spec = f"net.py:make?blocks={[(number, 3) for number in range(60)]}"
+    torch.save(set_up(Request(model=spec)).student.network.state_dict(), "w.pt")
+    request = Request(model=spec, teacher=spec, teacher_weights="w.pt", method="kd", overrides={"epochs": 1})
+    runtime = Runtime(accelerator="cpu", tape="tape")
+    out = default_out(request)
+    assert run(request, out, runtime, Silent()) is not None
+    assert run(request, out, runtime, Silent(), resume=True) is not None
+    other = default_out(replace(request, seed=1))
+    assert other != out
+    assert max(len(name) for name in (Path(out).name, Path(other).name)) <= 255
 
 
 def test_a_random_teacher_is_refused(tiny: str, tmp_path: Path) -> None:

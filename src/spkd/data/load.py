@@ -16,6 +16,7 @@ from spkd.data.splits import hold_out
 from spkd.data.unlabelled import with_unlabelled
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
+from spkd.files import is_folder, is_there
 from spkd.imports import split_arguments
 
 
@@ -59,7 +60,7 @@ def _load_whole(options: DataOptions) -> ImageData:
         data = load_vision_set(
             name, root, arguments=arguments, download=options.download, skip_bad_images=options.skip_bad_images
         )
-    if Path(options.data).is_dir():
+    if is_folder(options.data):
         note = f"{name} is the set of that name and not the folder {name} here; for that say --data ./{name}"
         data = replace(data, notes=(note, *data.notes))
     return data
@@ -73,7 +74,7 @@ def named_set(options: DataOptions) -> tuple[str, Mapping[str, object]] | None:
     """
     if options.is_digits:
         return "digits", {}
-    if Path(options.data).is_dir():
+    if is_folder(options.data):
         return (options.data, {}) if options.data in VISION_SETS else None
     name, arguments = split_arguments(options.data)
     name = name.lower().replace("-", "").replace("_", "")
@@ -100,9 +101,9 @@ def _find_folder(options: DataOptions) -> Path:
     if options.data_root is not None:
         candidates.append(Path(options.data_root).expanduser() / options.data)
     for candidate in candidates:
-        if candidate.is_dir():
+        if is_folder(candidate):
             return candidate
-        if candidate.exists():
+        if is_there(candidate):
             raise InputError(f"data: expected a folder, got the file {candidate}; unpack it if it is an archive")
     looked = " and ".join(str(candidate.resolve()) for candidate in candidates)
     if os.sep in options.data:

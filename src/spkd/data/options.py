@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from spkd.errors import InputError
+from spkd.files import is_folder
 
 
 @dataclass(frozen=True)
@@ -49,4 +49,4 @@ class DataOptions:
     @property
     def is_digits(self) -> bool:
         """Whether the embedded digits are meant; of a folder of that name ``./digits`` tells."""
-        return self.data == "digits" or (self.data.lower() == "digits" and not Path(self.data).is_dir())
+        return self.data == "digits" or (self.data.lower() == "digits" and not is_folder(self.data))

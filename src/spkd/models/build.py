@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from spkd.errors import InputError, nearest
+from spkd.files import is_file, is_folder, is_there
 from spkd.models import libraries
 from spkd.models.classifier import (
     Classifier,
@@ -136,7 +137,7 @@ def build_model(
     builder = _Builder(architecture, built_for, image_size, wanted, replace_head)
     source = _source(origin, channels, image_size)
     notes: list[str] = []
-    if Path(spec).is_dir() and origin.info is None:
+    if is_folder(spec) and origin.info is None:
         notes.append(f"{spec} is the architecture and not the folder {spec} here; for that say ./{spec}")
     if source is not None:
         network, outputs = builder.load(network, outputs, source, notes)
@@ -214,7 +215,7 @@ def _own_classes(origin: _Origin) -> int | None:
 
 
 def _parse(spec: str) -> Architecture:
-    if Path(spec).is_dir() and not names_architecture(spec):
+    if is_folder(spec) and not names_architecture(spec):
         raise InputError(not_saved(Path(spec)))
     return parse_spec(spec)
 
@@ -237,13 +238,13 @@ def _metadata(architecture: Architecture, weights: str) -> libraries.Pretrained 
 def _info_beside(weights: str) -> ModelInfo | None:
     """Return what the ``model.json`` beside a weights file of ours says."""
     path = Path(weights)
-    described = path.name == "model.safetensors" and (path.parent / "model.json").is_file()
+    described = path.name == "model.safetensors" and is_file(path.parent / "model.json")
     return read_info(path.parent) if described else None
 
 
 def _check_file(architecture: Architecture, weights: str) -> None:
     """Check that weights which are no known name are a file."""
-    if Path(weights).exists():
+    if is_there(weights):
         return
     known = ["pretrained", *_weights_names(architecture)]
     raise InputError(

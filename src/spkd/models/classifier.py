@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from spkd.errors import InputError
-from spkd.files import write_bytes_atomically, write_text_atomically
+from spkd.files import is_file, is_folder, is_there, write_bytes_atomically, write_text_atomically
 from spkd.models.answers import agree, answer, steady_answer
 from spkd.models.network import count_logits, input_channels
 from spkd.models.spec import names_architecture, parse_spec, rebuild
@@ -275,7 +275,7 @@ def check_answer(network: nn.Module, saved: Path) -> None:
 def find_saved(folder: str | Path) -> Path | None:
     """Return the folder that holds the saved model: ``folder``, or its ``student`` subfolder; else None."""
     candidates = (Path(folder), Path(folder) / "student")
-    return next((path for path in candidates if (path / "model.json").is_file()), None)
+    return next((path for path in candidates if is_file(path / "model.json")), None)
 
 
 def find_meant(spec: str) -> Path | None:
@@ -327,21 +327,21 @@ def _where_it_lies(spec: str, folder: Path) -> str:
     reference, mark, arguments = spec.partition("?")
     where, _, name = reference.rpartition(":")
     path = Path(where)
-    if path.suffix != ".py" or path.is_file():
+    if path.suffix != ".py" or is_file(path):
         return spec
     for above in (*folder.resolve().parents, Path.cwd()):
         for first in range(1, len(path.parts)):
             candidate = above.joinpath(*path.parts[first:])
-            if candidate.is_file():
+            if is_file(candidate):
                 return f"{candidate}:{name}{mark}{arguments}"
     return spec
 
 
 def not_saved(folder: Path) -> str:
     """Return the line that says why no saved model is found in ``folder``."""
-    if not folder.exists():
+    if not is_there(folder):
         return f"model: there is no folder {folder}; give a run folder or a saved model's."
-    if (folder / "checkpoints").is_dir():
+    if is_folder(folder / "checkpoints"):
         return (
             f"model: {folder} is a run that has not finished; --resume it, then its model is in {folder / 'student'}."
         )

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from spkd.errors import InputError, nearest, one_line
+from spkd.files import is_file
 from spkd.imports import import_object, split_arguments
 from spkd.models import libraries
 from spkd.models.network import count_logits, replace_head
@@ -224,7 +225,7 @@ def _call(make: Callable[..., Any], arguments: Mapping[str, object], spec: str) 
 def _unknown(reference: str) -> str:
     forms = "wrn-DEPTH-WIDTH, torchvision/NAME, timm/NAME, MODULE_OR_FILE:callable, or a saved model's folder"
     path = Path(reference)
-    if path.is_file():
+    if is_file(path):
         if path.suffix == ".py":
             return f"model {reference}: name the class or function in the file: {reference}:NAME."
         return f"model {reference}: it is a file; give the architecture as model and the file as weights."

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spkd.errors import InputError
+from spkd.files import is_file, is_folder
 
 _PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
 _INSIDE = ("state_dict", "model", "model_state_dict", "net")
@@ -55,8 +56,8 @@ def _holds_tensors(content: object) -> bool:
 
 
 def _read(path: Path) -> object:
-    if not path.is_file():
-        kind = "is a folder; give the file in it" if path.is_dir() else "does not exist; check the path"
+    if not is_file(path):
+        kind = "is a folder; give the file in it" if is_folder(path) else "does not exist; check the path"
         raise InputError(f"weights: {path} {kind} (.safetensors, .pt, .pth or .ckpt).")
     try:
         with path.open("rb") as file:

@@ -9,7 +9,7 @@ from typing import Any
 
 from spkd.data.augment import AUGMENTATION
 from spkd.data.images import ImageData
-from spkd.files import sha256
+from spkd.files import is_file, is_there, sha256
 from spkd.imports import code_digest, import_object
 from spkd.losses.methods import term_names
 from spkd.models.classifier import find_meant, read_info
@@ -63,14 +63,14 @@ def file_hashes(request: Request) -> dict[str, str]:
         if not text:
             continue
         for reference in term_names(text) if option == "method" else (text.partition("?")[0],):
-            if ":" in reference and not Path(reference).exists():
+            if ":" in reference and not is_there(reference):
                 hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
         saved = find_meant(text) if option in ("model", "teacher") else None
         file = saved / "model.safetensors" if saved is not None else Path(text)
-        if file.is_file():
+        if is_file(file):
             hashes[option] = sha256(file)
             description = file.with_name("model.json")
-            if file.name == "model.safetensors" and description.is_file():
+            if file.name == "model.safetensors" and is_file(description):
                 hashes[f"{option} description"] = sha256(description)
         if saved is not None and ":" in (reference := read_info(saved).spec.partition("?")[0]):
             hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
@@ -86,7 +86,7 @@ def code_name(spec: str) -> str:
 
 def absolute(text: str | None) -> str | None:
     """Return ``text`` with the paths in it that exist made absolute, so that it means the same from any folder."""
-    if text is None or Path(text).exists():
+    if text is None or is_there(text):
         return None if text is None else str(Path(text).resolve())
     return with_absolute_code(text)
 
@@ -98,4 +98,4 @@ def absolute_network(spec: str) -> str:
 
 def with_absolute_code(text: str) -> str:
     """Return a text with the paths of files of code in it made absolute."""
-    return CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if Path(found[0]).is_file() else found[0], text)
+    return CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if is_file(found[0]) else found[0], text)

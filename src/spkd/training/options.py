@@ -11,6 +11,7 @@ from typing import Literal
 
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
+from spkd.files import is_folder
 
 NORMALISATIONS = "imagenet, none (pixels in [0, 1]), or MEAN/STD, each one number or one a channel, as in 0.5/0.25"
 """What a user may say of the images that a network was trained with."""
@@ -53,7 +54,7 @@ class Request:
         if named_set(self.data) is not None:
             folder = None if root is None else str(below)
         else:
-            folder = str(below) if not Path(data).is_dir() and below.is_dir() else data
+            folder = str(below) if not is_folder(data) and is_folder(below) else data
         model, teacher = (
             None if spec is None or names_architecture(spec) else spec for spec in (self.model, self.teacher)
         )

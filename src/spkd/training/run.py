@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import time
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ WORTH_COMPILING = 10_000
 """Steps of 8 ms less that make up for a compilation of a minute."""
 SMALL_IMAGES = 64
 """Side length in pixels up to which a GPU is done with a batch before Python has told it of the whole."""
+_LONGEST_NAME = 255  # bytes in the name of a folder
 
 
 def run(
@@ -190,7 +192,10 @@ def slug(text: str) -> str:
     >>> slug("timm/resnet18?in_chans=1")
     'timm-resnet18-in_chans=1'
     """
-    return re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
+    name = re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{name.encode()[:240].decode(errors='ignore')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _title(setup: Setup) -> str:

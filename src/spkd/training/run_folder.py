@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from spkd.errors import InputError
-from spkd.files import write_text_atomically
+from spkd.files import is_there, write_text_atomically
 
 MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
 """First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
@@ -192,7 +192,7 @@ def refuse_inputs(option: str, path: Path, inputs: Mapping[str, str | None]) -> 
     """
     own = path.resolve()
     for other, named in inputs.items():
-        if named is None or not (other == "tape" or Path(named).exists()):
+        if named is None or not (other == "tape" or is_there(named)):
             continue
         given = Path(named).resolve()
         if own in (given, *given.parents) or (other in ("data", "unlabelled") and given in own.parents):
