@@ -43,6 +43,17 @@ def ties(num_classes):
 def blocks(num_classes, blocks):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
 
+class Supervised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(6, 4)
+        self.aux = nn.Linear(6, 4)
+
+    def forward(self, images):
+        features = self.body(images)
+        return (self.fc(features), self.aux(features)) if self.training else self.fc(features)
+
 def fixed(pretrained=False):
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
     if pretrained:
@@ -181,6 +192,24 @@ def test_handles_a_users_network_with_a_fixed_head(tmp_path: Path) -> None:
     built_on = build(tmp_path / "saved", [f"class {number}" for number in range(6)])
     assert same_weights(built_on, again.network)
     assert len(build(tmp_path / "saved", None).classifier.info.classes) == 6
+
+
+def test_a_head_is_not_put_in_the_place_of_a_layer_that_gives_no_logits(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    spec = f"{tmp_path}/own.py:Supervised"
+    line = r"own.py:Supervised: its logits do not come from aux, [^\n]*; let its callable take num_classes"
+    with pytest.raises(InputError, match=line):
+        build(spec, 6, replace_head=True)
+    built = build(spec, ["a", "b", "c", "d"])
+    save_classifier(built.classifier, tmp_path / "saved")
+    assert load_classifier(tmp_path / "saved").info == built.classifier.info
+    with pytest.raises(InputError, match=line):
+        build(tmp_path / "saved", ["e", "f", "g", "h"], replace_head=True)
+    state = built.classifier.network.state_dict()
+    wider = {name: value[:1].expand(6, *value.shape[1:]) for name, value in state.items() if "body" not in name}
+    torch.save({**state, **wider}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match=line):
+        build(spec, 6, weights=str(tmp_path / "w.pt"))
 
 
 @pytest.mark.parametrize("arguments", ["body=6", "body=10", "body=6&convolution=true"])

@@ -95,14 +95,14 @@ def test_says_when_the_image_is_too_small_or_the_output_no_logits() -> None:
 def test_replaces_the_last_layer_with_as_many_outputs() -> None:
     network = small(5)
     stem = network[0].weight
-    assert replace_head(network, "x", 5, 2) == "4"
+    assert replace_head(network, "x", 5, 2, channels=3, image_size=8) == "4"
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 2)
     assert network[0].weight is stem
 
 
 def test_replaces_a_convolutional_head() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert replace_head(network, "x", 6, 9) == "1"
+    assert replace_head(network, "x", 6, 9, channels=3, image_size=8) == "1"
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 9)
 
 
@@ -112,4 +112,59 @@ def test_says_when_there_is_no_head_to_replace() -> None:
             return images.flatten(1)[:, :4]
 
     with pytest.raises(InputError, match="let its callable take num_classes"):
-        replace_head(Odd(), "x", 4, 2)
+        replace_head(Odd(), "x", 4, 2, channels=3, image_size=8)
+
+
+class Supervised(nn.Module):
+    """Has a second head after its own, of which the logits know nothing."""
+
+    def __init__(self, runs: bool) -> None:
+        super().__init__()
+        self.body = small(5)
+        self.fc = nn.Linear(5, 7)
+        self.aux = nn.Linear(5, 7, bias=False)
+        self.runs = runs
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.body(images)
+        return (self.fc(features), self.aux(features)) if self.runs or self.training else self.fc(features)
+
+
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize("classes", [4, 7])
+def test_says_when_the_last_layer_is_not_the_head(runs: bool, classes: int) -> None:
+    line = (
+        r"^model x: its logits do not come from aux, its last layer of 7 outputs, [^\n]* let its callable take num_cla"
+    )
+    with pytest.raises(InputError, match=line), torch.no_grad():
+        replace_head(Supervised(runs), "x", 7, classes, channels=3, image_size=8)
+
+
+def test_says_when_the_network_no_longer_runs_with_the_new_layer() -> None:
+    class Headless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7))
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.body(images).mean((2, 3))
+            return logits
+
+    with pytest.raises(InputError, match=r"its logits do not come from body\.0, its last layer of 7 outputs"):
+        replace_head(Headless(), "x", 7, 4, channels=3, image_size=8)
+
+
+class Frozen(Supervised):
+    """Uses a layer's weight without calling it, and shows no gradients."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return nn.functional.linear(self.body(images), self.aux.weight)
+
+
+@pytest.mark.parametrize("classes", [4, 7])
+def test_replaces_a_head_whatever_way_it_is_used(classes: int) -> None:
+    network = Frozen(runs=True)
+    assert replace_head(network, "x", 7, classes, channels=3, image_size=8) == "aux"
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, classes)
+    assert network.training

@@ -51,6 +51,19 @@ ready = Own()
 number = 3
 """
 
+TWO = """
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+        self.aux = nn.Linear(3, 4)
+
+    def forward(self, images):
+        return self.fc(images.mean((2, 3)))
+"""
+
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
@@ -123,6 +136,12 @@ def test_rebuilds_with_another_head_what_has_a_fixed_one(own: str) -> None:
     for spec, classes in ((f"{own}:fixed", 4), (f"{own}:fixed", 9), (f"{own}:lazy", 9)):
         network = rebuild(parse_spec(spec), classes=classes, channels=1, image_size=8)
         assert count_logits(network, spec, 1, 8) == classes
+
+
+def test_rebuilds_no_network_with_a_layer_replaced_that_gives_no_logits(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    with pytest.raises(InputError, match="its logits do not come from aux"):
+        rebuild(parse_spec(f"{tmp_path}/two.py:Two"), classes=9, channels=3, image_size=8)
 
 
 @pytest.mark.parametrize(

@@ -332,7 +332,7 @@ class _Builder:
         """Replace a head of the wrong size, which the constructor does not let be chosen."""
         if not self.replace or self.wanted is None:
             raise self._mismatch(f"it has a head of {outputs} classes", outputs, outputs)
-        replace_head(network, self.architecture.spec, outputs, self.wanted)
+        self._put_head(network, outputs, self.wanted)
         notes.append(self._replaced(f"of {outputs} classes"))
 
     def rename_head(self, network: nn.Module, own: Sequence[str], classes: Sequence[str], notes: list[str]) -> None:
@@ -344,7 +344,7 @@ class _Builder:
                 found=len(own),
                 wanted=len(classes),
             )
-        replace_head(network, self.architecture.spec, len(classes), len(classes))
+        self._put_head(network, len(classes), len(classes))
         notes.append(self._replaced(f"for {_shown(own)}"))
 
     def _match(self, network: nn.Module, outputs: int, source: _Source, notes: list[str]) -> Match:
@@ -362,8 +362,11 @@ class _Builder:
     def _with_head(self, network: nn.Module, outputs: int, classes: int) -> nn.Module:
         if takes(self.architecture, "num_classes"):
             return construct(self.architecture, classes=classes, channels=self.channels, image_size=self.image_size)
-        replace_head(network, self.architecture.spec, outputs, classes)
+        self._put_head(network, outputs, classes)
         return network
+
+    def _put_head(self, network: nn.Module, outputs: int, classes: int) -> None:
+        replace_head(network, self.architecture.spec, outputs, classes, self.channels, self.image_size)
 
     def _mismatch(self, what: str, found: int, outputs: int) -> HeadMismatch:
         wanted = f"the data have {self.wanted}" if self.wanted is not None else f"the network has {outputs}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spkd.errors import InputError, one_line
 from spkd.modes import evaluating
@@ -63,12 +63,16 @@ def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) 
     Raises:
         InputError: when the network cannot run on an image of this size, or puts out no ``(b, k)`` logits.
     """
+    with torch.no_grad():
+        return _grey_logits(network, spec, channels, image_size).shape[1]
+
+
+def _grey_logits(network: nn.Module, spec: str, channels: int, image_size: int) -> Tensor:
     images = torch.full((1, input_channels(network, channels, image_size), image_size, image_size), 0.5)
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        with torch.no_grad():
-            logits = logits_of(network(images))
+        logits = logits_of(network(images))
     except InputError:
         raise
     except Exception as error:
@@ -84,24 +88,25 @@ def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) 
             f"model {spec}: expected logits of shape (batch, classes), got {tuple(logits.shape)}; "
             "give a classification network."
         )
-    return logits.shape[1]
+    return logits
 
 
-def replace_head(network: nn.Module, spec: str, outputs: int, classes: int) -> str:
+def replace_head(network: nn.Module, spec: str, outputs: int, classes: int, channels: int, image_size: int) -> str:
     """Put a new, randomly initialised last layer of ``classes`` outputs in place of the one of ``outputs``.
 
-    The last layer is the last linear or convolutional submodule with as many outputs.
+    The last layer is the last linear or convolutional submodule with as many outputs. The network is run once, as by
+    :func:`count_logits`, to see that its logits come from the new one.
 
     Returns:
         The name of the layer that was replaced.
 
     Raises:
-        InputError: when no such layer is found.
+        InputError: when no such layer is found, or the logits come from another.
     """
     for name, layer in reversed(list(network.named_modules())):
         if not name:
             continue
-        new: nn.Module
+        new: nn.Linear | nn.Conv2d
         if isinstance(layer, nn.Linear) and layer.out_features == outputs:
             new = nn.Linear(layer.in_features, classes, bias=layer.bias is not None)
         elif isinstance(layer, nn.Conv2d) and layer.out_channels == outputs and layer.groups == 1:
@@ -111,8 +116,28 @@ def replace_head(network: nn.Module, spec: str, outputs: int, classes: int) -> s
             continue
         parent, _, attribute = name.rpartition(".")
         setattr(network.get_submodule(parent), attribute, new)
+        if not _gives_logits(network, new, spec, classes, channels, image_size):
+            raise InputError(
+                f"model {spec}: its logits do not come from {name}, its last layer of {outputs} outputs, so that it "
+                "cannot be given a new head; let its callable take num_classes."
+            )
         return str(name)
     raise InputError(
         f"model {spec}: found no last linear or convolutional layer of {outputs} outputs to replace; "
         "let its callable take num_classes."
     )
+
+
+def _gives_logits(
+    network: nn.Module, layer: nn.Linear | nn.Conv2d, spec: str, classes: int, channels: int, image_size: int
+) -> bool:
+    """Return whether the network has ``classes`` logits, which depend on a layer as far as gradients tell."""
+    try:
+        with torch.enable_grad():
+            logits = _grey_logits(network, spec, channels, image_size)
+    except InputError:
+        return False
+    if logits.shape[1] != classes or not logits.requires_grad:
+        return logits.shape[1] == classes
+    gradients = torch.autograd.grad(logits, layer.weight, torch.ones_like(logits), allow_unused=True)
+    return gradients[0] is not None

@@ -169,7 +169,7 @@ def rebuild(architecture: Architecture, *, classes: int, channels: int, image_si
     if lazy or not takes(architecture, "num_classes"):
         outputs = count_logits(network, architecture.spec, channels, image_size)
         if outputs != classes:
-            replace_head(network, architecture.spec, outputs, classes)
+            replace_head(network, architecture.spec, outputs, classes, channels, image_size)
     return network
 
 
