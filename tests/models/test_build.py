@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torchvision.models.vision_transformer import VisionTransformer
 
 from spkd.errors import InputError
-from spkd.models.build import BuiltModel, HeadMismatch, build_model, model_defaults
+from spkd.models.build import BuiltModel, Defaults, HeadMismatch, build_model, is_saved_by_us, model_defaults
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, save_classifier
 from spkd.models.libraries import adapt
 from spkd.models.weights import match
@@ -322,6 +322,29 @@ def test_a_run_folders_weights_can_be_others(saved: Path, tmp_path: Path) -> Non
     network = save_wrn(tmp_path / "w.pt", channels=1)
     built = build(saved, None, channels=1, size=8, weights=str(tmp_path / "w.pt"))
     assert same_weights(built, network)
+
+
+@pytest.mark.parametrize("spec", ["wrn-10-1", "timm/test_resnet"])
+def test_a_folder_does_not_describe_weights_from_elsewhere(spec: str, tmp_path: Path) -> None:
+    own = build_model(
+        spec, classes=["cat", "dog"], channels=3, image_size=40, normalisation=Normalisation((0.1,), (1,))
+    )
+    save_classifier(own.classifier, tmp_path / "run")
+    elsewhere = build(spec, 2).classifier.network
+    torch.save(elsewhere.state_dict(), tmp_path / "best.pt")
+    weights = str(tmp_path / "best.pt")
+    known = model_defaults(spec, weights).normalisation
+    assert model_defaults(str(tmp_path / "run"), weights) == Defaults(40, known)
+    built = build(tmp_path / "run", ["hen", "owl"], weights=weights)
+    assert same_weights(built, elsewhere)
+    assert built.classifier.info.normalisation == (known or DATA)
+    assert built.notes == (() if known else (DATA_NOTE,))
+    assert build(tmp_path / "run", None, weights=weights).classifier.info.classes == ("0", "1")
+    assert not is_saved_by_us(str(tmp_path / "run"), weights)
+    for its_own in (None, "pretrained", str(tmp_path / "run" / "model.safetensors")):
+        assert is_saved_by_us(str(tmp_path / "run"), its_own)
+        assert model_defaults(str(tmp_path / "run"), its_own) == Defaults(40, own.classifier.info.normalisation)
+        assert build(tmp_path / "run", None, weights=its_own).classifier.info.classes == ("cat", "dog")
 
 
 def test_compares_a_saved_models_classes_by_name(saved: Path) -> None:

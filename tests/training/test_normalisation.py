@@ -123,6 +123,16 @@ def test_a_saved_model_has_its_own_already(tiny: str, teacher: Path) -> None:
         Request(model=tiny, teacher_normalisation="none")
 
 
+def test_weights_from_elsewhere_in_a_saved_model_s_architecture_have_another(teacher: Path, tmp_path: Path) -> None:
+    network = set_up(Request(model=str(teacher))).student.network
+    torch.save(network.state_dict(), tmp_path / "best.pt")
+    request = Request(model=str(teacher), weights=str(tmp_path / "best.pt"), normalisation="0.5/0.25")
+    assert set_up(request).student.info.normalisation == Normalisation((0.5,), (0.25,))
+    own = replace(request, weights=str(teacher / "student" / "model.safetensors"))
+    with pytest.raises(InputError, match="is a saved model and brings its own"):
+        set_up(own)
+
+
 def test_numbers_for_other_channels_are_refused(request_of_files: Request) -> None:
     with pytest.raises(InputError, match="expected one value or 3 for 3 channels, got 2"):
         set_up(Request(model="timm/test_resnet", normalisation="0.1,0.2/1,1"))

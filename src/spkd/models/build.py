@@ -63,22 +63,20 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
     """Return the image size and normalisation that the weights of a model were made for.
 
     They come from a saved model's ``model.json``, or from torchvision's or timm's metadata of the pretrained
-    weights (also for a local file of weights for such an architecture). Nothing is built or downloaded.
+    weights (also for a local file of weights for such an architecture). For other weights in a saved model's
+    architecture, the size is the saved model's. Nothing is built or downloaded.
 
     Raises:
         InputError: for an unknown model, or an unknown name of weights.
     """
-    saved = find_meant(spec)
-    beside = None if weights is None else _info_beside(weights)
-    if (info := beside or (None if saved is None else read_info(saved))) is not None:
-        return Defaults(info.image_size, info.normalisation)
-    architecture = _parse(spec)
-    if weights is None:
-        return Defaults(None, None)
-    known = _metadata(architecture, weights)
+    origin = _origin(spec, weights)
+    if (described := origin.described) is not None:
+        return Defaults(described.image_size, described.normalisation)
+    own_size = None if origin.info is None else origin.info.image_size
+    known = None if origin.weights is None else _metadata(origin.architecture, origin.weights)
     if known is None:
-        return Defaults(None, None)
-    return Defaults(known.image_size, Normalisation(known.mean, known.std))
+        return Defaults(own_size, None)
+    return Defaults(own_size or known.image_size, Normalisation(known.mean, known.std))
 
 
 def is_saved_by_us(spec: str, weights: str | None) -> bool:
@@ -203,7 +201,7 @@ def _origin(spec: str, weights: str | None) -> _Origin:
     info = read_info(saved)
     if weights is None or weights == "pretrained":
         return _Origin(parse_spec(info.spec), str(saved / "model.safetensors"), info, info)
-    return _Origin(parse_spec(info.spec), weights, info, _info_beside(weights) or info)
+    return _Origin(parse_spec(info.spec), weights, info, _info_beside(weights))
 
 
 def _own_classes(origin: _Origin) -> int | None:
