@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -83,6 +84,19 @@ def import_object(reference: str) -> object:
         raise InputError(f"{where} has no {name!r}; name something that it defines.{nearest(name, public)}")
     found: object = getattr(module, name)
     return found
+
+
+def is_of_python(reference: str) -> bool:
+    """Return whether a reference, by module or by file, with or without arguments, is to Python's own library.
+
+    >>> is_of_python("os:system?command=ls"), is_of_python("os.py:Net"), is_of_python("wrn-16-1")
+    (True, False, False)
+    """
+    where, _, _ = reference.partition("?")[0].rpartition(":")
+    if not where.endswith(".py"):
+        return where.partition(".")[0] in sys.stdlib_module_names
+    file = Path(where).expanduser().resolve()
+    return file.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve()) and "site-packages" not in file.parts
 
 
 def code_digest(found: object, reference: str | None = None) -> str:

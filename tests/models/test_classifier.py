@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,16 @@ from torch import Tensor, nn
 
 import spkd
 from spkd.errors import InputError
-from spkd.models.build import build_model
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, same_classes, save_classifier
+from spkd.models.build import build_model, model_defaults
+from spkd.models.classifier import (
+    Classifier,
+    ModelInfo,
+    Normalisation,
+    load_classifier,
+    read_info,
+    same_classes,
+    save_classifier,
+)
 
 HALF = Normalisation((0.5,), (0.25,))
 
@@ -217,6 +226,32 @@ def test_says_which_file_is_damaged(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="does not exist"):
         load_classifier(folder)
+
+
+@pytest.mark.parametrize(
+    "where", ["os", "os.path", "subprocess", "builtins", "posix", os.__file__, f"moved{os.__file__}"]
+)
+def test_what_belongs_to_python_is_not_called(where: str, tmp_path: Path) -> None:
+    wrn(tmp_path)
+    content = json.loads((tmp_path / "model.json").read_text())
+    spec = f"{where}:system?command=touch {tmp_path / 'called'}"
+    (tmp_path / "model.json").write_text(json.dumps({**content, "spec": spec}))
+    named = where.removeprefix("moved")
+    line = rf"^\S+ does not describe a saved model: its spec '{named}:[^\n]+' names no network [^\n]+$"
+    for use in (load_classifier, read_info, lambda folder: model_defaults(str(folder), None)):
+        with pytest.raises(InputError, match=line):
+            use(tmp_path)
+    with pytest.raises(InputError, match=line):
+        build_model(str(tmp_path), classes=None, channels=1, image_size=8, normalisation=HALF)
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_home_that_nobody_has_is_one_line(tmp_path: Path) -> None:
+    wrn(tmp_path)
+    content = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**content, "spec": "~no.such.user/net.py:Net"}))
+    with pytest.raises(InputError, match=r"does not describe a saved model: [^\n]*home[^\n]*$"):
+        load_classifier(tmp_path)
 
 
 def test_says_when_the_users_file_is_gone(tmp_path: Path) -> None:

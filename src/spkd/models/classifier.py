@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spkd.errors import InputError
 from spkd.files import is_file, is_folder, is_there, write_bytes_atomically, write_text_atomically
+from spkd.imports import is_of_python
 from spkd.models.answers import agree, answer, steady_answer
 from spkd.models.network import count_logits, input_channels
 from spkd.models.spec import names_architecture, parse_spec, rebuild
@@ -293,7 +294,7 @@ def read_info(folder: Path) -> ModelInfo:
     A file of code that has been moved is looked for in the folders above this one, then in the working folder.
 
     Raises:
-        InputError: when it is not JSON or lacks a field.
+        InputError: when it is not JSON, lacks a field or has a spec that would call what belongs to Python.
     """
     return _description(folder)[0]
 
@@ -307,8 +308,11 @@ def _description(folder: Path) -> tuple[ModelInfo, tuple[float, ...] | None]:
             mean=tuple(float(value) for value in content["normalisation"]["mean"]),
             std=tuple(float(value) for value in content["normalisation"]["std"]),
         )
+        spec = _where_it_lies(str(content["spec"]), folder)
+        if is_of_python(spec):
+            raise ValueError(f"its spec {spec!r} names no network but a part of Python")
         info = ModelInfo(
-            spec=_where_it_lies(str(content["spec"]), folder),
+            spec=spec,
             classes=tuple(str(name) for name in content["classes"]),
             channels=int(content["channels"]),
             image_size=int(content["image_size"]),
@@ -317,7 +321,7 @@ def _description(folder: Path) -> tuple[ModelInfo, tuple[float, ...] | None]:
         )
         told = content.get("answer")
         return info, None if told is None else tuple(float(value) for value in told)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{path} does not describe a saved model: {reason}; save the model again.") from error
 
