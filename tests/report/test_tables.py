@@ -8,7 +8,7 @@ import io
 import pytest
 from rich.console import Console
 
-from spkd.report.tables import comparison_markdown, comparison_table
+from spkd.report.tables import comparison_markdown, comparison_table, signed
 from spkd.studies.records import Comparison, ComparisonRow
 
 NONE = ComparisonRow("none", (0, 1), (3.0, 4.0), (2.0, 2.5), 3.5, 3.5, 0.5)
@@ -52,6 +52,13 @@ def test_the_terminals_table_holds_the_same_numbers() -> None:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         row = next(row for row in text.splitlines() if row.split()[:1] == cells[:1])
         assert row.split() == " ".join(cells).split()
+
+
+def test_equal_differences_are_printed_alike() -> None:
+    differences = [2.15 - 2.705, 1.15 - 1.705, -0.555, -0.5549999999999999]
+    assert len(set(differences)) > 1
+    assert {signed(difference) for difference in differences} == {"−0.56"}
+    assert {signed(-difference) for difference in differences} == {"+0.56"}
 
 
 def test_a_method_with_brackets_or_bars_is_shown_as_it_is() -> None:

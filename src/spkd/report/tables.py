@@ -59,8 +59,14 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
 
 
 def signed(value: float) -> str:
-    """Return two decimals with a sign and a true minus; what rounds to zero has no sign."""
-    text = f"{value:+.2f}".replace("-", "−")
+    """Return two decimals with a sign and a true minus; what rounds to zero has no sign.
+
+    Values that differ in their last bits only, as means of the same differences do, are rounded alike.
+
+    >>> signed(-0.555), signed(-0.5549999999999999), signed(-0.001)
+    ('−0.56', '−0.56', '0.00')
+    """
+    text = f"{round(value, 10):+.2f}".replace("-", "−")
     return "0.00" if text in ("+0.00", "−0.00") else text
 
 
