@@ -70,6 +70,13 @@ def test_labels_name_method_n_and_p() -> None:
     assert labels[2] == ["sp+kd", "n = 1"]
 
 
+def test_a_label_tells_of_how_many_pairs_p_is() -> None:
+    fewer = comparison_row("at", [1, 2, 7], [3.0, 2.9, 3.3], [1.0] * 3, NONE)
+    axes = comparison_figure(dataclasses.replace(COMPARISON, rows=(NONE, fewer))).axes[0]
+    label = axes.get_xticklabels()[1].get_text().split("\n")
+    assert label == ["at", "n = 3 (2 pairs)", f"p = {fewer.p_value:.2f}"]
+
+
 @pytest.mark.parametrize(("teacher", "drawn"), [({"test_error": 1.9}, True), ({}, False)])
 def test_the_teachers_error_is_drawn_where_it_is_known(teacher: dict[str, float], drawn: bool) -> None:
     axes = comparison_figure(dataclasses.replace(COMPARISON, teacher=teacher)).axes[0]

@@ -66,6 +66,18 @@ def test_unfinished_lines_are_seen() -> None:
     assert lines[2][2:5] == ("SP", "1 of 3", "8.00")
 
 
+def test_the_number_of_pairs_stands_beside_that_of_the_seeds_where_it_is_another() -> None:
+    alone = comparison_row("none", [0, 1], [9.0, 8.6], [2.0] * 2)
+    kd = comparison_row("kd", [1, 2], [8.5, 8.7], [1.0] * 2, alone)
+    joined = comparison_row("kd+sp", SEEDS, [8.0, 7.5, 7.9], [1.0] * 3, alone)
+    shown = [pair(("none", alone), ("kd", kd), ("kd+sp", joined))]
+    rows = statistics(reproduction("combinations"), shown).rows
+    assert [row[3] for row in rows] == ["2 of 3", "2 of 3 (1 pair)", "3 (2 pairs)"]
+    grid = additions(reproduction("combinations"), shown)
+    assert grid is not None
+    assert grid.rows[0][2:6] == ("kd+sp", "kd", "2", f"−{(8.5 - 7.5 + 8.7 - 7.9) / 2:.2f}")
+
+
 def test_statistics_are_those_of_the_comparison() -> None:
     line = statistics(reproduction("gamma"), [pair(("none", ALONE), ("sp", SP))]).rows[1]
     p_value = stats.ttest_rel(SP.test_errors, ALONE.test_errors).pvalue

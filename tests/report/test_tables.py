@@ -54,6 +54,13 @@ def test_the_terminals_table_holds_the_same_numbers() -> None:
         assert row.split() == " ".join(cells).split()
 
 
+def test_the_pairs_are_told_where_not_all_seeds_have_one() -> None:
+    text = comparison_markdown(dataclasses.replace(COMPARISON, rows=(NONE, dataclasses.replace(SP, pairs=1))))
+    assert "| sp | 2 (1 pair) | 1.00 |" in text
+    text = comparison_markdown(dataclasses.replace(COMPARISON, rows=(NONE, dataclasses.replace(SP, pairs=2))))
+    assert "| sp | 2 | 1.00 |" in text
+
+
 def test_equal_differences_are_printed_alike() -> None:
     differences = [2.15 - 2.705, 1.15 - 1.705, -0.555, -0.5549999999999999]
     assert len(set(differences)) > 1

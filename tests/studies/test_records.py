@@ -50,11 +50,12 @@ def test_only_seeds_of_both_are_compared_but_all_are_summarised() -> None:
     row = comparison_row("at", [2, 3, 9], [3.0, 4.0, 50.0], [0.0, 0.0, 0.0], NONE)
     assert row.difference_to_none == pytest.approx(((3.0 - 3.1) + (4.0 - 4.0)) / 2)
     assert row.mean == pytest.approx(19.0)
+    assert (row.pairs, SP.pairs, NONE.pairs) == (2, 4, None)
 
 
 def test_no_common_seed_gives_no_difference() -> None:
     row = comparison_row("at", [8, 9], [3.0, 4.0], [0.0, 0.0], NONE)
-    assert (row.difference_to_none, row.interval, row.p_value) == (None, None, None)
+    assert (row.difference_to_none, row.interval, row.p_value, row.pairs) == (None, None, None, None)
     assert row.sem is not None
 
 
@@ -99,6 +100,13 @@ def test_the_json_file_has_the_rows_that_other_programs_read() -> None:
     assert [set(wanted) <= set(row) for row in data["rows"]] == [True] * 3
     assert data["rows"][1]["interval"] == list(SP.interval or ())
     assert data["rows"][0]["p_value"] is None
+
+
+def test_a_file_without_the_number_of_pairs_is_read() -> None:
+    data = json.loads(to_json(COMPARISON))
+    assert [row.pop("pairs") for row in data["rows"]] == [None, 4, 1]
+    without = tuple(dataclasses.replace(row, pairs=None) for row in COMPARISON.rows)
+    assert from_json(json.dumps(data)) == dataclasses.replace(COMPARISON, rows=without)
 
 
 def test_unknown_fields_are_passed_over() -> None:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from spkd.errors import InputError
 from spkd.report.drawing import COLOURS, GREY, write_figure
-from spkd.report.tables import p_value_text
+from spkd.report.tables import p_value_text, pairs_text
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow
 
 _DOTS_AT, _MEAN_AT = -0.08, 0.24  # beside each other, so that neither covers the other
@@ -168,6 +168,7 @@ def _colour(comparison: Comparison, row: ComparisonRow) -> str:
 def _label(row: ComparisonRow) -> str:
     lines = [_wrapped(row.method), f"n = {len(row.seeds)}"]
     if row.p_value is not None:
+        lines[-1] += pairs_text(row)
         p_value = p_value_text(row.p_value)
         lines.append(f"p {p_value}" if p_value.startswith("<") else f"p = {p_value}")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from spkd.report.grid import Grid
-from spkd.report.tables import NOT_KNOWN, p_value_text, signed
+from spkd.report.tables import NOT_KNOWN, p_value_text, pairs_text, signed
 from spkd.studies.building import PRETRAINING
 from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.findings import Line, Pair, added, paper_of
@@ -86,7 +86,7 @@ def additions(reproduction: Reproduction, pairs: Sequence[Pair]) -> Grid | None:
     for pair in pairs:
         for joined, without, compared in added(pair):
             cells = _row_cells(compared)
-            rows.append((pair.student, pair.teacher, joined, without, str(len(compared.seeds)), *cells[2:]))
+            rows.append((pair.student, pair.teacher, joined, without, str(compared.pairs or 0), *cells[2:]))
     if not rows:
         return None
     return Grid(
@@ -185,7 +185,8 @@ def _seeds(line: Line) -> str:
 def _statistics(line: Line) -> tuple[str, ...]:
     if line.result is None:
         return (_seeds(line), "unfinished", *[NOT_KNOWN] * (len(_STATISTICS) - 2))
-    return (_seeds(line), *_row_cells(line.result), p_value_text(line.p_holm))
+    seeds = f"{_seeds(line)}{pairs_text(line.result)}"
+    return (seeds, *_row_cells(line.result), p_value_text(line.p_holm))
 
 
 def _row_cells(row: ComparisonRow) -> tuple[str, ...]:

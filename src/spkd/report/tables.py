@@ -48,7 +48,7 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
         interval = f"{signed(row.interval[0])} to {signed(row.interval[1])}"
     return (
         row.method,
-        str(len(row.seeds)),
+        f"{len(row.seeds)}{pairs_text(row)}",
         f"{mean(row.val_errors):.2f}",
         f"{row.median:.2f}",
         f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}",
@@ -56,6 +56,19 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
         interval,
         p_value_text(row.p_value),
     )
+
+
+def pairs_text(row: ComparisonRow) -> str:
+    """Return the number of pairs, to stand behind that of the seeds; nothing where the two are the same.
+
+    >>> none = ComparisonRow("none", (0,), (3.0,), (2.0,), 3.0, 3.0, None)
+    >>> sp = ComparisonRow("sp", (0, 1), (2.0, 2.5), (1.0, 1.0), 2.25, 2.25, 0.25, -1.0, pairs=1)
+    >>> pairs_text(none), pairs_text(sp)
+    ('', ' (1 pair)')
+    """
+    if row.pairs is None or row.pairs == len(row.seeds):
+        return ""
+    return f" ({row.pairs} pair{'s' * (row.pairs != 1)})"
 
 
 def signed(value: float) -> str:

@@ -35,6 +35,8 @@ class ComparisonRow:
         interval: 95 % confidence interval of the difference; see
             :class:`~spkd.studies.statistics.PairedComparison` for when there is none.
         p_value: of the two-sided paired t-test against the student alone, under the same condition.
+        pairs: how many seeds were run with both, which difference, interval and p-value are of; None where there is no
+            difference, and in files that do not say it.
     """
 
     method: str
@@ -47,6 +49,7 @@ class ComparisonRow:
     difference_to_none: float | None = None
     interval: tuple[float, float] | None = None
     p_value: float | None = None
+    pairs: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("test_errors", "val_errors"):
@@ -142,6 +145,7 @@ def comparison_row(
         difference_to_none=None if paired is None else paired.difference,
         interval=None if paired is None else paired.interval,
         p_value=None if paired is None else paired.p_value,
+        pairs=None if paired is None else paired.pairs,
     )
 
 
@@ -249,7 +253,7 @@ def _comparison(data: Any) -> Comparison:
 
 
 def _row(data: Any) -> ComparisonRow:
-    interval = data["interval"]
+    interval, pairs = data["interval"], data.get("pairs")
     return ComparisonRow(
         method=str(data["method"]),
         seeds=tuple(int(seed) for seed in data["seeds"]),
@@ -261,6 +265,7 @@ def _row(data: Any) -> ComparisonRow:
         difference_to_none=_optional_float(data["difference_to_none"]),
         interval=None if interval is None else (float(interval[0]), float(interval[1])),
         p_value=_optional_float(data["p_value"]),
+        pairs=None if pairs is None else int(pairs),
     )
 
 

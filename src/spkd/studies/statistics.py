@@ -43,11 +43,13 @@ class PairedComparison:
             pairs differ by the same amount: the test judges a difference by its spread over the seeds, and a
             spread of zero among a few values comes of their coarse steps (one image of a thousand), not of
             certainty.
+        pairs: how many there are.
     """
 
     difference: float
     interval: tuple[float, float] | None
     p_value: float | None
+    pairs: int
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -85,12 +87,12 @@ def compare_paired(values: Sequence[float], baseline: Sequence[float]) -> Paired
     # Equal steps such as 3.4 - 3.1 and 3.3 - 3.0 differ in their last bits only.
     rounding = 1e-12 * max(float(np.abs(array).max()), float(np.abs(base).max()), 1.0)
     if array.size < 2 or float(np.ptp(differences)) <= rounding:
-        return PairedComparison(mean, None, None)
+        return PairedComparison(mean, None, None, array.size)
     freedom = array.size - 1
     sem = float(differences.std(ddof=1) / np.sqrt(array.size))
     half_width = float(special.stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * sem
     p_value = 2.0 * float(special.stdtr(freedom, -abs(mean) / sem))
-    return PairedComparison(mean, (mean - half_width, mean + half_width), p_value)
+    return PairedComparison(mean, (mean - half_width, mean + half_width), p_value, array.size)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
