@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from spkd.errors import InputError
-from spkd.report.figures import comparison_figure, write_comparison_figure
+from spkd.report.figures import comparison_figure, comparisons_figure, write_comparison_figure
 from spkd.studies.records import Comparison, comparison_row
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -103,6 +103,19 @@ def test_the_key_explains_p_where_there_is_one() -> None:
     untested = tuple(dataclasses.replace(row, p_value=None) for row in COMPARISON.rows)
     assert "p: paired t-test" in key(comparison_figure(COMPARISON)).get_text()
     assert "p:" not in key(comparison_figure(dataclasses.replace(COMPARISON, rows=untested))).get_text()
+
+
+def test_the_key_says_that_several_p_values_are_not_corrected() -> None:
+    said = "p: paired t-tests against none, not corrected for their number"
+    two = dataclasses.replace(COMPARISON, rows=(NONE, SP, dataclasses.replace(SP, method="at")))
+    figure = comparison_figure(two)
+    FigureCanvasAgg(figure).draw()
+    assert said in key(figure).get_text()
+    box = key(figure).get_window_extent()
+    assert figure.bbox.x0 < box.x0
+    assert box.x1 < figure.bbox.x1
+    assert "corrected" not in key(comparison_figure(COMPARISON)).get_text()
+    assert said in comparisons_figure([COMPARISON, COMPARISON]).get_supxlabel()
 
 
 def test_the_key_explains_error_bars_where_there_are_some() -> None:

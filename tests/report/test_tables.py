@@ -54,6 +54,13 @@ def test_the_terminals_table_holds_the_same_numbers() -> None:
         assert row.split() == " ".join(cells).split()
 
 
+def test_several_p_values_are_said_not_to_be_corrected() -> None:
+    two = dataclasses.replace(COMPARISON, rows=(NONE, SP, dataclasses.replace(SP, method="at")))
+    said = "p: two-sided t-tests against none, paired by seed, not corrected for their number."
+    assert said in comparison_markdown(two)
+    assert "p: two-sided t-test against none, paired by seed." in comparison_markdown(COMPARISON)
+
+
 def test_the_pairs_are_told_where_not_all_seeds_have_one() -> None:
     text = comparison_markdown(dataclasses.replace(COMPARISON, rows=(NONE, dataclasses.replace(SP, pairs=1))))
     assert "| sp | 2 (1 pair) | 1.00 |" in text

@@ -71,9 +71,11 @@ def comparisons_figure(comparisons: Sequence[Comparison], columns: int = 3) -> F
 def _key(comparisons: Sequence[Comparison]) -> str:
     """Return what dots, diamonds and, where there are any, error bars and p-values mean."""
     rows = [row for comparison in comparisons for row in comparison.rows]
-    tested = any(row.p_value is not None for row in rows)
-    parts = ["dots: one seed each", "diamond: mean" + " ± s.e.m." * any(row.sem is not None for row in rows)]
-    return "    ".join([*parts, "p: paired t-test against none"] if tested else parts)
+    drawn = "dots: one seed each    diamond: mean" + " ± s.e.m." * any(row.sem is not None for row in rows)
+    tested = sum(row.p_value is not None for row in rows)
+    if tested > 1:
+        return f"{drawn}\np: paired t-tests against none, not corrected for their number"
+    return drawn + "    p: paired t-test against none" * tested
 
 
 def _panel_size(comparison: Comparison) -> tuple[float, float]:

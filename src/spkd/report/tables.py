@@ -97,4 +97,7 @@ def _caption(comparison: Comparison) -> str:
         caption += f"; teacher {spec}"
         if isinstance(error, int | float):
             caption += f" ({error:.2f} %)"
-    return f"{caption}. val.: mean validation error, to choose by. p: two-sided t-test against none, paired by seed."
+    test = "t-test against none, paired by seed"
+    if sum(row.p_value is not None for row in comparison.rows) > 1:
+        test = "t-tests against none, paired by seed, not corrected for their number"
+    return f"{caption}. val.: mean validation error, to choose by. p: two-sided {test}."
