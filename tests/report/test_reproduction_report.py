@@ -12,10 +12,11 @@ import pytest
 from scipy import stats
 
 from spkd.report import reproduction_figures as figures
+from spkd.report.reproduction import write_report
 from spkd.report.reproduction_tables import additions, distances, heading, networks, overview, statistics
 from spkd.studies.findings import Line, Pair
 from spkd.studies.records import ComparisonRow, comparison_row
-from spkd.studies.reproduction import PlannedTask, Reproduction
+from spkd.studies.reproduction import PlannedTask, Record, Reproduction
 
 SEEDS = [0, 1, 2]
 ALONE = comparison_row("none", SEEDS, [9.0, 8.6, 8.8], [2.0] * 3)
@@ -115,7 +116,7 @@ def test_distances_to_the_teacher_stand_beside_the_error_of_the_same_network(tmp
         "measurements/b": {
             "points": [
                 {"method": method, "seed": 1, "sp_loss": loss, "test_error": error}
-                for method, loss, error in (("none", 0.3, 8.0), ("kd", 0.2, 8.5), ("sp", 0.1, 7.0))
+                for method, loss, error in (("none", 0.3, 8.0), ("kd", 0.2, 8.5), ("sp", 0.1, 7.0), ("at", 0.4, 7.5))
             ]
         },
     }
@@ -132,9 +133,10 @@ def test_distances_to_the_teacher_stand_beside_the_error_of_the_same_network(tmp
         ("b, none, seed 1", "0.3", "8.00"),
         ("b, kd, seed 1", "0.2", "8.50"),
         ("b, sp, seed 1", "0.1", "7.00"),
+        ("b, at, seed 1", "0.4", "7.50"),
     )
     found = figures.rank_correlations([("b", point) for point in results["measurements/b"]["points"]])
-    assert found == {"b": pytest.approx(stats.spearmanr([0.3, 0.2, 0.1], [8.0, 8.5, 7.0]).statistic)}
+    assert found == {"b": pytest.approx(stats.spearmanr([0.3, 0.2, 0.1, 0.4], [8.0, 8.5, 7.0, 7.5]).statistic)}
     assert distances(reproduction()) is None
 
 
@@ -214,10 +216,38 @@ def test_the_rank_correlation_is_that_of_the_ranks() -> None:
     losses, errors = [0.01, 0.04, 0.02, 0.3], [5.0, 7.0, 8.0, 9.0]
     # Ranks 1 3 2 4 and 1 2 3 4: 1 - 6 (0 + 1 + 1 + 0) / (4 · 15) = 0.8.
     assert figures.rank_correlations(points(losses, errors)) == {"a-from-b": pytest.approx(0.8)}
-    assert figures.rank_correlations(points([0.1, 0.1], [5.0, 6.0])) == {"a-from-b": None}
+    assert figures.rank_correlations(points([0.1] * 4, errors)) == {"a-from-b": None}
+    assert figures.rank_correlations(points(losses, [5.0] * 4)) == {"a-from-b": None}
     axes = figures.losses_figure(points(losses, errors)).axes[0]
     assert axes.get_legend().get_texts()[0].get_text() == "a from b, ρ = 0.80"
+    assert axes.get_title().endswith("within a pair,\nstudents alone and by SP together")
     offsets = np.concatenate(
         [np.asarray(found.get_offsets()) for found in axes.collections if len(found.get_offsets())]
     )
     assert offsets.tolist() == [[loss, error] for loss, error in zip(losses, errors, strict=True)]
+
+
+def test_two_or_three_networks_have_no_rank_correlation() -> None:
+    for count in (2, 3):
+        few = points([0.1, 0.2, 0.3][:count], [5.0, 6.0, 7.0][:count])
+        assert figures.rank_correlations(few) == {"a-from-b": None}
+        assert figures.losses_figure(few).axes[0].get_legend().get_texts()[0].get_text() == "a from b"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(4, "rank correlation (Spearman) 0.80"), (3, "too few that differ for a rank correlation")]
+)
+def test_the_report_says_which_networks_are_ranked_together(tmp_path: Path, count: int, said: str) -> None:
+    name, losses, errors = "measurements/a-from-b", [0.01, 0.04, 0.02, 0.3], [5.0, 7.0, 8.0, 9.0]
+    (tmp_path / name).mkdir(parents=True)
+    found = [point for _, point in points(losses[:count], errors[:count])]
+    (tmp_path / name / "result.json").write_text(json.dumps({"points": found}))
+    folder = tmp_path / "loss-vs-error"
+    folder.mkdir()
+    (folder / "records.csv").write_text(",".join(field.name for field in dataclasses.fields(Record)) + "\n")
+    task = {"name": name, "kind": "measurement", "labels": {}, "state": "done"}
+    plan = {"experiment": "loss-vs-error", "scale": "small", "command": "spkd", "tasks": [task]}
+    (folder / "reproduction.json").write_text(json.dumps(plan))
+    assert write_report("loss-vs-error", tmp_path).findings == (
+        f"a from b: SP loss and test error of {count} networks, students alone and by SP together: {said}",
+    )

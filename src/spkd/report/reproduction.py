@@ -110,7 +110,8 @@ def _correlations(points: figures.Points) -> list[str]:
     for name, rho in figures.rank_correlations(points).items():
         count = sum(own == name for own, _ in points)
         said = "too few that differ for a rank correlation" if rho is None else f"rank correlation (Spearman) {rho:.2f}"
-        lines.append(f"{name.replace('-from-', ' from ')}: SP loss and test error of {count} networks: {said}")
+        pooled = f"SP loss and test error of {count} networks, students alone and by SP together"
+        lines.append(f"{name.replace('-from-', ' from ')}: {pooled}: {said}")
     return lines
 
 

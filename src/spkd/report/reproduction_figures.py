@@ -20,6 +20,9 @@ from spkd.studies.records import BASELINE
 Points = Sequence[tuple[str, dict[str, Any]]]
 """What was measured of each student: the pair's name, and ``method``, ``seed``, ``sp_loss``, ``test_error``."""
 
+FEWEST_RANKED = 4
+"""Networks that a rank correlation takes at the least: of two it is 1 or −1, whatever they are."""
+
 
 def gamma_figure(pair: Pair) -> Figure:
     """Draw the test error against γ on a log axis: a dot for each seed, a line through the medians.
@@ -133,7 +136,8 @@ def losses_figure(points: Points) -> Figure:
         axes.scatter([], [], marker="D", s=52, color="black", label="with SP in training")
         axes.set_xscale("log")
         axes.set_xlabel("SP loss to the teacher, on test images", fontsize=12)
-        _error_axis(axes, "ρ: Spearman's rank correlation of loss and error within a pair")
+        title = "ρ: Spearman's rank correlation of loss and error within a pair,\nstudents alone and by SP together"
+        _error_axis(axes, title)
         axes.legend(fontsize=9.5, framealpha=0.9)
     return figure
 
@@ -141,13 +145,15 @@ def losses_figure(points: Points) -> Figure:
 def rank_correlations(points: Points) -> dict[str, float | None]:
     """Return Spearman's rank correlation of loss and error by pair, since a pair's students are alike.
 
-    None where too few differ for there to be one.
+    Students alone and those by SP count together. Training with SP lowers the loss, so that the correlation says above
+    all whether it lowered the error too. None for fewer than :data:`FEWEST_RANKED` networks, and where all losses
+    or all errors are the same.
     """
     found: dict[str, float | None] = {}
     for name in dict.fromkeys(name for name, _ in points):
         losses = [point["sp_loss"] for own, point in points if own == name]
         errors = [point["test_error"] for own, point in points if own == name]
-        differ = len(set(losses)) > 1 and len(set(errors)) > 1
+        differ = len(losses) >= FEWEST_RANKED and len(set(losses)) > 1 and len(set(errors)) > 1
         found[name] = float(stats.spearmanr(losses, errors).statistic) if differ else None
     return found
 
