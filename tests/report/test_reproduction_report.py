@@ -137,7 +137,19 @@ def test_distances_to_the_teacher_stand_beside_the_error_of_the_same_network(tmp
     )
     found = figures.rank_correlations([("b", point) for point in results["measurements/b"]["points"]])
     assert found == {"b": pytest.approx(stats.spearmanr([0.3, 0.2, 0.1, 0.4], [8.0, 8.5, 7.0, 7.5]).statistic)}
+    assert grid.notes == ("Mean over test batches of 128 images, not weighted by γ.",)
     assert distances(reproduction()) is None
+
+
+def test_distances_tell_the_size_of_their_batches(tmp_path: Path) -> None:
+    name = "measurements/a"
+    (tmp_path / name).mkdir(parents=True)
+    result = {"sp_loss": {"alone": 0.25}, "test_errors": {"alone": 9.0}, "batch": 36}
+    (tmp_path / name / "result.json").write_text(json.dumps(result))
+    tasks = (PlannedTask(name, "measurement", {}, "done"),)
+    grid = distances(dataclasses.replace(reproduction("similarity", tasks), study=tmp_path))
+    assert grid is not None
+    assert grid.notes == ("Mean over test batches of 36 images, not weighted by γ.",)
 
 
 def test_networks_that_have_not_been_trained_say_so() -> None:

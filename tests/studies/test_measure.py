@@ -91,6 +91,7 @@ def test_losses_are_those_of_plain_loops(study: Path, monkeypatch: pytest.Monkey
             rows_of_unit_length(features(study / f"none/{name}", images)) for name in ("teacher", "student")
         )
         expected.append(sum((a - b) ** 2 for a, b in zip(theirs.flat, ours.flat, strict=True)) / 100)
+    assert (result["batches"], result["batch"]) == (100, 10)
     (point,) = result["points"]
     assert point["sp_loss"] == pytest.approx(np.mean(expected), rel=1e-4)
     assert (point["method"], point["seed"], point["task"]) == ("none", 0, "none/student")

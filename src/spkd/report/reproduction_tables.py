@@ -23,6 +23,9 @@ _TESTED = (
     "number of methods of the pair."
 )
 
+_BATCH_NOT_SAID = 128
+"""Images in the batches of a measurement whose result does not say it."""
+
 
 def overview(reproduction: Reproduction, pairs: Sequence[Pair]) -> Grid:
     """Return the paper's form of the table: a line for each pair, a column for each method, medians over the seeds.
@@ -119,7 +122,9 @@ def networks(reproduction: Reproduction) -> Grid:
 def distances(reproduction: Reproduction) -> Grid | None:
     """Return the similarity-preserving loss of every measured network to its teacher; None where none was measured."""
     rows: list[tuple[str, ...]] = []
-    for name, (result, _) in reproduction.measured().items():
+    measured = reproduction.measured()
+    batches = dict.fromkeys(str(result.get("batch", _BATCH_NOT_SAID)) for result, _ in measured.values())
+    for name, (result, _) in measured.items():
         for label, loss in result.get("sp_loss", {}).items():
             rows.append((label, f"{loss:.3g}", _percent(result["test_errors"][label])))
         for point in result.get("points", []):
@@ -131,7 +136,7 @@ def distances(reproduction: Reproduction) -> Grid | None:
         title=f"{_title(reproduction)}: SP loss to the teacher on test images",
         headings=("network", "SP loss", "test error (%)"),
         rows=tuple(rows),
-        notes=("Mean over test batches of 128 images, not weighted by γ.",),
+        notes=(f"Mean over test batches of {' or '.join(batches)} images, not weighted by γ.",),
     )
 
 

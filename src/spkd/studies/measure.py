@@ -30,7 +30,7 @@ from spkd.training.run_folder import RunFolder
 from spkd.training.saved import own_data
 
 BATCH = 128
-"""Images in a batch, as in training: the size of a similarity matrix."""
+"""Images in a batch, as in training: the size of a similarity matrix. All test images, where there are fewer."""
 DRAWN_BATCHES = 3
 """Batches whose similarity matrices are kept for the figure."""
 _ORDER_SEED = 2019
@@ -116,7 +116,12 @@ def losses(folder: Path, runtime: Runtime, *, teacher: str, students: Mapping[st
                 "test_error": _test_error(study / name),
             }
         )
-    return {"teacher": teacher, "batches": len(teacher_matrices), "points": points}
+    return {
+        "teacher": teacher,
+        "batches": len(teacher_matrices),
+        "batch": teacher_matrices.shape[-1],
+        "points": points,
+    }
 
 
 def _matrices(path: Path, data: ImageData, runtime: Runtime) -> tuple[Tensor, Tensor]:
