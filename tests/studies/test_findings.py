@@ -111,6 +111,16 @@ def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:
     assert "no better" not in findings("cifar10", [replace(pair, teacher_error=None)])[0]
 
 
+@pytest.mark.parametrize("experiment", ["cifar10", "gamma"])
+def test_a_weak_teacher_is_warned_of_before_all_is_finished(experiment: str) -> None:
+    (pair,) = pairs_of_records(reproduction(ERRORS, finished=3))  # the teacher, and two seeds of the student alone
+    (line,) = findings(experiment, [replace(pair, teacher_error=8.8)])
+    said = "the teacher (8.80 %) is no better than the student alone (8.80 %)"
+    assert line.startswith(f"wrn-16-2 from wrn-40-2: unfinished; {said}: it may do harm")
+    (pair,) = pairs_of_records(reproduction(ERRORS, finished=1))
+    assert findings(experiment, [replace(pair, teacher_error=99.0)]) == ["wrn-16-2 from wrn-40-2: unfinished"]
+
+
 def test_ties_are_no_order() -> None:
     lines = findings("cifar10", pairs_of_records(reproduction({**ERRORS, "kd": ERRORS["at"]})))
     assert "sp, kd = at, none" in lines[0]
@@ -197,6 +207,8 @@ def test_gamma_is_told_as_a_range() -> None:
         "wrn-16-2 from wrn-40-2: over γ from 10 to 64000 the median lies between 7.50 and 9.10 %, that of the student "
         "alone at 8.80 %; it is lower at γ = 300, 64000"
     ]
+    (line,) = findings("gamma", [replace(pair, teacher_error=8.8)])
+    assert "γ = 300, 64000; the teacher (8.80 %) is no better than the student alone (8.80 %): it may do harm" in line
 
 
 def test_holm_is_the_textbooks_example() -> None:

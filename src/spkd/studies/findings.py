@@ -193,7 +193,7 @@ def _about(pair: Pair, paper: PublishedPair | None) -> str:
     name = f"{pair.student} from {pair.teacher}"
     order = pair.order()
     if order is None:
-        return f"{name}: unfinished"
+        return f"{name}: unfinished{_weakness(pair)}"
     text = f"{name}: from the lowest median to the highest: {_in_words(pair, order)}"
     if paper is not None and set(paper.methods) == set(order):
         theirs = tuple(sorted(paper.methods, key=lambda method: paper.methods[method].value))
@@ -201,9 +201,16 @@ def _about(pair: Pair, paper: PublishedPair | None) -> str:
         marks = sorted({figure.certainty.mark for figure in paper.methods.values()} - {""})
         text += f"; the paper has {held} {' '.join(marks)}".rstrip()
         text += _tested(pair, theirs)
+    return text + _weakness(pair)
+
+
+def _weakness(pair: Pair) -> str:
+    """Return the warning of a teacher no better than the student alone, of the seeds there are; else nothing."""
     alone = pair.line(BASELINE)
-    warning = None if alone is None else weak_teacher(pair.teacher_error, _median(alone))
-    return text if warning is None else f"{text}; {warning}"
+    if alone is None or alone.result is None:
+        return ""
+    warning = weak_teacher(pair.teacher_error, _median(alone))
+    return "" if warning is None else f"; {warning}"
 
 
 def _tested(pair: Pair, order: Sequence[str]) -> str:
@@ -220,14 +227,14 @@ def _about_gamma(pair: Pair) -> str:
     """Say how far the error moves with γ, and where it is below that of the student alone."""
     name = f"{pair.student} from {pair.teacher}"
     if pair.order() is None:
-        return f"{name}: unfinished"
+        return f"{name}: unfinished{_weakness(pair)}"
     alone, *swept = pair.lines
     medians = [_median(line) for line in swept]
     lower = [line.label for line in swept if _median(line) < _median(alone)]
     return (
         f"{name}: over γ from {swept[0].label} to {swept[-1].label} the median lies between {min(medians):.2f} and "
         f"{max(medians):.2f} %, that of the student alone at {_median(alone):.2f} %; it is lower at γ = "
-        f"{', '.join(lower) or 'none of them'}"
+        f"{', '.join(lower) or 'none of them'}{_weakness(pair)}"
     )
 
 
