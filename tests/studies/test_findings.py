@@ -86,7 +86,7 @@ def test_what_came_out_in_words() -> None:
     assert lines == [
         "wrn-16-2 from wrn-40-2: from the lowest median to the highest: sp, kd, at, none; "
         "the paper has another order (sp, at, kd, none) †; Page's trend test for the paper's order over 3 seeds: "
-        "p = 0.0029"
+        "p = 0.0029 (one-sided, not corrected)"
     ]
 
 

@@ -220,7 +220,8 @@ def _tested(pair: Pair, order: Sequence[str]) -> str:
     p_value = rising(columns)
     if p_value is None:
         return ""
-    return f"; Page's trend test for the paper's order over {len(columns[0])} seeds: p = {p_value:.2g}"
+    seeds = len(columns[0])
+    return f"; Page's trend test for the paper's order over {seeds} seeds: p = {p_value:.2g} (one-sided, not corrected)"
 
 
 def _about_gamma(pair: Pair) -> str:
