@@ -197,11 +197,17 @@ def _about(pair: Pair, paper: PublishedPair | None) -> str:
     text = f"{name}: from the lowest median to the highest: {_in_words(pair, order)}"
     if paper is not None and set(paper.methods) == set(order):
         theirs = tuple(sorted(paper.methods, key=lambda method: paper.methods[method].value))
-        held = "the same order" if theirs == order else f"another order ({', '.join(theirs)})"
+        held = "the same order" if _rises(pair, theirs) else f"another order ({', '.join(theirs)})"
         marks = sorted({figure.certainty.mark for figure in paper.methods.values()} - {""})
         text += f"; the paper has {held} {' '.join(marks)}".rstrip()
         text += _tested(pair, theirs)
     return text + _weakness(pair)
+
+
+def _rises(pair: Pair, order: Sequence[str]) -> bool:
+    """Return whether no median in the order given is below the one before it: equal ones agree with any order."""
+    medians = {line.label: _median(line) for line in pair.lines}
+    return all(medians[before] <= medians[label] for before, label in pairwise(order))
 
 
 def _weakness(pair: Pair) -> str:
