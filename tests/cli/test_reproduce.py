@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,39 @@ def test_the_small_transfer_learns_on_cifar10_first(tmp_path: Path, monkeypatch:
     stem = next(name for name in began if name.endswith("conv_stem.weight"))
     assert (began[stem] - ended[stem]).norm() < 0.1 * began[stem].norm()
     assert "In the place of ImageNet" in (out / "transfer" / "report.md").read_text(encoding="utf-8")
+
+
+def test_records_that_are_all_that_is_left_are_not_run_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, published = tmp_path / "study", tmp_path / "published"
+    assert reproduce("gamma", out, "--seeds", "1") == 0
+    shutil.copytree(out / "gamma", published / "gamma")
+    kept = {name: (published / "gamma" / name).read_bytes() for name in ("records.csv", "reproduction.json")}
+    count = len(records(out, "gamma"))
+    capsys.readouterr()
+    for options in ([], ["--seeds", "1"], ["--only", "gamma-10"], ["--max_time", "0s"]):
+        assert reproduce("gamma", published, *options) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert f"{published / 'gamma'} holds records of trainings whose folders are gone ({count} of {count}," in error
+        assert "--redraw, or give another --out" in error
+    assert {name: (published / "gamma" / name).read_bytes() for name in kept} == kept
+    assert [path.name for path in published.iterdir()] == ["gamma"]
+    assert reproduce("gamma", published, "--redraw") == 0
+
+    (published / "gamma" / "records.csv").unlink()
+    assert reproduce("gamma", published, "--max_time", "0s") == 3
+
+
+def test_records_whose_folders_are_there_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "study"
+    assert reproduce("gamma", out, "--seeds", "1") == 0
+    assert reproduce("gamma", out, "--seeds", "1", "--only", "gamma-10") == 0
+    assert reproduce("gamma", out, "--max_time", "0s") == 3
+    found = records(out, "gamma")
+    gone = out / found[-1]["task"]
+    shutil.rmtree(gone)
+    assert reproduce("gamma", out, "--max_time", "0s") == 2
+    assert f"whose folders are gone (1 of {len(found)}, such as {gone})" in capsys.readouterr().err
 
 
 def _without_models(out: Path, copy: Path, name: str) -> tuple[dict[str, bytes], dict[str, bytes]]:

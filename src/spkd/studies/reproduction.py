@@ -163,8 +163,9 @@ def reproduce(
     """Run what is not finished of an experiment in the folder ``study``, and write its records.
 
     Raises:
-        InputError: as :func:`plan` and :func:`spkd.studies.runner.run_study`.
+        InputError: as :func:`plan` and :func:`spkd.studies.runner.run_study`, and where records would be lost.
     """
+    _refuse_lost(name, study)
     scale, bfloat16 = SCALES[options.scale], not emulates_bfloat16(runtime.accelerator)
     tasks = plan(name, options, study, bfloat16=bfloat16)
     if not bfloat16 and scale != in_float32(scale):
@@ -172,6 +173,23 @@ def reproduce(
     state = run_study(tasks, study, runner, runtime, display)
     save_records(name, options, tasks, state, study, command)
     return state
+
+
+def _refuse_lost(name: str, study: Path) -> None:
+    """Refuse a folder whose records are all that is left of trainings: a run would begin those anew and write over it.
+
+    Raises:
+        InputError: for such a folder.
+    """
+    try:
+        records = load_reproduction(name, study).records
+    except InputError:  # there are none yet, or damaged ones, which running again mends
+        return
+    if lost := [study / record.task for record in records if not (study / record.task).is_dir()]:
+        raise InputError(
+            f"{study / name} holds records of trainings whose folders are gone ({len(lost)} of {len(records)}, such as "
+            f"{lost[0]}): draw them with --redraw, or give another --out; to train again here, remove its {RECORDS}"
+        )
 
 
 def _usual_seeds(name: str, scale: ScaleName) -> int:
