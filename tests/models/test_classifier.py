@@ -214,6 +214,9 @@ def test_says_which_file_is_damaged(tmp_path: Path) -> None:
     (folder / "model.json").write_text(json.dumps({**content, "spec": "wrn-16-1"}))
     with pytest.raises(InputError, match=r"model.safetensors and wrn-16-1 do not fit each other: \d+ missing"):
         load_classifier(folder)
+    (folder / "model.json").write_text(json.dumps({**content, "view": "half"}))
+    with pytest.raises(InputError, match="its view is 'half', neither whole nor centre"):
+        load_classifier(folder)
     del content["classes"]
     (folder / "model.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="it lacks 'classes'"):

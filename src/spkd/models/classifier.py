@@ -311,13 +311,15 @@ def _description(folder: Path) -> tuple[ModelInfo, tuple[float, ...] | None]:
         spec = _where_it_lies(str(content["spec"]), folder)
         if is_of_python(spec):
             raise ValueError(f"its spec {spec!r} names no network but a part of Python")
+        if (view := content.get("view")) not in ("whole", "centre", None):
+            raise ValueError(f"its view is {view!r}, neither whole nor centre")
         info = ModelInfo(
             spec=spec,
             classes=tuple(str(name) for name in content["classes"]),
             channels=int(content["channels"]),
             image_size=int(content["image_size"]),
             normalisation=normalisation,
-            view=content.get("view"),
+            view=view,
         )
         told = content.get("answer")
         return info, None if told is None else tuple(float(value) for value in told)
