@@ -1,4 +1,4 @@
-"""What the README shows runs."""
+"""What the README and the page on Python show runs."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+import spkd
+
+ROOT = Path(__file__).parents[1]
+README, PYTHON = ((ROOT / name).read_text() for name in ("README.md", "docs/python.md"))
+BLOCKS = re.findall(r"```python\n(.*?)```", README + PYTHON, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -25,6 +28,13 @@ def test_python_blocks_run(
 
 def test_there_are_python_blocks_with_a_distiller() -> None:
     assert any("Distiller(" in block for block in BLOCKS)
+
+
+def test_every_public_name_is_explained() -> None:
+    table = PYTHON.partition("## All names")[2]
+    assert set(re.findall(r"`(\w+)`", re.sub(r"\| [^|]*\|$", "|", table, flags=re.MULTILINE))) == set(spkd.__all__) - {
+        "__version__"
+    }
 
 
 def test_every_command_and_option_in_it_exists() -> None:

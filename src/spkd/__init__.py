@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spkd.distiller import Distiller
-    from spkd.errors import InputError, RunFailed
+    from spkd.errors import InputError
     from spkd.functional import (
         attention_map,
         attention_transfer_loss,
@@ -44,7 +44,6 @@ _HOMES = {
     "ModelInfo": "spkd.models.classifier",
     "Normalisation": "spkd.models.classifier",
     "Objective": "spkd.losses.objective",
-    "RunFailed": "spkd.errors",
     "SimilarityPreservingLoss": "spkd.losses.similarity",
     "SoftTargetLoss": "spkd.losses.soft_targets",
     "TapPair": "spkd.taps",
@@ -74,7 +73,6 @@ __all__ = [
     "ModelInfo",
     "Normalisation",
     "Objective",
-    "RunFailed",
     "SimilarityPreservingLoss",
     "SoftTargetLoss",
     "TapPair",

@@ -12,6 +12,9 @@ from spkd.errors import InputError
 class LossWeights:
     """Weights of the terms and the temperature; the defaults are those of the papers' experiments.
 
+    Those are of 200 epochs in batches of 128. In short training on the digits the best gamma lay between half the
+    batch size and five times the batch size.
+
     Args:
         gamma: weight of the similarity-preserving loss; its effect depends on gamma / batch size.
         alpha: weight of the soft targets, between 0 and 1; cross-entropy then has 1 - alpha.

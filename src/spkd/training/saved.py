@@ -19,6 +19,7 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
+from spkd.files import is_folder
 from spkd.models.build import HeadMismatch, build_model, model_defaults
 from spkd.models.classifier import (
     Classifier,
@@ -65,7 +66,7 @@ def evaluate_saved(
         InputError: when there is no such network, its classes are not those of the images, or there is no such split.
     """
     is_saved = weights is None and find_saved(network) is not None
-    if not is_saved and weights is None and Path(network).is_dir():
+    if not is_saved and weights is None and is_folder(network):
         raise InputError(not_saved(Path(network)))
     saved = load_classifier(network) if is_saved else None  # before the images, which may take long
     if saved is not None and normalisation is not None:

@@ -19,6 +19,7 @@ from spkd.data.seeds import mixed_seed
 from spkd.data.stream import evaluation_batches
 from spkd.data.vision_sets import VISION_SETS
 from spkd.errors import InputError
+from spkd.files import is_folder
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model, model_defaults
@@ -302,7 +303,7 @@ def _teacher(request: Request, data: ImageData, image_size: int, normalisation: 
             ) from error
         built = build(None)
     if not built.trained:
-        folder = f"./{spec} for the folder of that name" if Path(spec).is_dir() else "such as `spkd train` writes"
+        folder = f"./{spec} for the folder of that name" if is_folder(spec) else "such as `spkd train` writes"
         raise InputError(
             f"--teacher {spec} has random weights, and there is nothing to learn from it: give --teacher_weights "
             f"FILE (or 'pretrained'), or a run folder as --teacher, {folder}"
