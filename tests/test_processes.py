@@ -33,7 +33,7 @@ STEPS = {2: [(4, 4), (3, 4), (1, 2)], 3: [(3, 3, 3), (3, 2, 2), (1, 4, 2)]}
 KINDS = (torch.int16, torch.bool, torch.bfloat16, torch.float64)
 METHODS = ("all", "whole", "alone")
 # Which module DDP wraps, and whether what the teacher says is passed (then DDP is told of a static graph, too).
-WAYS = [("student", False), ("distiller", False), ("student", True)]
+WAYS = [("student", False), ("distiller", False), ("student", True), ("student later", False)]
 
 
 class Spread(DistillationLoss):
@@ -117,6 +117,8 @@ def train(
     module = Distiller(taught, network(6, 1), objective(method)).double().eval()
     called: nn.Module = torch.compile(module, backend="aot_eager") if compiled else module
     called = DistributedDataParallel(called) if wrap == "distiller" else called
+    if wrap == "student later":
+        module.student = DistributedDataParallel(module.student)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
     found: dict[str, Any] = {"values": [], "gradients": []}
     for step, sizes in enumerate(STEPS[processes][: 1 if method == "sp" else None]):
