@@ -126,7 +126,7 @@ def train(
         targets[0] = UNLABELLED  # in the last step the first process has no label at all
         if rank is not None:
             images, targets = images.split(sizes)[rank], targets.split(sizes)[rank]
-        if step == 0 and rank is not None:
+        if step == 0 and rank is not None and wrap != "student later":
             module.check(images, targets)
         breakdown = called(images, targets, module.remember(images) if remembers else None)
         optimizer.zero_grad()
