@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 import torch
+from joblib import cpu_count
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -111,10 +111,8 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
 
 
 def usable_cpus() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many processors this process may use, as its affinity and its container's quota say."""
+    return int(cpu_count())
 
 
 def _pixels(image: Image.Image, channels: int) -> Bytes:
