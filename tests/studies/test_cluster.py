@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from spkd.errors import InputError
+from spkd.studies.cluster import Cluster
 from spkd.studies.runner import RunnerOptions, StudyState, run_study
 from spkd.studies.state import read_running
 from spkd.studies.tasks import Task
@@ -95,3 +98,17 @@ def test_a_study_on_a_cluster_survives_a_kill_and_ends_with_the_bits_of_a_local_
 def test_a_cluster_that_is_not_there_is_one_line(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--ray 127.0.0.1:1: there is no Ray cluster .*leave out --ray"):
         study(tmp_path / "study", tiny, "127.0.0.1:1")
+
+
+def test_a_study_outlives_the_last_gpu_of_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray no longer names a resource of which there is none; a node with one may come back."""
+    there = {"CPU": 8.0, "GPU": 2.0}
+    connected = SimpleNamespace(
+        is_initialized=lambda: True, cluster_resources=lambda: there, remote=lambda **needed: lambda function: function
+    )
+    monkeypatch.setitem(sys.modules, "ray", connected)
+    cluster = Cluster("auto", "auto", 2, None)
+    assert cluster._size() == 4
+    del there["GPU"]
+    assert cluster._size() == 1
+    assert cluster.has_room()

@@ -77,7 +77,7 @@ class Cluster:
     def _size(self) -> int:
         there = self._ray.cluster_resources()
         processors = int(there.get("CPU", 0))
-        return max(1, min(processors, round(there["GPU"] / self._share)) if self._share else processors)
+        return max(1, min(processors, round(there.get("GPU", 0) / self._share)) if self._share else processors)
 
     def _outcome(self, reference: Any) -> Outcome:
         exceptions = self._ray.exceptions
