@@ -7,7 +7,7 @@ from spkd.studies.schedule import Schedule
 from spkd.studies.tally import Tally
 from spkd.studies.tasks import Measurement, Task
 from spkd.training.options import Request
-from spkd.training.progress import Silent
+from spkd.training.progress import Lines, Silent
 
 
 class Shown(Silent):
@@ -20,8 +20,9 @@ class Shown(Silent):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def update(self, done: int, text: str, left: float | None = None) -> None:
+    def update(self, done: int, text: str, left: float | None = None) -> bool:
         self.last = (done, text, left)
+        return True
 
 
 def measure() -> dict[str, int]:
@@ -67,3 +68,22 @@ def test_the_time_left_follows_from_tasks_of_the_same_kind(monkeypatch: pytest.M
     counted.show()
     assert shown.lines[-1] == "[4/6] m: done"
     assert shown.last == (4, "running: c", 7.0 + 1.0)
+
+
+def test_what_is_running_is_shown_in_a_log_as_soon_as_it_is_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once: a task may run for hours."""
+    now = [0.0]
+    monkeypatch.setattr(tally.time, "monotonic", lambda: now[0])
+    tasks = [Task(name, Request(model="wrn-10-1")) for name in "ab"]
+    schedule = Schedule(tasks, {}, {})
+    counted = Tally(schedule, {}, Lines())
+    task = schedule.next()
+    assert task is not None
+    counted.begin(task)
+    for _ in range(1000):
+        counted.show()
+        now[0] += 0.2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tasks: running: a, ")

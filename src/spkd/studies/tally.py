@@ -59,13 +59,12 @@ class Tally:
         self._say(task, f"{reason}; it goes on in another process")
 
     def show(self) -> None:
-        """Show what is running, where that has changed."""
+        """Show what is running, where that has changed since it was last shown."""
         names = list(self._begun)
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         shown = (self._done(), f"running: {', '.join(names[:SHOWN])}{more}")
-        if names and shown != self._shown:
+        if names and shown != self._shown and self._display.update(*shown, self.left()):
             self._shown = shown
-            self._display.update(*shown, self.left())
 
     def left(self) -> float | None:
         """Return how many seconds the rest is expected to take; None before a task has finished."""

@@ -33,8 +33,8 @@ class Display(Protocol):
     def begin(self, title: str, steps: int, done: int) -> None:
         """Start a run of ``steps`` training steps, ``done`` of which are behind it."""
 
-    def update(self, done: int, text: str, left: float | None = None) -> None:
-        """Show that ``done`` steps are done, with the numbers of the moment in words.
+    def update(self, done: int, text: str, left: float | None = None) -> bool:
+        """Show that ``done`` steps are done, with the numbers of the moment in words; return whether it was shown.
 
         ``left`` is the time that the rest will take in seconds, where the caller knows better than that one step
         takes as long as another.
@@ -58,8 +58,9 @@ class Silent:
     def begin(self, title: str, steps: int, done: int) -> None:
         """Show nothing."""
 
-    def update(self, done: int, text: str, left: float | None = None) -> None:
-        """Show nothing."""
+    def update(self, done: int, text: str, left: float | None = None) -> bool:
+        """Show nothing, now as later."""
+        return True
 
 
 class Lines(Silent):
@@ -81,15 +82,16 @@ class Lines(Silent):
         self._title, self._steps, self._first = title, steps, done
         self._begun = self._shown = time.monotonic()
 
-    def update(self, done: int, text: str, left: float | None = None) -> None:
+    def update(self, done: int, text: str, left: float | None = None) -> bool:
         """Print a line when it is time, or when the run is through."""
         now = time.monotonic()
         if now - self._shown < PLAIN_INTERVAL and done < self._steps:
-            return
+            return False
         self._shown = now
         if left is None:
             left = (now - self._begun) / max(1, done - self._first) * (self._steps - done)
         self.say(f"{self._title}: {text}, {duration_text(left)} left")
+        return True
 
 
 class _TimeLeft(TimeRemainingColumn):
@@ -133,11 +135,12 @@ class Bar(Silent):
         """Add a bar."""
         self._task = self._progress.add_task(title, total=steps, completed=done, text="", end=None)
 
-    def update(self, done: int, text: str, left: float | None = None) -> None:
+    def update(self, done: int, text: str, left: float | None = None) -> bool:
         """Move the bar."""
         if self._task is not None:
             end = None if left is None else self._progress.get_time() + left
             self._progress.update(self._task, completed=done, text=text, end=end)
+        return self._task is not None
 
 
 def display() -> Display:
