@@ -38,6 +38,7 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
         InputError: for a device that is not there, or a precision that it does not know.
     """
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or it tells of every process
@@ -66,6 +67,8 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
             devices=devices,
             num_nodes=nodes,
             precision=precision,  # type: ignore[arg-type]
+            # One device needs no other process, whatever Slurm or MPI has started beside this one.
+            plugins=None if several else LightningEnvironment(),
         )
 
     try:

@@ -1,0 +1,24 @@
+"""The device of a run, wherever it is started."""
+
+import pytest
+
+from spkd.training.devices import make_fabric
+from spkd.training.options import Runtime
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_NTASKS": "4"},
+        {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "3"},
+        {"SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "1"},
+    ],
+)
+def test_one_device_is_one_process_whatever_slurm_has_started(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SLURM_JOB_NAME": "study", **variables}.items():
+        monkeypatch.setenv(name, value)
+    for precision in ("32-true", "bf16-mixed"):
+        fabric = make_fabric(Runtime(accelerator="cpu"), precision)
+        assert (fabric.world_size, fabric.global_rank, fabric.is_global_zero) == (1, 0, True)
