@@ -269,6 +269,21 @@ def test_a_signal_before_there_is_anything_to_save_is_an_interruption(
     assert (process.returncode, errors.strip()) == (130, "spkd: error: interrupted")
 
 
+def test_a_second_signal_is_an_interruption_too(
+    options: list[str], tmp_path: Path, running: Callable[..., subprocess.Popen[str]]
+) -> None:
+    folder = tmp_path / "run"
+    process = running(*options, *LONG, "--devices", "2", "--out", str(folder))
+    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    os.kill(children(process)[1], signal.SIGSTOP)  # so that neither can end by the first one
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "spkd: error: interrupted"
+
+
 @pytest.mark.parametrize(
     ("number", "line"),
     [

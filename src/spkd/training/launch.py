@@ -34,7 +34,7 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
 
     Raises:
         InputError: for more processes than the machine can be meant to run.
-        KeyboardInterrupt: when a signal came before there was anything to save.
+        KeyboardInterrupt: when a signal came before there was anything to save, or a second one.
     """
     if processes > max(usable_cpus(), MOST_PROCESSES):
         raise InputError(f"--devices {processes}: this machine has {usable_cpus()} processor cores; give fewer")
@@ -51,7 +51,8 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
         codes = [worker.exitcode or 0 for worker in workers]
         if first is None:
             return codes[0]
-        if codes[first] == -signal.SIGTERM and received:  # before it could note a signal and save
+        # Before it could note the first signal and save, or by the second one.
+        if codes[first] in [-signal.SIGTERM, -signal.SIGKILL][: len(received)]:
             raise KeyboardInterrupt
         if codes[first] < 0:
             name = signal.Signals(-codes[first]).name
