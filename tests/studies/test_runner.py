@@ -146,6 +146,22 @@ def test_a_study_runs_in_order_and_only_once(tiny: str, functions: ModuleType, t
     assert re.search(r"tape .*: (\d+) of \1 steps recorded", log), "the tape was not recorded again before it"
 
 
+def test_what_has_finished_is_known_on_a_machine_without_the_device(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one is often that hands a study to a cluster."""
+    folder = tmp_path / "study"
+    task = Task("network", Request(model=tiny, overrides={"epochs": 1}))
+    state = study([task], folder)
+    assert state.results
+    changed = Task("network", Request(model=tiny, overrides={"epochs": 2}))
+    options, elsewhere = RunnerOptions(ray="auto"), Runtime(accelerator="cuda")
+    monkeypatch.setattr("spkd.studies.runner._workers", lambda *_: Pool(1, 1))
+    assert run_study([task], folder, options, elsewhere, Silent()) == state
+    refused = run_study([changed], folder, options, elsewhere, Silent())
+    assert "epochs was 1, is 2" in refused.failed["network"]
+
+
 def test_what_is_measured_is_measured_again_when_the_networks_are_others(
     tiny: str, functions: ModuleType, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def run_study(
         raise InputError(f"--out {folder} is a file, not a folder")
     workers = _workers(options, runtime, len(tasks))
     save_plan(tasks, folder)
-    finished, failed = _earlier(tasks, folder, options, runtime)
+    finished, failed = _earlier(tasks, folder, options)
     schedule = Schedule(tasks, finished, failed)
     with display:
         _Study(tasks, folder, runtime, deadline, schedule, Tally(schedule, finished, display)).run(workers)
@@ -135,7 +135,7 @@ class _Study:
 
 
 def _earlier(
-    tasks: Sequence[Task], folder: Path, options: RunnerOptions, runtime: Runtime
+    tasks: Sequence[Task], folder: Path, options: RunnerOptions
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
     """Return results and failures of earlier calls that still stand, by task name.
 
@@ -151,7 +151,7 @@ def _earlier(
                 failed[task.name] = reason
             elif all(name in finished for name in task.after):
                 try:
-                    result = earlier_result(task, folder, runtime)
+                    result = earlier_result(task, folder)
                 except InputError as error:
                     failed[task.name] = str(error)
                     continue

@@ -21,7 +21,7 @@ from spkd.files import write_text_atomically
 from spkd.studies.state import claimed, forget_failure, mark_failed
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.training.options import Runtime
-from spkd.training.progress import Lines, Silent
+from spkd.training.progress import Lines
 from spkd.training.run_folder import TASK_LOG, RunFolder
 
 
@@ -85,21 +85,27 @@ def tape_folder(study: Path, recording: str) -> Path:
     return study / recording / "tape"
 
 
-def earlier_result(task: Task, study: Path, runtime: Runtime) -> Mapping[str, Any] | None:
+def earlier_result(task: Task, study: Path) -> Mapping[str, Any] | None:
     """Return the result of a task that has finished before; None when it has not, or must be measured again.
+
+    A training is only compared with what is asked for: its device may be another machine's, and no tape is read.
 
     Raises:
         InputError: when the folder holds the result of another configuration, or of other weights, code or images.
     """
-    folder = task.folder(study)
-    result = RunFolder(folder).result()
+    folder = RunFolder(task.folder(study))
+    result = folder.result()
     if result is None or isinstance(task.work, Recording):
         return result
     if isinstance(task.work, Measurement):
         return result if result.get("identity") == _identity(task.work, task, study) else None
-    from spkd.training.run import run
+    from spkd.training.setup import set_up
 
-    return run(task.work, folder, runtime, Silent(), resume=True)  # finished: it only compares
+    setup = set_up(task.work)
+    config, identity = setup.config(), setup.identity()
+    folder.check(config, identity, resume=True, overwrite=False)
+    folder.begin(config, identity, overwrite=False)
+    return result
 
 
 def _attempt(task: Task, study: Path, runtime: Runtime) -> Outcome:
