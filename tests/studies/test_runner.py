@@ -146,6 +146,45 @@ def test_a_study_runs_in_order_and_only_once(tiny: str, functions: ModuleType, t
     assert re.search(r"tape .*: (\d+) of \1 steps recorded", log), "the tape was not recorded again before it"
 
 
+def test_a_tape_that_failed_or_is_gone_matters_only_to_what_is_to_play_it(tiny: str, tmp_path: Path) -> None:
+    folder, teacher = tmp_path / "study", tmp_path / "study" / "teacher"
+    tasks = [
+        Task("teacher", Request(model=f"{tiny}?width=8", overrides={"epochs": 1})),
+        Task("tape", Recording(student(tiny, teacher), ("sp", "kd")), ("teacher",)),
+        Task("sp", student(tiny, teacher, epochs=1), ("tape",)),
+        Task("kd", student(tiny, teacher, "kd", epochs=1), ("tape",)),
+    ]
+    finished = study(tasks, folder)
+    assert len(finished.results) == 4
+
+    shutil.rmtree(folder / "tape")
+    again = study(tasks, folder)
+    assert again.results == {**finished.results, "tape": {}}
+    assert not again.failed
+    assert not (folder / "tape").exists()
+    assert set(states(folder).values()) == {"done"}
+
+    state.mark_failed(tasks[1], folder, "no room")
+    assert study(tasks, folder) == again
+    assert set(states(folder).values()) == {"done"}
+
+    (folder / "kd" / "result.json").unlink()
+    (folder / "kd" / "checkpoints" / "last.ckpt").unlink()
+    left = study(tasks, folder)
+    assert left.results == {name: finished.results[name] for name in ("teacher", "sp")}
+    assert (left.failed, left.missing) == ({"tape": "no room"}, ("kd",))
+    assert states(folder) == {"teacher": "done", "tape": "failed", "sp": "done", "kd": "missing"}
+
+    retried = study(tasks, folder, retry=True)
+    assert list(retried.results) == [task.name for task in tasks]
+    assert retried.results["tape"]["kind"] == "tape"
+
+    # Its teacher decides what a student is, beyond the tape: without it nothing is known of the student.
+    shutil.rmtree(teacher)
+    changed = [Task("teacher", Request(model="wrn-17-1")), *tasks[1:]]
+    assert list(study(changed, folder).results) == []
+
+
 def test_what_has_finished_is_known_on_a_machine_without_the_device(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,17 +139,18 @@ def _earlier(
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
     """Return results and failures of earlier calls that still stand, by task name.
 
-    A finished task is held against what is asked for now where all that it waits for has finished, and by its worker
-    else. A recording is taken up again where an unfinished task waits for it: its tape may be gone.
+    A finished task is held against what is asked for now where all that it builds on has finished, and by its worker
+    else.
     """
     finished: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, str] = {}
+    by_name = {task.name: task for task in tasks}
     keep_last(True)
     try:
         for task in in_order(tasks):
             if (reason := earlier_failure(task, folder, forget=options.retry_failed)) is not None:
                 failed[task.name] = reason
-            elif all(name in finished for name in task.after):
+            elif _builds_on(task, by_name) <= finished.keys():
                 try:
                     result = earlier_result(task, folder)
                 except InputError as error:
@@ -159,11 +160,32 @@ def _earlier(
                     finished[task.name] = result
     finally:
         keep_last(False)
-    waited_for = {name for task in tasks if task.name not in finished for name in task.after}
     for task in tasks:
-        if isinstance(task.work, Recording) and task.name in waited_for:
-            finished.pop(task.name, None)
+        if isinstance(task.work, Recording):
+            _settle_recording(task, tasks, finished, failed)
     return finished, failed
+
+
+def _builds_on(task: Task, tasks: Mapping[str, Task]) -> set[str]:
+    """Return the names of the tasks whose results decide this one's: not a recording, but what that waits for."""
+    names: set[str] = set()
+    for name in task.after:
+        names |= _builds_on(tasks[name], tasks) if isinstance(tasks[name].work, Recording) else {name}
+    return names
+
+
+def _settle_recording(
+    recording: Task, tasks: Sequence[Task], finished: dict[str, Mapping[str, Any]], failed: dict[str, str]
+) -> None:
+    """Leave out a recording for which nothing waits any more, and take up again any other: its tape may be gone."""
+    players = {task.name for task in tasks if recording.name in task.after}
+    if not players:
+        return
+    if players <= finished.keys() | failed.keys():
+        finished.setdefault(recording.name, {})
+        failed.pop(recording.name, None)
+    else:
+        finished.pop(recording.name, None)
 
 
 def _workers(options: RunnerOptions, runtime: Runtime, tasks: int) -> Workers:

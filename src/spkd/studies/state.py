@@ -65,7 +65,8 @@ class TaskState:
         name: its folder below the study's.
         kind: training, recording or measurement.
         labels: as in the plan.
-        state: done, running, failed, stopped (a training that goes on from its checkpoint) or missing.
+        state: done (also of a recording whose players are all done, with or without its tape), running, failed,
+            stopped (a training that goes on from its checkpoint) or missing.
         result: of a task that is done, what its ``result.json`` holds.
         reason: of a task that has failed, in one line.
         host: of a task that is running, where.
@@ -109,13 +110,23 @@ def study_state(folder: Path) -> tuple[TaskState, ...]:
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))["tasks"]
         tasks = [(str(task["name"]), str(task["kind"]), dict(task["labels"])) for task in plan]
+        after = {str(task["name"]): set(map(str, task["after"])) for task in plan}
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no study: there is no {PLAN} in it, as `spkd compare` and `spkd reproduce` write"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / PLAN} cannot be read: is it damaged? The command of the study mends it") from error
-    return tuple(_task_state(folder, *task) for task in tasks)
+    states = [_task_state(folder, *task) for task in tasks]
+    done = {state.name for state in states if state.state == "done"}
+    return tuple(_with_players(state, {name for name in after if state.name in after[name]}, done) for state in states)
+
+
+def _with_players(state: TaskState, players: set[str], done: set[str]) -> TaskState:
+    """Return where a task stands, given those that wait for it: a recording has served once they are all done."""
+    if state.kind != "recording" or state.state == "running" or not players or not players <= done:
+        return state
+    return TaskState(state.name, state.kind, state.labels, "done", state.result)
 
 
 def _task_state(study: Path, name: str, kind: str, labels: Mapping[str, Label]) -> TaskState:
