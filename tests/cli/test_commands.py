@@ -466,6 +466,20 @@ def test_the_module_can_be_run(tmp_path: Path) -> None:
     assert spkd.__version__ in done.stdout
 
 
+def test_a_folder_of_the_student_alone_that_is_refused_is_refused_first(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    out, beside = tmp_path / "run", tmp_path / "run-alone"
+    options = ["distill", "--teacher", str(teacher), "--student", tiny, "--alone", *CPU, "--out", str(out)]
+    succeed(capsys, *options, "--epochs", "1")
+    shutil.rmtree(out)
+    assert main([*options, "--epochs", "2"]) == 2
+    assert f"{beside} holds a run of another configuration: epochs was 1, is 2" in capsys.readouterr().err
+    assert not out.exists()
+    succeed(capsys, *options, "--epochs", "2", "--overwrite")
+    assert json.loads((beside / "result.json").read_text())["epochs"] == 2
+
+
 def test_a_tape_is_recorded_and_played_beside_the_student_alone(
     capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
 ) -> None:

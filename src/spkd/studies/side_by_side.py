@@ -21,7 +21,7 @@ from spkd.training.devices import make_fabric
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.run import run
-from spkd.training.run_folder import RunFolder
+from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import pinned, set_up
 
 _CODE_FOLDER = re.compile(r"^.*/(?=[^/]+\.py:)")
@@ -70,8 +70,7 @@ def distill(
         request = with_teacher
     if alone:
         request = pinned(request, set_up(request))
-        if request.unlabelled is not None:
-            set_up(alone_request(request))  # without these images a batch may be too large
+        _check_alone(request, Path(f"{out}-alone"), overwrite=overwrite)
     # The student first: a folder that is refused is refused before hours are spent on another.
     student = run(request, out, runtime.until(deadline), display, resume=resume, overwrite=overwrite)
     if student is None:
@@ -87,6 +86,15 @@ def distill(
         rows.insert(0, _with_errors(replace(rows[0], label="student alone"), result))
     rows.insert(0, _teacher_row(request, student))
     return rows
+
+
+def _check_alone(request: Request, out: Path, *, overwrite: bool) -> None:
+    """Refuse before the student's run what would be refused after it, when the student is to be trained alone."""
+    single, folder = alone_request(request), RunFolder(out)
+    refuse_inputs("--out", out, single.paths())
+    if request.unlabelled is not None or out.exists():
+        setup = set_up(single)  # without the images that have no label a batch may be too large
+        folder.check(setup.config(), setup.identity(), resume=not overwrite, overwrite=overwrite)
 
 
 def _teacher_row(request: Request, student: dict[str, Any]) -> NetworkRow:
