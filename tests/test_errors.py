@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
-from spkd.errors import InputError, nearest
+from spkd.errors import InputError, UnusableFolder, nearest
 
 
 def test_it_is_a_value_error_that_shows_its_line() -> None:
     with pytest.raises(ValueError, match=r"^layer: unknown$") as caught:
         raise InputError("layer: unknown")
     assert type(caught.value) is InputError
+
+
+def test_an_unusable_folder_is_told_with_and_without_what_helps() -> None:
+    error = UnusableFolder("the run is another's: give --overwrite", "the run is another's")
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert str(one) == "the run is another's: give --overwrite"
+        assert one.what == "the run is another's"
 
 
 @pytest.mark.parametrize(

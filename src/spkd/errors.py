@@ -14,6 +14,22 @@ class InputError(ValueError):
     """
 
 
+class UnusableFolder(InputError):
+    """What lies in the folder of a run or a tape is not what is asked for, or cannot be read.
+
+    Args:
+        line: ends with what helps where a single run is asked for.
+        what: the same without that, for commands that have other options.
+    """
+
+    def __init__(self, line: str, what: str) -> None:
+        super().__init__(line, what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RunFailed(RuntimeError):
     """A run that began well cannot go on; ``str(error)`` is one line that says why and what was kept.
 

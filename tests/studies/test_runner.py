@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +29,7 @@ from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.studies.work import Job, tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
+from spkd.training.recording import record
 from spkd.training.run import run
 from spkd.training.tape import Tape
 
@@ -199,6 +201,36 @@ def test_what_has_finished_is_known_on_a_machine_without_the_device(
     assert run_study([task], folder, options, elsewhere, Silent()) == state
     refused = run_study([changed], folder, options, elsewhere, Silent())
     assert "epochs was 1, is 2" in refused.failed["network"]
+
+
+def test_a_refusal_names_what_helps_in_a_study(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    """And no option that its command lacks, nor another try, which would be refused too."""
+    folder = tmp_path / "study"
+    task = Task("network", Request(model=tiny, overrides={"epochs": 1}))
+    assert study([task], folder).results
+    config = folder / "network" / "config.yaml"
+    config.write_text(re.sub("Made of: .*", "Made of: other images", config.read_text()))
+    made = f"{folder / 'network'} was made with other weights, code or images"
+    helps = f"; remove {folder / 'network'} to make it anew, or give another --out"
+    refused = study([task], folder)
+    assert refused.failed == {"network": made + helps}
+    with pytest.raises(RunFailed) as caught:
+        refused.raise_failure(folder)
+    assert str(caught.value) == f"1 of 1 runs failed, the others are kept. First, {folder / 'network'}: {made}{helps}"
+
+    # What the task itself meets is noted beside its log.
+    other = student(tiny, teacher)
+    record(other, ["sp"], tape_folder(folder, "tape"), CPU, Silent())
+    other = replace(other, overrides={**other.overrides, "batch_size": 16})
+    state = study([Task("tape", Recording(other, ("sp",)))], folder)
+    with pytest.raises(RunFailed) as caught:
+        state.raise_failure(folder)
+    assert "--tape" not in str(caught.value)
+    assert re.search(
+        rf"tape was recorded with batch_size \d+, this run has 16; remove {folder / 'tape'} to make it anew, or give "
+        r"another --out \(its task.log says more; --retry_failed tries again\)$",
+        str(caught.value),
+    )
 
 
 def test_what_is_measured_is_measured_again_when_the_networks_are_others(

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from spkd.errors import UnusableFolder
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 
 CODE = """
@@ -34,6 +36,22 @@ def test_a_full_disk_at_checkpoint_time_is_one_line_and_loses_nothing(tiny: str,
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
     last = subprocess.run([sys.executable, "-m", "spkd", *options, "--resume"], capture_output=True, check=False)
     assert last.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("format", "line"), [(None, "is no readable checkpoint"), (99, "was written by another version")]
+)
+def test_a_checkpoint_that_is_none_is_told_with_and_without_what_helps(
+    format: int | None, line: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"no checkpoint")
+    if format is not None:
+        torch.save({"format": format}, path)
+    with pytest.raises(UnusableFolder) as caught:
+        load_checkpoint(path)
+    assert caught.value.what == f"{path} {line}"
+    assert str(caught.value) == f"{path} {line}; give --overwrite to begin anew"
 
 
 def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:

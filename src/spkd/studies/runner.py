@@ -15,7 +15,7 @@ from spkd.studies.schedule import Schedule
 from spkd.studies.state import StudyState, earlier_failure, mark_failed, save_plan
 from spkd.studies.tally import Tally
 from spkd.studies.tasks import Recording, Task, in_order
-from spkd.studies.work import Job, Outcome, earlier_result, tape_folder
+from spkd.studies.work import Job, Outcome, earlier_result, failure_line, tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.signals import stop_signals
@@ -154,7 +154,7 @@ def _earlier(
                 try:
                     result = earlier_result(task, folder)
                 except InputError as error:
-                    failed[task.name] = str(error)
+                    failed[task.name] = failure_line(error, task.folder(folder))
                     continue
                 if result is not None:
                     finished[task.name] = result

@@ -33,7 +33,7 @@ class StudyState:
 
     Attributes:
         results: what ``result.json`` holds, by task name, of those that have finished.
-        failed: the reason in one line, by task name; the whole story is in the task's ``task.log``.
+        failed: the reason in one line, by task name; where the task was begun, the whole story is in its ``task.log``.
         missing: names of those that neither finished nor failed: the study was stopped in time, or what they
             wait for failed.
     """
@@ -46,15 +46,15 @@ class StudyState:
         """Do nothing when no task has failed.
 
         Raises:
-            RunFailed: else; one line with the first failure and where its log lies.
+            RunFailed: else; one line with the first failure, and what to do where it is noted beside a log.
         """
         if self.failed:
             name, reason = next(iter(self.failed.items()))
             total = len(self.results) + len(self.failed) + len(self.missing)
-            raise RunFailed(
-                f"{len(self.failed)} of {total} runs failed, the others are kept. First, {folder / name}: {reason} "
-                "(its task.log says more; --retry_failed tries again)"
-            )
+            noted = (folder / name / FAILED).exists()
+            hint = " (its task.log says more; --retry_failed tries again)" if noted else ""
+            counted = f"{len(self.failed)} of {total} runs failed, the others are kept"
+            raise RunFailed(f"{counted}. First, {folder / name}: {reason}{hint}")
 
 
 @dataclass(frozen=True)

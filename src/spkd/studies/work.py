@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd import __version__
-from spkd.errors import InputError, RunFailed, one_line
+from spkd.errors import InputError, RunFailed, UnusableFolder, one_line
 from spkd.files import write_text_atomically
 from spkd.studies.state import claimed, forget_failure, mark_failed
 from spkd.studies.tasks import Measurement, Recording, Task
@@ -108,6 +108,13 @@ def earlier_result(task: Task, study: Path) -> Mapping[str, Any] | None:
     return result
 
 
+def failure_line(error: BaseException, folder: Path) -> str:
+    """Return why the task of ``folder`` failed, with what helps in a study: its commands lack options of a run's."""
+    if isinstance(error, UnusableFolder):
+        return f"{error.what}; remove {folder} to make it anew, or give another --out"
+    return str(error) if isinstance(error, InputError | RunFailed) else one_line(error)
+
+
 def _attempt(task: Task, study: Path, runtime: Runtime) -> Outcome:
     try:
         finished = _do(task, study, runtime)
@@ -116,7 +123,7 @@ def _attempt(task: Task, study: Path, runtime: Runtime) -> Outcome:
         return Outcome(result=RunFolder(task.folder(study)).result() if finished else None)
     except (Exception, SystemExit) as error:  # code of the user's own may raise anything
         traceback.print_exc()
-        reason = str(error) if isinstance(error, InputError | RunFailed) else one_line(error)
+        reason = failure_line(error, task.folder(study))
         mark_failed(task, study, reason)
         return Outcome(failure=reason)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.errors import InputError
+from spkd.errors import UnusableFolder
 from spkd.files import write_bytes_atomically
 
 FORMAT = 1
@@ -61,14 +61,16 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     """Return what :func:`save_checkpoint` wrote. No code is unpickled.
 
     Raises:
-        InputError: for a file that is no such checkpoint.
+        UnusableFolder: for a file that is no such checkpoint.
     """
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         if loaded.pop("format") != FORMAT:
-            raise InputError(f"{path} was written by another version; give --overwrite to begin anew")
+            what = f"{path} was written by another version"
+            raise UnusableFolder(f"{what}; give --overwrite to begin anew", what)
         return TrainingState(**loaded.pop("state")), loaded
-    except InputError:
+    except UnusableFolder:
         raise
     except Exception as error:
-        raise InputError(f"{path} is no readable checkpoint; give --overwrite to begin anew") from error
+        what = f"{path} is no readable checkpoint"
+        raise UnusableFolder(f"{what}; give --overwrite to begin anew", what) from error

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller, Remembered
-from spkd.errors import InputError, RunFailed
+from spkd.errors import RunFailed, UnusableFolder
 from spkd.losses.objective import LossBreakdown
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.crowding import Crowding
@@ -132,7 +132,7 @@ class Training:
         """Go back to the folder's checkpoint; return whether there was one.
 
         Raises:
-            InputError: for a checkpoint that cannot be read, or that was made with other weights files.
+            UnusableFolder: for a checkpoint that cannot be read, or that was made with other weights files.
         """
         path = self._folder.checkpoint
         for unfinished in path.parent.glob(f".{path.name}.*"):
@@ -141,7 +141,8 @@ class Training:
             return False
         self.state, tensors = load_checkpoint(path)
         if tensors["identity"] != self._identity:
-            raise InputError(f"{path} was made with other weights, code or images: give --overwrite to begin anew")
+            what = f"{path} was made with other weights, code or images"
+            raise UnusableFolder(f"{what}: give --overwrite to begin anew", what)
         self._distiller.load_state_dict(tensors["distiller"])
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._fabric.strategy.precision.load_state_dict(tensors["precision"])

@@ -96,8 +96,8 @@ class Player:
         if self._distiller is None or alone:
             self._tape.forget_damaged()
             raise RunFailed(
-                f"--tape {self._tape.folder} is damaged at step {step + 1}: the same command, with --resume if there "
-                "is a checkpoint, records that part again"
+                f"--tape {self._tape.folder} is damaged at step {step + 1}: the same command, for a single run that "
+                "has a checkpoint with --resume, records that part again"
             )
         said = _said_of_all(self._distiller, self._objective, images)
         return self._tape.rounded(step, said) if self._part else self._tape.write(step, said)
@@ -335,5 +335,5 @@ def _check_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> None:
     if needed > free:
         raise InputError(
             f"--tape {tape.folder}: {needed / 1e9:,.1f} GB are to be recorded and {free / 1e9:,.1f} GB are free there; "
-            "give a folder on a larger disk, fewer --epochs, or no tape"
+            "give a folder on a larger disk, train for fewer epochs, or use no tape"
         )

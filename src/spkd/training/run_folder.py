@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from spkd.errors import InputError
+from spkd.errors import InputError, UnusableFolder
 from spkd.files import is_there, write_text_atomically
 
 MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
@@ -151,18 +151,19 @@ class RunFolder:
         The identity decides: a run whose images or weights only lie elsewhere is the same.
 
         Raises:
-            InputError: when the folder holds another run.
+            UnusableFolder: when the folder holds another run.
         """
         present = self.config()
         if present is None or self.identity() == identity:
             return
         differing = [key for key in present | dict(config) if present.get(key) != config.get(key)]
         if not differing:
-            raise InputError(f"{self.path} was made with other weights, code or images: give --overwrite to run again")
+            what = f"{self.path} was made with other weights, code or images"
+            raise UnusableFolder(f"{what}: give --overwrite to run again", what)
         shown = "; ".join(f"{key} was {present.get(key)!r}, is {config.get(key)!r}" for key in differing[:3])
-        raise InputError(
-            f"{self.path} holds a run of another configuration: {shown}. Give --overwrite, another --out, or its own "
-            f"options by --config {self.path / 'config.yaml'}"
+        what = f"{self.path} holds a run of another configuration: {shown}"
+        raise UnusableFolder(
+            f"{what}. Give --overwrite, another --out, or its own options by --config {self.path / 'config.yaml'}", what
         )
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spkd.errors import InputError
+from spkd.errors import InputError, UnusableFolder
 from spkd.files import write_text_atomically
 
 FORMAT = 1
@@ -95,17 +95,19 @@ class Tape:
         """Return the tape in ``folder``, None where there is no folder or one without files, hidden ones aside.
 
         Raises:
-            InputError: for a folder that holds something else, or a tape of another format.
+            UnusableFolder: for a folder that holds something else, or a tape of another format.
         """
         path = folder / "tape.json"
         if not path.exists():
             if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
-                raise InputError(f"--tape {folder} is no tape and not empty: give another folder")
+                what = f"{folder} is no tape and not empty"
+                raise UnusableFolder(f"--tape {what}: give another folder", what)
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
-                raise InputError(f"{path} was written by another version: record to another folder")
+                what = f"{path} was written by another version"
+                raise UnusableFolder(f"{what}: record to another folder", what)
             memories = {
                 name: Memory(**{**one, "full": tuple(one["full"]), "last": tuple(one["last"])})
                 for name, one in content.pop("memories").items()
@@ -113,9 +115,10 @@ class Tape:
             ends = tuple(content.pop("block_ends"))
             return cls(folder, Manifest(**content, block_ends=ends, memories=memories))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, InputError):
+            if isinstance(error, UnusableFolder):
                 raise
-            raise InputError(f"{path} is damaged ({error}): remove {folder} and record again") from error
+            what = f"{path} is damaged ({error})"
+            raise UnusableFolder(f"{what}: remove {folder} and record again", what) from error
 
     @staticmethod
     def erase(folder: Path) -> None:
@@ -132,7 +135,7 @@ class Tape:
         """Refuse to be played to, or recorded for, a run of another identity.
 
         Raises:
-            InputError: naming the first field that differs.
+            UnusableFolder: naming the first field that differs.
         """
         own = self.manifest.identity
         wanted = {"teacher_precision": precision, "tape_dtype": dtype}
@@ -146,11 +149,10 @@ class Tape:
 
     def _refuse(self, name: str, there: object, wanted: object) -> None:
         if name in _HASHED:
-            raise InputError(f"--tape {self.folder} was recorded {_HASHED[name]}: give another --tape folder ({name})")
-        raise InputError(
-            f"--tape {self.folder} was recorded with {name} {_short(there)}, this run has {_short(wanted)}: "
-            "give another --tape folder, or run with the same"
-        )
+            what = f"{self.folder} was recorded {_HASHED[name]}"
+            raise UnusableFolder(f"--tape {what}: give another --tape folder ({name})", what)
+        what = f"{self.folder} was recorded with {name} {_short(there)}, this run has {_short(wanted)}"
+        raise UnusableFolder(f"--tape {what}: give another --tape folder, or run with the same", what)
 
     def slot_bytes(self, full: Tensor) -> int:
         """Return the bytes that a step takes of which ``full`` is what is remembered of a full batch."""
