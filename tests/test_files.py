@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from spkd.errors import InputError
-from spkd.files import is_file, is_folder, is_there, locked, write_atomically, write_text_atomically
+from spkd.files import is_file, is_folder, is_there, locked, reserve, write_atomically, write_text_atomically
 
 UNTOUCHED = "what was there before is untouched"
 
@@ -221,3 +222,38 @@ def test_without_locks_in_the_file_system_nobody_is_kept_out(tmp_path: Path, mon
     monkeypatch.setattr("fcntl.flock", unsupported)
     with locked(tmp_path, wait=False), locked(tmp_path, wait=True):
         assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+
+
+def test_room_is_kept_for_a_file_and_what_is_in_it_stays(tmp_path: Path) -> None:
+    path = tmp_path / "x.data"
+    path.write_bytes(b"begun")
+    reserve(path, 1 << 20)
+    assert path.stat().st_blocks * 512 >= 1 << 20, "this file system keeps no room"
+    assert path.read_bytes() == b"begun".ljust(1 << 20, b"\0")
+    reserve(path, 10)
+    assert path.stat().st_size == 1 << 20
+
+
+def test_room_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, resource, spkd.files
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    spkd.files.reserve(pathlib.Path({str(tmp_path / "x")!r}), 1001)
+except OSError as error:
+    print(error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == str(errno.EFBIG), done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, None])
+def test_where_no_room_can_be_kept_nothing_happens(
+    number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another file system, and on another system, which has no such function."""
+    system = SimpleNamespace() if number is None else SimpleNamespace(fallocate=lambda *_: -1)
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: system)
+    monkeypatch.setattr("ctypes.get_errno", lambda: number)
+    reserve(tmp_path / "x.data", 1 << 20)
+    assert (tmp_path / "x.data").read_bytes() == b""

@@ -1,8 +1,10 @@
-"""Files: written to the side and moved into place, so that a reader never sees half of one; hashed; looked for."""
+"""Files: moved into place once they are written, so that a reader never sees half of one; locks, room, hashes, looks."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -115,6 +117,26 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def reserve(path: Path, size: int) -> None:
+    """Have the disk keep ``size`` bytes for the file ``path``, which is made; where nothing was written it holds zeros.
+
+    Where the file system cannot, nothing is kept.
+
+    Raises:
+        OSError: when there is too little room, or the file cannot be written.
+    """
+    # Not os.posix_fallocate, which then writes to every block instead, and over what another process writes meanwhile.
+    system = ctypes.CDLL(None, use_errno=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        if hasattr(system, "fallocate") and system.fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
+            number = ctypes.get_errno()
+            if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(handle)
 
 
 def is_file(path: str | Path) -> bool:

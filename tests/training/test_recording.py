@@ -223,6 +223,42 @@ def test_what_is_on_the_tape_needs_no_room(
     assert record(wanted, ["kd+sp"], tape, CPU, Silent()) is not None
 
 
+def test_two_tapes_side_by_side_do_not_count_on_the_same_room(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each looks at what is free before either has recorded anything, and has room from its beginning."""
+    tape, wanted = tmp_path / "tape", request(tiny, teacher)
+    assert record(wanted, ["sp"], tape, replace(CPU, max_time="0"), Silent()) is None
+    data = tape / "similarity-of-body.data"
+    assert data.stat().st_blocks * 512 >= 16 * 64 * 64 * 2
+    # What it has room for is free no longer, and needed no longer.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0})())
+    assert record(wanted, ["sp"], tape, CPU, Silent()) is not None
+    assert data.stat().st_size == 16 * 64 * 64 * 2
+
+
+def test_a_disk_that_fills_up_while_a_tape_is_begun_leaves_none(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_little(path: Path, size: int) -> None:
+        path.touch()
+        raise OSError(28, "no space left on the device")
+
+    tape, wanted = tmp_path / "tape", request(tiny, teacher)
+    line = r"GB are to be recorded and .* GB are free there \(no space left on the device\); give a folder on a larger"
+    with monkeypatch.context() as full:
+        full.setattr("spkd.training.tape.reserve", too_little)
+        with pytest.raises(InputError, match=line):
+            record(wanted, ["sp"], tape, CPU, Silent())
+    assert Tape.open(tape) is None
+    assert record(wanted, ["sp"], tape, CPU, Silent()) is not None
+    before = {path.name: path.read_bytes() for path in tape.iterdir()}
+    monkeypatch.setattr("spkd.training.tape.reserve", too_little)
+    with pytest.raises(InputError, match=line):
+        record(wanted, ["sp+kd"], tape, CPU, Silent())
+    assert {path.name: path.read_bytes() for path in tape.iterdir()} == before
+
+
 OWN = """
 from spkd import DistillationLoss
 

@@ -1,5 +1,6 @@
 """A tape gives back what was written, and never anything else."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from spkd.errors import InputError
+from spkd.training import tape as tape_module
 from spkd.training.tape import Manifest, Tape, TapeDtype
 
 BATCHES, FULL, LAST = 3, 4, 2
@@ -143,6 +145,37 @@ def test_whole_numbers_are_kept_as_they_are(tmp_path: Path) -> None:
     ranks = torch.tensor([2**40 + 1, 0, -3, 5])
     assert torch.equal(made.write(0, {"ranks": ranks})["ranks"], ranks)
     assert torch.equal(made.read(0, ["ranks"])["ranks"], ranks)  # type: ignore[index]
+
+
+def test_what_has_room_and_was_not_written_is_not_recorded(tmp_path: Path) -> None:
+    made, names = tape(tmp_path), list(values(0))
+    made.reserve(names, 6)
+    assert all(made.room_of(name) >= 6 * made.manifest.memories[name].slot_bytes for name in names)
+    assert made.recorded(names, 6) == 0
+    assert made.read(0, names) is None
+    made.write(1, values(1))
+    found = reopened(tmp_path)
+    assert found.is_recorded(names, 6).tolist() == [False, True, False, False, False, False]
+    assert torch.equal(found.read(1, names)["logits"], values(1)["logits"])  # type: ignore[index]
+    assert found.forget_damaged() == 0
+
+
+def test_room_is_kept_for_all_memories_or_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, (one, other) = tape(tmp_path), list(values(0))
+    made.write(0, {one: values(0)[one]})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    reserve = tape_module.reserve
+
+    def too_little(path: Path, size: int) -> None:
+        reserve(path, size)
+        if path.name == "logits.data":
+            raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(tape_module, "reserve", too_little)
+    with pytest.raises(OSError, match="no room"):
+        made.reserve([one, other], 6)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert reopened(tmp_path).recorded([one], 6) == 1
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,11 +164,26 @@ def _prepared(
         with locked(folder, wait=True):
             tape = Tape.open(folder) or begun
             tape.check(setup.tape_identity(), form.precision, runtime.tape_dtype)
-            for memory in full:
-                if memory not in tape.manifest.memories:
-                    tape.add(memory, full[memory], last[memory])
-            tape.save()
+            _widen(tape, setup, full, last)
     return Tape(folder, fabric.broadcast(tape.manifest))
+
+
+def _widen(tape: Tape, setup: Setup, full: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> None:
+    """Save the tape with a place and room for all memories, or leave the folder as it was.
+
+    Raises:
+        InputError: when the disk has too little room.
+    """
+    earlier = Tape.open(tape.folder)
+    for memory in full:
+        if memory not in tape.manifest.memories:
+            tape.add(memory, full[memory], last[memory])
+    tape.save()
+    try:
+        tape.reserve(full, _steps(tape, setup))
+    except OSError as error:
+        Tape.erase(tape.folder) if earlier is None else earlier.save()
+        raise _no_room(tape, setup, full, f" ({error.strerror})") from error
 
 
 def _said_of_all(distiller: Distiller, objective: Objective, images: Tensor) -> dict[str, Tensor]:
@@ -326,14 +341,34 @@ def _manifest(setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: Train
     )
 
 
+def _steps(tape: Tape, setup: Setup) -> int:
+    return setup.recipe.epochs * tape.manifest.batches_per_epoch
+
+
 def _check_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> None:
     """Refuse to begin what will not fit; ``full`` is, by memory, what is remembered of a full batch."""
-    steps = setup.recipe.epochs * tape.manifest.batches_per_epoch
-    needed = sum((steps - tape.recorded([name], steps)) * tape.slot_bytes(value) for name, value in full.items())
-    above = next(path for path in (tape.folder, *tape.folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(above).free
-    if needed > free:
-        raise InputError(
-            f"--tape {tape.folder}: {needed / 1e9:,.1f} GB are to be recorded and {free / 1e9:,.1f} GB are free there; "
-            "give a folder on a larger disk, train for fewer epochs, or use no tape"
-        )
+    if _needed(tape, setup, full) > _free(tape.folder):
+        raise _no_room(tape, setup, full)
+
+
+def _needed(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> int:
+    """Return the bytes for which the disk must have room yet."""
+    steps = _steps(tape, setup)
+
+    def missing(name: str, slot: int) -> int:
+        return min((steps - tape.recorded([name], steps)) * slot, max(0, steps * slot - tape.room_of(name)))
+
+    return sum(missing(name, tape.slot_bytes(value)) for name, value in full.items())
+
+
+def _free(folder: Path) -> int:
+    above = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    return shutil.disk_usage(above).free
+
+
+def _no_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor], why: str = "") -> InputError:
+    needed, free = (f"{number / 1e9:,.1f} GB" for number in (_needed(tape, setup, full), _free(tape.folder)))
+    return InputError(
+        f"--tape {tape.folder}: {needed} are to be recorded and {free} are free there{why}; give a folder on a larger "
+        "disk, train for fewer epochs, or use no tape"
+    )

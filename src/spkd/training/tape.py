@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import write_text_atomically
+from spkd.files import reserve, write_text_atomically
 
 FORMAT = 1
 _HASHED = {
@@ -167,6 +167,29 @@ class Tape:
         memory = Memory(stem, self._dtype_of(full), tuple(full.shape), tuple(last.shape))
         manifest = self.manifest
         self.manifest = Manifest(**{**vars(manifest), "memories": {**manifest.memories, name: memory}})
+
+    def reserve(self, names: Iterable[str], steps: int) -> None:
+        """Have the disk keep room for so many steps of these memories, where it can, or for none of them.
+
+        Raises:
+            OSError: when there is too little.
+        """
+        before: dict[Path, int | None] = {}
+        try:
+            for memory in map(self.manifest.memories.__getitem__, names):
+                path = self._path(memory, "data")
+                before[path] = path.stat().st_size if path.exists() else None
+                reserve(path, steps * memory.slot_bytes)
+        except OSError:
+            for path, size in before.items():
+                path.unlink(missing_ok=True) if size is None else os.truncate(path, size)
+            raise
+
+    def room_of(self, name: str) -> int:
+        """Return the bytes that the disk keeps for a memory, whether they have been written or not."""
+        memory = self.manifest.memories.get(name)
+        path = None if memory is None else self._path(memory, "data")
+        return 0 if path is None or not path.exists() else 512 * path.stat().st_blocks
 
     def bytes_of(self, names: Iterable[str], epochs: int) -> int:
         """Return the bytes that these memories take for so many epochs."""
