@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from spkd.errors import InputError
-from spkd.studies.cluster import Cluster
+from spkd.studies.cluster import Cluster, has_gpus
 from spkd.studies.runner import RunnerOptions, StudyState, run_study
 from spkd.studies.state import read_running
 from spkd.studies.tasks import Task
@@ -109,6 +109,8 @@ def test_a_study_outlives_the_last_gpu_of_its_cluster(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "ray", connected)
     cluster = Cluster("auto", "auto", 2, None)
     assert cluster._size() == 4
+    assert has_gpus("auto")
     del there["GPU"]
+    assert not has_gpus("auto")
     assert cluster._size() == 1
     assert cluster.has_room()

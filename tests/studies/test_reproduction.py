@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spkd.errors import InputError
+from spkd.studies import reproduction
 from spkd.studies.measure import activations
-from spkd.studies.reproduction import load_reproduction, save_records
+from spkd.studies.options import RunnerOptions
+from spkd.studies.reproduction import load_reproduction, reproduce, save_records
 from spkd.studies.scales import ReproduceOptions
 from spkd.studies.state import StudyState
 from spkd.studies.tasks import Measurement, Recording, Task
-from spkd.training.options import Request
+from spkd.training.options import Request, Runtime
+from spkd.training.run_folder import RunFolder
 
 REQUEST = Request(model="wrn-16-1")
 RESULT = {
@@ -108,3 +113,56 @@ def test_a_record_of_a_later_version_is_refused_not_misread(study: Path) -> None
     (study / "gamma" / "reproduction.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="run the experiment again"):
         load_reproduction("gamma", study)
+
+
+FLOAT32 = ["this processor has no instructions for bfloat16: networks train in float32, and not in bf16-mixed"]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "ray", "gpus", "begun", "said"),
+    [
+        ("auto", None, False, None, FLOAT32),
+        ("auto", "auto", True, None, []),
+        ("cuda", "auto", True, None, []),
+        ("cpu", "auto", True, None, FLOAT32),
+        ("auto", "auto", False, None, FLOAT32),
+        ("auto", None, False, "bf16-mixed", []),
+        ("cuda", "auto", True, "32-true", ["those in {study} were begun so{rest}"]),
+    ],
+)
+def test_the_precision_is_that_of_what_has_begun_or_of_the_devices_that_train(
+    accelerator: str,
+    ray: str | None,
+    gpus: bool,
+    begun: str | None,
+    said: list[str],
+    heard: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The calling machine is a processor that emulates bfloat16."""
+
+    def planned(*_: object, bfloat16: bool = True) -> list[Task]:
+        precision = "bf16-mixed" if bfloat16 else "32-true"
+        requests = [Request(model="wrn-16-1", seed=seed, overrides={"precision": precision}) for seed in range(2)]
+        return [Task(f"seed-{request.seed}", request) for request in requests]
+
+    trained: list[object] = []
+
+    def run(tasks: Sequence[Task], *_: object) -> StudyState:
+        trained.extend(task.work.overrides["precision"] for task in tasks if isinstance(task.work, Request))
+        return StudyState({}, {}, ())
+
+    monkeypatch.setattr(reproduction, "plan", planned)
+    monkeypatch.setattr(reproduction, "run_study", run)
+    monkeypatch.setattr(reproduction, "emulates_bfloat16", lambda _: True)
+    monkeypatch.setattr("spkd.studies.cluster.has_gpus", lambda _: gpus)
+    if begun is not None:
+        RunFolder(tmp_path / "seed-1").begin({"precision": begun}, "", overwrite=False)
+    runner, runtime = RunnerOptions(ray=ray), Runtime(accelerator=accelerator)
+    reproduce(
+        "gamma", ReproduceOptions(), tmp_path, runner=runner, runtime=runtime, display=heard, command="spkd reproduce"
+    )
+    rest = FLOAT32[0].partition("bfloat16")[2]
+    assert heard.lines == [line.format(study=tmp_path, rest=rest) for line in said]
+    assert trained == ["32-true" if said else "bf16-mixed"] * 2

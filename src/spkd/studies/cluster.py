@@ -31,18 +31,11 @@ class Cluster:
     """
 
     def __init__(self, address: str, accelerator: str, jobs_per_gpu: int, jobs: int | None) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise InputError("--ray needs the package ray: pip install 'spkd[ray]'") from error
-        self._ray: Any = ray
-        self._own = not ray.is_initialized()
-        if self._own:
-            _connect(ray, address)
-        has_gpus = self._ray.cluster_resources().get("GPU", 0) > 0
-        if accelerator not in ("auto", "cpu", "cuda", "gpu") or (accelerator in ("cuda", "gpu") and not has_gpus):
+        self._ray, self._own = _connected(address)
+        gpus = self._ray.cluster_resources().get("GPU", 0)
+        if accelerator not in ("auto", "cpu", "cuda", "gpu") or (accelerator in ("cuda", "gpu") and not gpus):
             raise InputError(f"--accelerator {accelerator}: the cluster at {address} has none; try auto or cpu")
-        share = 1 / jobs_per_gpu if has_gpus and accelerator != "cpu" else 0
+        share = 1 / jobs_per_gpu if gpus and accelerator != "cpu" else 0
         self._remote = self._ray.remote(num_cpus=1, num_gpus=share, max_retries=0)(_carry_out)
         self._share, self._jobs = share, jobs
         self._running: dict[Any, Job] = {}
@@ -90,6 +83,32 @@ class Cluster:
         except exceptions.RayError as error:
             return Outcome(failure=f"its process on the cluster died: {one_line(error)}", died=True)
         return outcome
+
+
+def has_gpus(address: str) -> bool:
+    """Return whether the cluster has a GPU at the moment.
+
+    Raises:
+        InputError: when Ray is not installed, or there is no such cluster.
+    """
+    ray, own = _connected(address)
+    try:
+        return bool(ray.cluster_resources().get("GPU", 0))
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _connected(address: str) -> tuple[Any, bool]:
+    """Return Ray, and whether it was connected for this call."""
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--ray needs the package ray: pip install 'spkd[ray]'") from error
+    own = not ray.is_initialized()
+    if own:
+        _connect(ray, address)
+    return ray, own
 
 
 def _connect(ray: Any, address: str) -> None:

@@ -166,10 +166,10 @@ def reproduce(
         InputError: as :func:`plan` and :func:`spkd.studies.runner.run_study`, and where records would be lost.
     """
     _refuse_lost(name, study)
-    scale, bfloat16 = SCALES[options.scale], not emulates_bfloat16(runtime.accelerator)
-    tasks = plan(name, options, study, bfloat16=bfloat16)
-    if not bfloat16 and scale != in_float32(scale):
-        display.say("this processor has no instructions for bfloat16: networks train in float32, and not in bf16-mixed")
+    tasks = plan(name, options, study)
+    if why := _why_float32(tasks, study, runner, runtime):
+        display.say(f"{why}: networks train in float32, and not in bf16-mixed")
+        tasks = plan(name, options, study, bfloat16=False)
     state = run_study(tasks, study, runner, runtime, display)
     save_records(name, options, tasks, state, study, command)
     return state
@@ -190,6 +190,32 @@ def _refuse_lost(name: str, study: Path) -> None:
             f"{study / name} holds records of trainings whose folders are gone ({len(lost)} of {len(records)}, such as "
             f"{lost[0]}): draw them with --redraw, or give another --out; to train again here, remove its {RECORDS}"
         )
+
+
+def _why_float32(tasks: Sequence[Task], study: Path, runner: RunnerOptions, runtime: Runtime) -> str:
+    """Return why what is planned in bf16-mixed is to be trained in float32; nothing where it is not, or none is.
+
+    What has begun decides, so that all are of one kind on whichever machine they go on.
+    """
+    trainings = [(task.folder(study), task.work) for task in tasks if isinstance(task.work, Request)]
+    mixed = [folder for folder, request in trainings if request.overrides.get("precision") == "bf16-mixed"]
+    configs = (RunFolder(folder).config() for folder in mixed)
+    begun = next((config for config in configs if config is not None), None)
+    if begun is not None:
+        return f"those in {study} were begun so" if begun["precision"] == "32-true" else ""
+    if not mixed or not _emulated(runner, runtime):
+        return ""
+    return "this processor has no instructions for bfloat16"
+
+
+def _emulated(runner: RunnerOptions, runtime: Runtime) -> bool:
+    """Return whether processors will emulate bfloat16; those of a cluster are taken to be like this one."""
+    if runner.ray is None:
+        return emulates_bfloat16(runtime.accelerator)
+    from spkd.studies.cluster import has_gpus
+
+    on_gpus = runtime.accelerator != "cpu" and has_gpus(runner.ray)
+    return not on_gpus and emulates_bfloat16("cpu")
 
 
 def _usual_seeds(name: str, scale: ScaleName) -> int:
