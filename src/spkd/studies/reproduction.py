@@ -202,7 +202,7 @@ def _why_float32(tasks: Sequence[Task], study: Path, runner: RunnerOptions, runt
     configs = (RunFolder(folder).config() for folder in mixed)
     begun = next((config for config in configs if config is not None), None)
     if begun is not None:
-        return f"those in {study} were begun so" if begun["precision"] == "32-true" else ""
+        return f"those in {study} were begun so" if begun.get("precision") == "32-true" else ""
     if not mixed or not _emulated(runner, runtime):
         return ""
     return "this processor has no instructions for bfloat16"
