@@ -1,4 +1,4 @@
-"""Files: moved into place once they are written, so that a reader never sees half of one; locks, room, hashes, looks."""
+"""Files: moved into place once written, so that a reader never sees half of one; locks, room, hashes, looks."""
 
 from __future__ import annotations
 
