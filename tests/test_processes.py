@@ -72,6 +72,17 @@ class First(SoftTargetLoss):
         return super().forward(student, remembered) * (distributed.get_rank() == 0)
 
 
+class Scaled(nn.Module):
+    """A criterion that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.scale * logits, targets, reduction="none")
+
+
 def network(channels: int, seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
@@ -160,7 +171,8 @@ def errors(processes: int, rank: int) -> list[str]:
     told.append(message(one_sided.check, images, targets))
     learns = DistributedDataParallel(network(4, 0))
     told.append(message(Distiller, learns, network(6, 1), Objective([Term("own", 1.0, Projected())])))
-    return [*told, message(Distiller, learns, network(6, 1), objective("all"))]
+    told.append(message(Distiller, learns, network(6, 1), objective("all")))
+    return [*told, message(Distiller, learns, network(6, 1), Objective(criterion=Scaled()))]
 
 
 def gathered(processes: int, rank: int) -> list[Tensor]:
@@ -225,6 +237,7 @@ def test_what_a_loss_learns_is_averaged_where_the_distiller_is_wrapped(results: 
         torch.testing.assert_close(found["learns"], expected)
         assert "term 'own': its loss learns" in found["errors"][5]
         assert found["errors"][6] == ""
+        assert "criterion: it learns, and the processes would each learn something else" in found["errors"][7]
 
 
 def test_compilation_changes_nothing(results: list[dict[str, Any]]) -> None:

@@ -328,11 +328,15 @@ def _in_ddp(network: nn.Module) -> DistributedDataParallel | None:
 def _check_all_are_averaged(student: nn.Module, objective: Objective) -> None:
     if _in_ddp(student) is None or distributed.get_world_size() == 1:
         return
-    for term in objective.terms:
-        if term.loss.mean_over_images and any(parameter.requires_grad for parameter in term.loss.parameters()):
+    parts: list[tuple[str, object]] = [("criterion: it", objective.criterion)]
+    parts += [(f"term {term.name!r}: its loss", term.loss) for term in objective.terms if term.loss.mean_over_images]
+    for name, part in parts:
+        if not isinstance(part, nn.Module):
+            continue
+        if any(parameter.requires_grad for parameter in part.parameters()):
             raise InputError(
-                f"term {term.name!r}: its loss learns, and the processes would each learn something else; wrap the "
-                "distiller in DistributedDataParallel, not the student."
+                f"{name} learns, and the processes would each learn something else; wrap the distiller in "
+                "DistributedDataParallel, not the student."
             )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from spkd.data.augment import shorter_side
 from spkd.errors import InputError, nearest, one_line
 from spkd.files import write_atomically
 from spkd.models.classifier import ModelInfo, load_classifier
@@ -270,7 +271,7 @@ def _told(info: ModelInfo | None, *, classes: str, images: str) -> dict[str, str
     views = {
         None: "",
         "whole": ", of the whole image",
-        "centre": f", the centre of the image after its shorter side was resized to {round(info.image_size * 8 / 7)}",
+        "centre": f", the centre of the image after its shorter side was resized to {shorter_side(info.image_size)}",
     }
     colour = "RGB" if info.channels == 3 else f"{info.channels} channel(s)"
     size = f"{info.image_size} x {info.image_size} pixels{views[info.view]}"

@@ -277,7 +277,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     >>> unwrap(nn.DataParallel(network)) is network
     True
     """
-    return _levels(model)[-1]
+    return levels(model)[-1]
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
@@ -286,7 +286,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
     Raises:
         InputError: there is none; the line gives the nearest names.
     """
-    for level in reversed(_levels(model)):
+    for level in reversed(levels(model)):
         layers: dict[str, nn.Module] = dict(level.named_modules(remove_duplicate=False))
         if name and name in layers:
             return layers[name]
@@ -335,11 +335,11 @@ def logits_of(output: object) -> Tensor:
     return found
 
 
-def _levels(model: nn.Module) -> list[nn.Module]:
+def levels(model: nn.Module) -> list[nn.Module]:
     """Return the model and what it wraps, outermost first."""
-    levels = [model]
+    found = [model]
     while True:
-        children = dict(levels[-1].named_children())
+        children = dict(found[-1].named_children())
         if not children or not _WRAPPED_AS.issuperset(children):
-            return levels
-        levels.append(list(children.values())[-1])
+            return found
+        found.append(list(children.values())[-1])

@@ -159,7 +159,7 @@ def test_pixels_are_bytes(tmp_path):
 def test_a_container_s_share_of_the_processors_counts(monkeypatch, files, expected):
     made = {f"/sys/fs/cgroup/{name}": text for name, text in files.items()}
     exists, opened = os.path.exists, builtins.open
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(
         "os.path.exists", lambda path: path in made if str(path).startswith("/sys/fs/cgroup") else exists(path)

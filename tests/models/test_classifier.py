@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from spkd.models.classifier import (
     Classifier,
     ModelInfo,
     Normalisation,
+    description_digest,
     load_classifier,
     read_info,
     same_classes,
@@ -215,7 +217,7 @@ def test_says_which_file_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model.safetensors and wrn-16-1 do not fit each other: \d+ missing"):
         load_classifier(folder)
     (folder / "model.json").write_text(json.dumps({**content, "view": "half"}))
-    with pytest.raises(InputError, match="its view is 'half', neither whole nor centre"):
+    with pytest.raises(InputError, match="does not describe a saved model: view: expected 'whole' or 'centre'"):
         load_classifier(folder)
     del content["classes"]
     (folder / "model.json").write_text(json.dumps(content))
@@ -356,6 +358,67 @@ def test_a_network_of_a_loop_of_one_s_own_is_saved_for_every_command(tmp_path: P
         assert torch.equal(spkd.load_model(tmp_path / "again")(images), expected)
 
 
+def test_a_network_is_saved_whole_and_nothing_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that calls its only part as wrappers do, in a wrapper."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "    def forward(self, images):\n"
+        "        return 2 * self.network(images)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    plain = Normalisation((0.0,), (1.0,))
+    network = build_model("net.py:Net", classes=None, channels=3, image_size=8, normalisation=plain).classifier.network
+    spkd.save_model(Loop(network), "saved", ModelInfo("net.py:Net", ("a", "b"), 3, 8, plain))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # from where net.py is not to be found
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(spkd.load_model(tmp_path / "saved")(images), network(images))
+
+
+def test_a_classifier_in_a_network_is_not_the_network(tmp_path: Path) -> None:
+    network = nn.Sequential(Classifier(Recorder(3), info(3)), nn.Linear(2, 5))
+    with pytest.raises(InputError, match="info: expected a ModelInfo"):
+        spkd.save_model(network, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_description_is_the_same_with_and_without_the_answer(tmp_path: Path) -> None:
+    """Which may be taken out of it."""
+    path = tmp_path / "model.json"
+    wrn(tmp_path)
+    content = json.loads(path.read_text())
+    digests = {description_digest(path)}
+    for answer in ([1.0, 2.0], None):
+        path.write_text(json.dumps({**content, "answer": answer}))
+        digests.add(description_digest(path))
+    del content["answer"]
+    path.write_text(json.dumps(content))
+    assert digests == {description_digest(path)}
+    path.write_text(json.dumps({**content, "image_size": 9}))
+    assert description_digest(path) not in digests
+    del content["view"]  # as earlier versions wrote it
+    path.write_text(json.dumps(content))
+    assert description_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_answer_is_not_asked_at_another_size(tmp_path: Path) -> None:
+    wrn(tmp_path)
+
+    def build(size: int) -> None:
+        build_model(str(tmp_path), classes=["a", "b"], channels=1, image_size=size, normalisation=HALF)
+
+    description = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**description, "answer": [7.0, -7.0]}))
+    build(12)
+    with pytest.raises(InputError, match="answers otherwise now than when it was saved"):
+        build(8)
+
+
 def test_a_network_is_not_saved_as_what_it_is_not(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     spec = f"{tmp_path}/own.py:Own"
@@ -375,6 +438,8 @@ def test_a_network_is_not_saved_as_what_it_is_not(tmp_path: Path) -> None:
         spkd.save_model(network, tmp_path / "saved", told(classes=("a", "b", "c")))
     with pytest.raises(InputError, match="info: expected a ModelInfo"):
         spkd.save_model(network, tmp_path / "saved")
+    with pytest.raises(InputError, match="expected 'whole' or 'centre', or None where it is not known, got 'mid'"):
+        ModelInfo(spec, ("a", "b"), 3, 8, HALF, "mid")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="info: the network is a classifier and brings its own"):
         spkd.save_model(built, tmp_path / "saved", told())
     assert not (tmp_path / "saved").exists()

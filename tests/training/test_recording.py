@@ -223,6 +223,7 @@ def test_what_is_on_the_tape_needs_no_room(
     assert record(wanted, ["kd+sp"], tape, CPU, Silent()) is not None
 
 
+@pytest.mark.usefixtures("keeps_room")
 def test_two_tapes_side_by_side_do_not_count_on_the_same_room(
     tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

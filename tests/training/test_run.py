@@ -21,12 +21,13 @@ from spkd.data.options import DataOptions
 from spkd.errors import InputError, RunFailed
 from spkd.files import locked
 from spkd.models.classifier import save_classifier
+from spkd.studies.side_by_side import distill
 from spkd.taps import Taps
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
-from spkd.training.saved import evaluate_saved
+from spkd.training.saved import evaluate_saved, own_data
 from spkd.training.setup import set_up
 
 CPU = Runtime(accelerator="cpu")
@@ -478,6 +479,19 @@ def test_pictures_of_one_s_own_are_mirrored_unless_that_is_refused(tmp_path: Pat
     assert mirrored.identity() != plain.identity()
 
 
+def test_weights_from_elsewhere_in_a_saved_architecture_are_another_run(teacher: Path, tmp_path: Path) -> None:
+    """What they are normalised with is not that of the version that took it from the folder."""
+    own = teacher / "student" / "model.safetensors"
+    torch.save(load_file(own), tmp_path / "best.pt")
+    for weights in (None, str(own), str(tmp_path / "best.pt")):
+        setup = set_up(Request(model="wrn-10-1", teacher=str(teacher), teacher_weights=weights, method="sp"))
+        assert ("teacher_weights_from" in setup.tape_identity()) == (weights == str(tmp_path / "best.pt"))
+    student = set_up(Request(model=str(teacher), weights=str(tmp_path / "best.pt")))
+    other = set_up(Request(model=str(teacher), weights=str(own)))
+    assert student.config() == {**other.config(), "weights": str(tmp_path / "best.pt")}
+    assert student.identity() != other.identity()
+
+
 def test_images_have_the_size_that_the_teacher_was_made_for(tmp_path: Path) -> None:
     """Not that of the student's first weights: those will change."""
     write_pictures(tmp_path / "pictures")
@@ -538,7 +552,11 @@ def test_a_network_whose_spec_is_longer_than_a_path(
     assert run(request, out, runtime, Silent(), resume=True) is not None
     other = default_out(replace(request, seed=1))
     assert other != out
-    assert max(len(name) for name in (Path(out).name, Path(other).name)) <= 255
+    assert max(len(name) for name in (Path(out).name, Path(other).name)) <= 255 - len("-alone")
+    distill(replace(request, seed=1), other, CPU, Silent(), default_teacher="", alone=True)
+    assert (Path(f"{other}-alone") / "result.json").is_file()
+    with pytest.raises(InputError, match="does not tell which images"):
+        own_data(spec, {})
 
 
 def test_a_random_teacher_is_refused(tiny: str, tmp_path: Path) -> None:

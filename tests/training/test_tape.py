@@ -147,6 +147,7 @@ def test_whole_numbers_are_kept_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(made.read(0, ["ranks"])["ranks"], ranks)  # type: ignore[index]
 
 
+@pytest.mark.usefixtures("keeps_room")
 def test_what_has_room_and_was_not_written_is_not_recorded(tmp_path: Path) -> None:
     made, names = tape(tmp_path), list(values(0))
     made.reserve(names, 6)

@@ -118,6 +118,11 @@ def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tens
     return view.flip(-1) if flip and numbers.random() < 0.5 else view
 
 
+def shorter_side(size: int) -> int:
+    """Return the shorter side of an image from which the centre, ``size`` x ``size``, is cut: 8/7 of that."""
+    return round(size * 8 / 7)
+
+
 def fixed_view(image: Tensor, size: int, view: Literal["whole", "centre"]) -> Tensor:
     """Return an image as it is evaluated: whole, or its centre after its shorter side was resized to 8/7 of that.
 
@@ -132,7 +137,7 @@ def fixed_view(image: Tensor, size: int, view: Literal["whole", "centre"]) -> Te
     if view == "whole":
         return resize(image, size)
     transforms = resizing()
-    resized: Tensor = transforms.resize(image, [round(size * 8 / 7)], antialias=True)
+    resized: Tensor = transforms.resize(image, [shorter_side(size)], antialias=True)
     centre: Tensor = transforms.center_crop(resized, [size, size])
     return centre
 

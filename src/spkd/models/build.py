@@ -28,7 +28,15 @@ from spkd.models.weights import Match, load, match, read_tensors
 # A network that cannot be made without a number of classes is made with this one, to be held against the weights.
 _TRIAL_CLASSES = 10
 
-__all__ = ["BuiltModel", "Defaults", "HeadMismatch", "build_model", "is_saved_by_us", "model_defaults"]
+__all__ = [
+    "BuiltModel",
+    "Defaults",
+    "HeadMismatch",
+    "build_model",
+    "has_foreign_weights",
+    "is_saved_by_us",
+    "model_defaults",
+]
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,12 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
     if known is None:
         return Defaults(own_size, None)
     return Defaults(own_size or known.image_size, Normalisation(known.mean, known.std))
+
+
+def has_foreign_weights(spec: str, weights: str | None) -> bool:
+    """Return whether a saved model's architecture is to get weights of which its description says nothing."""
+    origin = _origin(spec, weights)
+    return origin.info is not None and origin.described is None
 
 
 def is_saved_by_us(spec: str, weights: str | None) -> bool:
@@ -322,7 +336,8 @@ class _Builder:
             notes.append(self._replaced(f"of {own} classes" if own else "that the weights lack"))
         notes.extend(found.notes)
         load(network, found, without_head=own is not None)
-        if source.folder is not None and own is None:
+        # One for another image size may have had its position embeddings resized.
+        if source.folder is not None and own is None and read_info(source.folder).image_size == self.image_size:
             check_answer(network, source.folder)
         return network, outputs
 

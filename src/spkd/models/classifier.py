@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +15,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from spkd.errors import InputError
-from spkd.files import is_file, is_folder, is_there, write_bytes_atomically, write_text_atomically
+from spkd.files import is_file, is_folder, is_there, sha256, write_bytes_atomically, write_text_atomically
 from spkd.imports import is_of_python
 from spkd.models.answers import agree, answer, steady_answer
 from spkd.models.network import count_logits, input_channels
 from spkd.models.spec import names_architecture, parse_spec, rebuild
 from spkd.models.weights import load_exactly, read_tensors
-from spkd.taps import logits_of, unwrap
+from spkd.taps import levels, logits_of
 
 _FORMAT = 1
 
@@ -62,6 +63,9 @@ class ModelInfo:
         normalisation: what the classifier does to images in [0, 1] before the network sees them.
         view: what it was made to see of an image: the ``whole``, or the ``centre``, the shorter side at 8/7 of
             ``image_size`` before cutting; None where that is not known.
+
+    Raises:
+        InputError: for another view.
     """
 
     spec: str
@@ -70,6 +74,10 @@ class ModelInfo:
     image_size: int
     normalisation: Normalisation
     view: Literal["whole", "centre"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.view not in ("whole", "centre", None):
+            raise InputError(f"view: expected 'whole' or 'centre', or None where it is not known, got {self.view!r}.")
 
 
 class Classifier(nn.Module):
@@ -186,17 +194,20 @@ def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = 
     ...     load_classifier(folder).info.classes
     ('cat', 'dog')
     """
-    levels = [module for module in network.modules() if isinstance(module, Classifier)]
-    if levels:
+    wrapped = levels(network)
+    own = next((level for level in wrapped if isinstance(level, Classifier)), None)
+    if own is not None:
         if info is not None:
             raise InputError("info: the network is a classifier and brings its own; leave it out.")
-        save_classifier(levels[0], Path(folder))
+        save_classifier(own, Path(folder))
         return
     if info is None:
         raise InputError("info: expected a ModelInfo, which tells what builds the network and what its classes are.")
-    bare = unwrap(network)
-    classifier = Classifier(bare, info)
+    info = replace(info, spec=parse_spec(info.spec).spec)  # with the whole path of a file
     again = _built(info)
+    names = again.state_dict().keys()
+    bare = next((level for level in wrapped if level.state_dict().keys() == names), wrapped[-1])
+    classifier = Classifier(bare, info)
     load_exactly(again, savable_state(classifier), f"the network and {info.spec}")
     size, channels = info.image_size, classifier.network_channels
     given, built = steady_answer(bare, channels, size), answer(again, channels, size)
@@ -311,21 +322,28 @@ def _description(folder: Path) -> tuple[ModelInfo, tuple[float, ...] | None]:
         spec = _where_it_lies(str(content["spec"]), folder)
         if is_of_python(spec):
             raise ValueError(f"its spec {spec!r} names no network but a part of Python")
-        if (view := content.get("view")) not in ("whole", "centre", None):
-            raise ValueError(f"its view is {view!r}, neither whole nor centre")
         info = ModelInfo(
             spec=spec,
             classes=tuple(str(name) for name in content["classes"]),
             channels=int(content["channels"]),
             image_size=int(content["image_size"]),
             normalisation=normalisation,
-            view=view,
+            view=content.get("view"),
         )
         told = content.get("answer")
         return info, None if told is None else tuple(float(value) for value in told)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise InputError(f"{path} does not describe a saved model: {reason}; save the model again.") from error
+
+
+def description_digest(path: Path) -> str:
+    """Return a hash of a ``model.json`` but for the answer in it, which may be taken out."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if "view" not in content:  # one of a version that kept no answers
+        return sha256(path)
+    content.pop("answer", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _where_it_lies(spec: str, folder: Path) -> str:

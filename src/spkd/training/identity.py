@@ -12,7 +12,8 @@ from spkd.data.images import ImageData
 from spkd.files import is_file, is_there, sha256
 from spkd.imports import code_digest, import_object
 from spkd.losses.methods import term_names
-from spkd.models.classifier import find_meant, read_info
+from spkd.models.build import has_foreign_weights
+from spkd.models.classifier import description_digest, find_meant, read_info
 from spkd.models.spec import names_architecture
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe
@@ -30,6 +31,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
         "teacher_files": files,
         **if_given("teacher_normalisation", request.teacher_normalisation),
+        **foreign_weights("teacher_weights", request.teacher, request.teacher_weights),
         "images": data.fingerprint(),
         **unlabelled_images(data),
         "image_size": image_size,
@@ -42,6 +44,15 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
 def if_given(option: str, value: str | None) -> dict[str, str]:
     """Return an option where it is given: an identity without it is that of versions which did not have it."""
     return {} if value is None else {option: value}
+
+
+def foreign_weights(option: str, spec: str | None, weights: str | None) -> dict[str, str]:
+    """Return what an identity holds of weights in a saved model's architecture that are not its own: nothing else.
+
+    Earlier versions took that model's normalisation for theirs.
+    """
+    foreign = spec is not None and weights is not None and has_foreign_weights(spec, weights)
+    return {f"{option}_from": "elsewhere"} if foreign else {}
 
 
 def unlabelled_images(data: ImageData) -> dict[str, str]:
@@ -71,7 +82,7 @@ def file_hashes(request: Request) -> dict[str, str]:
             hashes[option] = sha256(file)
             description = file.with_name("model.json")
             if file.name == "model.safetensors" and is_file(description):
-                hashes[f"{option} description"] = sha256(description)
+                hashes[f"{option} description"] = description_digest(description)
         if saved is not None and ":" in (reference := read_info(saved).spec.partition("?")[0]):
             hashes[f"{option} {Path(reference).name}"] = code_digest(import_object(reference), reference)
     return hashes

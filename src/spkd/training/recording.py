@@ -157,15 +157,21 @@ def _prepared(
     begun = setup.tape or Tape(folder, _manifest(setup, runtime.tape_dtype or "float16", form, stream, images))
     full = _said_of_all(distiller, setup.objective, images)
     last = _said_of_all(distiller, setup.objective, images[: stream.own_size(stream.batches_per_epoch - 1)])
-    _check_room(begun, setup, full)
-    tape = begun
+    tape, refusal = begun, None
     if fabric.is_global_zero:
-        # Another run may have begun the same tape, or another one in the same folder, since the setup looked.
-        with locked(folder, wait=True):
-            tape = Tape.open(folder) or begun
-            tape.check(setup.tape_identity(), form.precision, runtime.tape_dtype)
-            _widen(tape, setup, full, last)
-    return Tape(folder, fabric.broadcast(tape.manifest))
+        try:
+            # Another run may have begun the same tape, or another one in the same folder, since the setup looked.
+            _check_room(Tape.open(folder) or begun, setup, full)
+            with locked(folder, wait=True):
+                tape = Tape.open(folder) or begun
+                tape.check(setup.tape_identity(), form.precision, runtime.tape_dtype)
+                _widen(tape, setup, full, last)
+        except InputError as error:
+            refusal = error
+    manifest, told = fabric.broadcast((tape.manifest, None if refusal is None else str(refusal)))
+    if told is not None:
+        raise refusal or InputError(told)
+    return Tape(folder, manifest)
 
 
 def _widen(tape: Tape, setup: Setup, full: Mapping[str, Tensor], last: Mapping[str, Tensor]) -> None:

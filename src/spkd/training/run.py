@@ -48,7 +48,7 @@ WORTH_COMPILING = 10_000
 """Steps of 8 ms less that make up for a compilation of a minute."""
 SMALL_IMAGES = 64
 """Side length in pixels up to which a GPU is done with a batch before Python has told it of the whole."""
-_LONGEST_NAME = 255  # bytes in the name of a folder
+_LONGEST_NAME = 255 - len("-alone")  # bytes in the name of a folder, beside which another may have that ending
 
 
 def run(
@@ -195,7 +195,8 @@ def slug(text: str) -> str:
     name = re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
     if len(name.encode()) <= _LONGEST_NAME:
         return name
-    return f"{name.encode()[:240].decode(errors='ignore')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{name.encode()[: _LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
 def _title(setup: Setup) -> str:

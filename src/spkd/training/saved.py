@@ -210,6 +210,8 @@ def images_changed(folder: str | Path, data: ImageData) -> bool:
 def _config(folder: str | Path) -> dict[str, Any]:
     """Return the configuration of the run in ``folder``, or of the run whose saved model that is."""
     path = Path(folder)
+    if not is_folder(path):
+        return {}
     return RunFolder(path).config() or RunFolder(path.resolve().parent).config() or {}
 
 

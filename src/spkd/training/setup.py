@@ -33,6 +33,7 @@ from spkd.training.identity import (
     absolute_network,
     code_name,
     file_hashes,
+    foreign_weights,
     if_given,
     tape_identity,
     unlabelled_images,
@@ -152,6 +153,8 @@ class Setup:
             "images": data.fingerprint(),
             "seen": [data.flip, data.normalisation_mean, data.normalisation_std],
             **unlabelled_images(data),
+            **foreign_weights("weights", self.request.model, self.request.weights),
+            **foreign_weights("teacher_weights", self.request.teacher, self.request.teacher_weights),
         }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
