@@ -555,7 +555,7 @@ def test_a_network_whose_spec_is_longer_than_a_path(
     assert max(len(name) for name in (Path(out).name, Path(other).name)) <= 255 - len("-alone")
     distill(replace(request, seed=1), other, CPU, Silent(), default_teacher="", alone=True)
     assert (Path(f"{other}-alone") / "result.json").is_file()
-    with pytest.raises(InputError, match="does not tell which images"):
+    with pytest.raises(InputError, match=r"there is no folder net\.py:make"):
         own_data(spec, {})
 
 

@@ -26,6 +26,8 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
     assert own_data(tmp_path, {"data": "digits"}) == DataOptions(data="digits")
     with pytest.raises(InputError, match="does not tell which images it was trained on: name them by --data"):
         own_data(tmp_path, {"workers": 0})
+    with pytest.raises(InputError, match="there is no folder nowhere; of a network that is no saved model, name"):
+        own_data("nowhere", {"workers": 0})
 
 
 def test_the_runs_own_images_are_known_however_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

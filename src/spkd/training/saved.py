@@ -182,6 +182,10 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     config = _config(folder)
     own = config.get("data")
     if "data" not in given:
+        if not is_folder(folder):
+            raise InputError(
+                f"there is no folder {folder}; of a network that is no saved model, name the images by --data"
+            )
         if own is None:
             raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
         if Path(own).is_absolute() and not Path(own).exists():
