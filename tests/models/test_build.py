@@ -25,7 +25,7 @@ DATA = Normalisation((0.3,), (0.2,))
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DATA_NOTE = (
     "images are normalised with mean 0.3 and std 0.2, since the weights name no other; if it was trained with another, "
-    "say so by --teacher_normalisation (of the student: --normalisation)"
+    "say so by --normalisation"
 )
 OWN = """
 from torch import nn

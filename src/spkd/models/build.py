@@ -175,7 +175,7 @@ def build_model(
     if source is not None and source.normalisation is None and own_normalisation is None:
         notes.append(
             f"images are normalised with {_numbers(normalisation)}, since the weights name no other; if it was trained "
-            "with another, say so by --teacher_normalisation (of the student: --normalisation)"
+            "with another, say so by --normalisation"
         )
     return BuiltModel(classifier, trained=source is not None, notes=tuple(notes))
 

@@ -207,7 +207,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     objective = _played_objective(request, recipe, student.classifier, tape, data, image_size)
     if request.teacher is not None and objective is None:
         built = _teacher(request, data, image_size, normalisation)
-        notes += [f"teacher: {note}" for note in built.notes]
+        notes += [f"teacher: {note.replace('--normalisation', '--teacher_normalisation')}" for note in built.notes]
         teacher = built.classifier
     if objective is None:
         objective = _objective(request, _pairs(request, student.classifier, teacher, data, image_size), recipe)
