@@ -16,7 +16,7 @@ from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.models.classifier import ModelInfo, Normalisation, load_classifier
 from spkd.training.run_folder import MARK
-from spkd.training.saved import evaluate_saved, load_image, own_data, real_images
+from spkd.training.saved import data_to_evaluate_on, evaluate_saved, load_image, own_data, real_images
 
 
 def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_path: Path) -> None:
@@ -26,8 +26,20 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
     assert own_data(tmp_path, {"data": "digits"}) == DataOptions(data="digits")
     with pytest.raises(InputError, match="does not tell which images it was trained on: name them by --data"):
         own_data(tmp_path, {"workers": 0})
-    with pytest.raises(InputError, match="there is no folder nowhere; of a network that is no saved model, name"):
+    with pytest.raises(InputError, match="there is no folder nowhere; give a run folder"):
         own_data("nowhere", {"workers": 0})
+
+
+def test_a_network_with_weights_is_not_the_run_in_a_folder_of_its_name(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(teacher, tmp_path / "wrn-10-1")
+    monkeypatch.chdir(tmp_path)
+    assert data_to_evaluate_on("wrn-10-1", None, {"workers": 0}) == DataOptions(workers=0)
+    assert data_to_evaluate_on("./wrn-10-1", "best.pt", {"workers": 0}) == DataOptions(workers=0)
+    with pytest.raises(InputError, match=r"wrn-10-1 with best\.pt does not tell which images .* name them by --data"):
+        data_to_evaluate_on("wrn-10-1", "best.pt", {"workers": 0})
+    assert data_to_evaluate_on("wrn-10-1", "best.pt", {"data": "x", "workers": None}) == DataOptions("x")
 
 
 def test_the_runs_own_images_are_known_however_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

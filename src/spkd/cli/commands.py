@@ -136,11 +136,11 @@ def tape(options: Namespace) -> int:
 def evaluate(options: Namespace) -> int:
     """Evaluate a saved network."""
     from spkd.report.networks import evaluation_table
-    from spkd.training.saved import evaluate_saved, own_data
+    from spkd.training.saved import data_to_evaluate_on, evaluate_saved
 
     measured = evaluate_saved(
         options.network,
-        own_data(options.network, _pick(DataOptions, options)),
+        data_to_evaluate_on(options.network, options.weights, _pick(DataOptions, options)),
         split=options.split,
         teacher=options.teacher,
         accelerator=options.accelerator,

@@ -183,9 +183,7 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     own = config.get("data")
     if "data" not in given:
         if not is_folder(folder):
-            raise InputError(
-                f"there is no folder {folder}; of a network that is no saved model, name the images by --data"
-            )
+            raise InputError(not_saved(Path(folder)))
         if own is None:
             raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
         if Path(own).is_absolute() and not Path(own).exists():
@@ -194,6 +192,19 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
         names = {field.name for field in fields(DataOptions)} - {"image_size"}
         given = {**{name: config[name] for name in names & set(config)}, **given}
     return DataOptions(**given)
+
+
+def data_to_evaluate_on(network: str, weights: str | None, given: Mapping[str, Any]) -> DataOptions:
+    """Return the images to evaluate a network on: as :func:`own_data`, but of one with other weights those given.
+
+    Raises:
+        InputError: as :func:`own_data`, and when no ``data`` is given for a network that is no saved model.
+    """
+    if weights is None or find_meant(network) is not None:
+        return own_data(network, given)
+    if given.get("data") is None:
+        raise InputError(f"{network} with {weights} does not tell which images it was trained on: name them by --data")
+    return DataOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def _is_own(own: str, named: DataOptions) -> bool:
