@@ -423,10 +423,23 @@ def test_a_student_that_is_wrapped_later_is_run_wrapped() -> None:
 
 def test_another_network_in_the_student_s_place_is_an_error_never_one_that_does_not_learn() -> None:
     module = distiller()
-    module.student = copy.deepcopy(module.student)
-    for call in (module, module.check, module.unused_parameters):
-        with pytest.raises(InputError, match="student: another network has been put in its place"):
-            call(*batch())
+    before = module(*batch()).total
+    for other in (copy.deepcopy(module.student), None):
+        with pytest.raises(InputError, match="student: another network is put in its place"):
+            module.student = other  # type: ignore[assignment]
+    assert torch.equal(module(*batch()).total, before)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_compiled_student_in_a_compiled_distiller(later: bool) -> None:
+    images, targets = batch()
+    expected = distiller()(images, targets).total
+    student = network(4).eval()
+    compiled = torch.compile(student, backend="eager")
+    module = Distiller(student if later else compiled, network(6, seed=1), objective()).eval()  # type: ignore[arg-type]
+    if later:
+        module.student = compiled  # type: ignore[assignment]
+    torch.testing.assert_close(torch.compile(module, backend="eager")(images, targets).total, expected)
 
 
 def test_a_sound_distiller_passes_its_check_in_half_precision() -> None:

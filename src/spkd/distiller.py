@@ -62,7 +62,7 @@ class Distiller(nn.Module):
     as many batches, not of one large one.
 
     Attributes:
-        student: as given.
+        student: as given; may be exchanged for a wrapping of the same network. Another network is an ``InputError``.
         objective: as given.
 
     Raises:
@@ -146,10 +146,8 @@ class Distiller(nn.Module):
             the weighted total, to call ``backward()`` on, the unweighted terms, and the student's logits.
 
         Raises:
-            InputError: a tap fails (see :class:`~spkd.taps.Taps`), a loss cannot compare what it gets, or another
-                network has been put in the student's place.
+            InputError: a tap fails (see :class:`~spkd.taps.Taps`), or a loss cannot compare what it gets.
         """
-        self._follow_student()
         if isinstance(remembered, Remembered):
             remembered = remembered.values
         division = _divided(images)
@@ -211,7 +209,6 @@ class Distiller(nn.Module):
                 student's parameters are sharded (``fully_shard``).
         """
         _refuse_shards(self.student)
-        self._follow_student()
         with self._undisturbed(images.device):
             division = _divided(images)
             if remembered is None:
@@ -233,7 +230,6 @@ class Distiller(nn.Module):
         The arguments are those of :meth:`forward`; all is left as it was, as by :meth:`check`.
         """
         _refuse_shards(self.student)
-        self._follow_student()
         named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
         with self._undisturbed(images.device):
             division = _divided(images)
@@ -268,17 +264,21 @@ class Distiller(nn.Module):
             teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _follow_student(self) -> None:
-        """Run what stands as the student now, which may have been wrapped since."""
-        if self._student_taps.model is self.student:
-            return
-        if unwrap(self.student) is not unwrap(self._student_taps.model):
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "student" and "_student_taps" in self.__dict__:
+            self._follow(value)
+        super().__setattr__(name, value)  # type: ignore[arg-type]
+
+    def _follow(self, student: object) -> None:
+        """Run what is put in the student's place, which may be the student in a wrapper."""
+        taps = self._student_taps
+        if not isinstance(student, nn.Module) or unwrap(student) is not unwrap(taps.model):
             raise InputError(
-                "student: another network has been put in its place, whose layers are not read; make a new Distiller "
-                "of it, and its optimizer anew."
+                "student: another network is put in its place, whose layers are not read; make a new Distiller of it, "
+                "and its optimizer anew."
             )
-        _check_all_are_averaged(self.student, self.objective)
-        self._student_taps.model = self.student
+        _check_all_are_averaged(student, self.objective)
+        taps.model = student
 
     @contextlib.contextmanager
     def _undisturbed(self, device: torch.device) -> Iterator[None]:
