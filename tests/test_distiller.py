@@ -375,6 +375,13 @@ def test_checking_knows_probabilities_from_other_targets() -> None:
         (torch.tensor([[-1.0, 2.0, *[0.0] * 8]] * 4), "probabilities of the classes"),
         (targets.float(), r"got torch.float32 of shape \(4,\)"),
         (torch.zeros(4, 9), r"as many probabilities as the student has logits \(10\)"),
+        (
+            F.one_hot(targets, 10),
+            r"one for each of 4 images, or rows of probabilities, got torch.int64 of shape \(4, 10\)",
+        ),
+        (targets.int(), "got torch.int32"),
+        (targets[:, None], r"of shape \(4, 1\)"),
+        (targets[:2], r"of shape \(2,\)"),
     ):
         with pytest.raises(InputError, match=message):
             distiller().check(images, wrong)
@@ -428,6 +435,9 @@ def test_another_network_in_the_student_s_place_is_an_error_never_one_that_does_
         with pytest.raises(InputError, match="student: another network is put in its place"):
             module.student = other  # type: ignore[assignment]
     assert torch.equal(module(*batch()).total, before)
+    module.add_module("student", network(4))
+    with pytest.raises(InputError, match="student: another network is put in its place"):
+        module(*batch())
 
 
 @pytest.mark.parametrize("later", [False, True])

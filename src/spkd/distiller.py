@@ -150,6 +150,8 @@ class Distiller(nn.Module):
         """
         if isinstance(remembered, Remembered):
             remembered = remembered.values
+        if not torch.compiler.is_compiling() and self._student_taps.model is not self.student:
+            self._follow(self.student)  # it was put in by add_module, say
         division = _divided(images)
         if remembered is None:
             remembered = self._remember(images, division)
@@ -216,7 +218,8 @@ class Distiller(nn.Module):
             student = self._student_taps(images)
             if targets is not None and self.objective.criterion is None:
                 # Of a divided batch every process sees what the others do, so that all of them fail or none.
-                _check_targets(student.logits, targets if division is None else division.gather(targets))
+                whole = targets if division is None else division.gather(targets)
+                _check_targets(student.logits, whole, len(images) if division is None else sum(division.sizes))
             for name, value in self.objective.values(student, targets, remembered, division).items():
                 _check_finite(name, value if division is None else division.sum(division.share * value))
                 if name != "ce":
@@ -363,10 +366,15 @@ def _divided(images: Tensor) -> Division | None:
     return divide(images.shape[0], images.device) if torch.is_grad_enabled() else None
 
 
-def _check_targets(logits: Tensor, targets: Tensor) -> None:
+def _check_targets(logits: Tensor, targets: Tensor, images: int) -> None:
     if targets.is_floating_point():
         _check_probabilities(logits, targets)
         return
+    if logits.dim() == 2 and (tuple(targets.shape) != (images,) or targets.dtype != torch.int64):
+        raise InputError(
+            f"targets: expected class indices, int64, one for each of {images} images, or rows of probabilities, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
     labels = targets[targets != UNLABELLED]
     if not len(labels):
         return
@@ -379,7 +387,7 @@ def _check_targets(logits: Tensor, targets: Tensor) -> None:
 
 
 def _check_probabilities(logits: Tensor, targets: Tensor) -> None:
-    if targets.shape[1:] != logits.shape[1:]:
+    if targets.shape[1:] != logits.shape[1:] or targets.dim() != 2:
         raise InputError(
             f"targets: expected class indices, int64, or as many probabilities as the student has logits "
             f"({logits.shape[-1]}), got {targets.dtype} of shape {tuple(targets.shape)}."

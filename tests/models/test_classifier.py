@@ -380,6 +380,15 @@ def test_a_network_is_saved_whole_and_nothing_around_it(tmp_path: Path, monkeypa
         assert torch.equal(spkd.load_model(tmp_path / "saved")(images), network(images))
 
 
+def test_a_classifier_that_was_changed_is_not_saved_over_what_it_was(tmp_path: Path) -> None:
+    """As what it no longer is."""
+    classifier = wrn(tmp_path)
+    classifier.network.fc = nn.Linear(64, 3)
+    with pytest.raises(InputError, match="the network and wrn-10-1 do not fit each other"):
+        spkd.save_model(classifier, tmp_path)
+    load_classifier(tmp_path)
+
+
 def test_a_classifier_in_a_network_is_not_the_network(tmp_path: Path) -> None:
     network = nn.Sequential(Classifier(Recorder(3), info(3)), nn.Linear(2, 5))
     with pytest.raises(InputError, match="info: expected a ModelInfo"):

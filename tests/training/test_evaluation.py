@@ -235,3 +235,14 @@ def test_no_images_is_an_error() -> None:
         evaluate(nn.Identity(), [], ["a"])
     with pytest.raises(InputError, match="at least one image"):
         top1_error(nn.Identity(), [])
+
+
+def test_a_teacher_s_logits_must_be_finite_too() -> None:
+    """Of NaN the largest would be the first class."""
+
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * float("nan")
+
+    with pytest.raises(InputError, match="teacher: expected finite logits"):
+        evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 0]))], ["cat", "dog", "owl"], Broken())

@@ -14,7 +14,8 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
-from spkd.models.classifier import ModelInfo, Normalisation, load_classifier
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, save_classifier
+from spkd.models.wrn import WideResNet
 from spkd.training.run_folder import MARK
 from spkd.training.saved import data_to_evaluate_on, evaluate_saved, load_image, own_data, real_images
 
@@ -127,6 +128,22 @@ def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path,
             say=said.append,
             normalisation="imagenet",
         )
+
+
+def test_weights_are_evaluated_with_the_view_that_is_told_beside_them(tmp_path: Path) -> None:
+    data = three_classes(tmp_path / "three", height=15)  # of which the centre would be seen
+    classes = ("class 0", "class 1", "class 2")
+    torch.manual_seed(0)
+    info = ModelInfo("wrn-10-1", classes, 3, 8, Normalisation((0.5,), (0.25,)), "whole")
+    save_classifier(Classifier(WideResNet(10, 1, num_classes=3), info), tmp_path / "saved")
+    weights = str(tmp_path / "saved" / "model.safetensors")
+    measured = [
+        evaluate_saved(
+            network, DataOptions(str(data)), split="all", teacher=None, accelerator="cpu", say=print, weights=given
+        ).cross_entropy
+        for network, given in ((str(tmp_path / "saved"), None), ("wrn-10-1", weights))
+    ]
+    assert measured[0] == measured[1]
 
 
 def three_classes(folder: Path, height: int = 12) -> Path:

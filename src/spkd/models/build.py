@@ -61,10 +61,12 @@ class Defaults:
     Attributes:
         image_size: side length of the images.
         normalisation: what the weights expect of the images.
+        view: what they were made to see of an image.
     """
 
     image_size: int | None
     normalisation: Normalisation | None
+    view: Literal["whole", "centre"] | None = None
 
 
 def model_defaults(spec: str, weights: str | None) -> Defaults:
@@ -79,7 +81,7 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
     """
     origin = _origin(spec, weights)
     if (described := origin.described) is not None:
-        return Defaults(described.image_size, described.normalisation)
+        return Defaults(described.image_size, described.normalisation, described.view)
     own_size = None if origin.info is None else origin.info.image_size
     known = None if origin.weights is None else _metadata(origin.architecture, origin.weights)
     if known is None:

@@ -199,8 +199,8 @@ def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = 
     if own is not None:
         if info is not None:
             raise InputError("info: the network is a classifier and brings its own; leave it out.")
-        save_classifier(own, Path(folder))
-        return
+        network, info = own.network, own.info
+        wrapped = levels(network)
     if info is None:
         raise InputError("info: expected a ModelInfo, which tells what builds the network and what its classes are.")
     info = replace(info, spec=parse_spec(info.spec).spec)  # with the whole path of a file

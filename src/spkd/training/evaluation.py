@@ -112,7 +112,7 @@ def evaluate(
 
     Raises:
         InputError: when there are no images, the model has not ``len(classes)`` logits, a target is out
-            of range, or a logit is not finite.
+            of range, or a logit of either network is not finite.
 
     >>> images, targets = torch.eye(3), torch.tensor([0, 1, 0])
     >>> evaluation = evaluate(nn.Identity(), [(images, targets)], ["cat", "dog", "owl"])
@@ -126,7 +126,10 @@ def evaluate(
             if metrics is None:
                 metrics = _Metrics(len(classes), logits.device)
             _check(logits, targets, len(classes))
-            metrics.add(logits, targets, None if teacher is None else _logits(teacher, inputs))
+            said = None if teacher is None else _logits(teacher, inputs)
+            if said is not None:
+                _check_finite("teacher", said)
+            metrics.add(logits, targets, said)
     if metrics is None or metrics.images == 0:
         raise InputError(_NO_IMAGES)
     return metrics.result(classes)
@@ -219,8 +222,12 @@ def _check(logits: Tensor, targets: Tensor, classes: int) -> None:
             f"targets: expected class numbers 0 to {classes - 1}, "
             f"got {int(targets.min())} to {int(targets.max())}; check the classes of the data"
         )
+    _check_finite("model", logits)
+
+
+def _check_finite(network: str, logits: Tensor) -> None:
     if not bool(logits.isfinite().all()):
         raise InputError(
-            "model: expected finite logits, got NaN or infinity; its weights are broken or the precision "
+            f"{network}: expected finite logits, got NaN or infinity; its weights are broken or the precision "
             "is too low for it: try --precision 32-true"
         )

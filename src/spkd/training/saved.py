@@ -108,7 +108,8 @@ def _built(
     say: Callable[[str], None],
 ) -> Classifier:
     """Return a network of the user's, for the classes of the images."""
-    sizes = (image_size, model_defaults(spec, weights).image_size, data.native_size, STREAMED_SIZE)
+    known = model_defaults(spec, weights)
+    sizes = (image_size, known.image_size, data.native_size, STREAMED_SIZE)
     try:
         built = build_model(
             spec,
@@ -118,6 +119,7 @@ def _built(
             normalisation=Normalisation(data.normalisation_mean, data.normalisation_std),
             weights=weights,
             own_normalisation=read_normalisation("normalisation", normalisation, spec, weights),
+            view=known.view,
         )
     except HeadMismatch as error:
         differing = f"tells {error.found} classes apart, {data.name} has {error.wanted}"
