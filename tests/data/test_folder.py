@@ -65,6 +65,13 @@ class TestLayouts:
             (folder / name).unlink()
         assert load_folder(folder).notes[0].startswith("passed over 1 file without an image's ending in ")
 
+    def test_images_beside_class_folders_are_counted(self, make_folder):
+        folder = make_folder({"train/a": 4, "train/b": 4, "val/a": 1, "test/b": 1})
+        for name in ("1.png", "train/1.JPG", "train/2.png", "val/1.txt", "train/.3.png"):
+            (folder / name).touch()
+        line = f"images that lie in no class folder are not used: 1 in {folder}, 2 in {folder / 'train'}"
+        assert line in load_folder(folder).notes
+
     def test_an_ending_that_is_not_utf8_can_be_shown(self, make_folder):
         folder = make_folder({"a": 5, "b": 5})
         (folder / "b" / os.fsdecode(b"0.jp\xdf")).touch()
@@ -224,6 +231,13 @@ class TestErrors:
             load_folder(folder)
         str(caught.value).encode()
 
+    @pytest.mark.parametrize("place", ["dog", "train", "train/dog"])
+    def test_a_class_or_split_that_is_a_dead_link(self, make_folder, place):
+        folder = make_folder({"train/ant/1": 3, "train/cat": 3} if place == "train/dog" else {"ant": 3, "cat": 3})
+        (folder / place).symlink_to("gone")
+        with pytest.raises(InputError, match=one_line(rf"{place} is a link to what is not there \(gone\)")):
+            load_folder(folder)
+
     def test_two_spellings_of_a_split(self, make_folder):
         folder = make_folder({"train/a": 3, "train/b": 3, "test/a": 1, "Testing/a": 1})
         with pytest.raises(InputError, match=one_line("both Testing/ and test/")):
@@ -263,6 +277,12 @@ class TestUnreadable:
         assert len(data.train) + len(data.val) + len(data.test) == 18
         assert data.notes[0].startswith("left out 2 of 20 files that cannot be read, the first: ")
         assert isinstance(data.train, MemoryImages if size else FileImages)
+
+    def test_a_pipe_is_not_waited_for(self, make_folder, size):
+        folder = make_folder({"a": 10, "b": 10}, size)
+        os.mkfifo(folder / "a" / "0.png")
+        with pytest.raises(InputError, match=one_line(r"a.0\.png cannot be read \(not a file\)")):
+            load_folder(folder)
 
     def test_the_others_keep_their_labels(self, make_folder, size):
         folder = make_folder({"train/a": 3, "train/b": 3, "val/b": 2, "test/a": 1, "test/b": 1}, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -38,7 +40,7 @@ def read_image(path: str, channels: int) -> Tensor:
         InputError: when the file cannot be read (one line, names the file).
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             pixels = torch.from_numpy(_pixels(image, channels))
     except Exception as error:  # a broken file makes decoders raise errors of any kind
         raise InputError(unreadable(path, reason(error))) from error
@@ -62,7 +64,7 @@ def read_if_square(path: str, size: int) -> Bytes | str | None:
         another size.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return _pixels(image, channels=3) if image.size == (size, size) else None
     except Exception as error:
         return reason(error)
@@ -71,7 +73,7 @@ def read_if_square(path: str, size: int) -> Bytes | str | None:
 def header_size(path: str) -> tuple[int, int] | None:
     """Return an image's (width, height) as stored, from its header alone; None when there is none."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             width, height = image.size
             return width, height
     except Exception:
@@ -81,7 +83,7 @@ def header_size(path: str) -> tuple[int, int] | None:
 def decoding_fault(path: str) -> str | None:
     """Return why a file cannot be read as :func:`read_image` does, None when it can."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             # A JPEG is read to its end at an eighth of the size, at a fraction of the cost.
             image.draft(image.mode, (max(image.width // 8, 1), max(image.height // 8, 1)))
             _pixels(image, channels=3)
@@ -113,6 +115,12 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
 def usable_cpus() -> int:
     """Return how many processors this process may use, as its affinity and its container's quota say."""
     return int(cpu_count())
+
+
+def _opened(path: str) -> Image.Image:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe, say, which would be waited for
+        raise OSError("not a file")
+    return Image.open(path)
 
 
 def _pixels(image: Image.Image, channels: int) -> Bytes:

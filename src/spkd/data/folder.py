@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +98,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
         notes=(
             *notes,
             *note_of_others(folder, others),
+            *_note_of_loose((folder, *roots.values())),
             *opened_notes,
             *_missing_classes(parts, classes),
             *splits.notes,
@@ -133,9 +134,13 @@ def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _class_folders(root: Path) -> list[str]:
     try:
-        return [entry.name for entry in root.iterdir() if entry.is_dir() and not passed_over(entry.name)]
+        entries = [entry for entry in root.iterdir() if not passed_over(entry.name)]
     except OSError as error:
         raise InputError(f"data: cannot look into {root} ({reason(error)}); check its permissions") from error
+    dead = next((entry for entry in entries if entry.is_symlink() and not entry.exists()), None)
+    if dead is not None:
+        raise InputError(f"data: {dead} is a link to what is not there ({dead.readlink()}); mend or remove it")
+    return [entry.name for entry in entries if entry.is_dir()]
 
 
 def passed_over(name: str) -> bool:
@@ -187,6 +192,13 @@ def note_of_others(folder: Path, others: Counter[str]) -> list[str]:
     shown = ", ".join(f"{count} {ending or 'with none'}" for ending, count in named)
     shown += ", ..." if len(others) > 5 else ""
     return [f"passed over {many} without an image's ending in {folder}: {shown}"]
+
+
+def _note_of_loose(roots: Iterable[Path]) -> list[str]:
+    """Return a line for the images that lie beside class folders, not in one."""
+    counts = {root: sum(is_image(entry.name) for entry in root.iterdir()) for root in dict.fromkeys(roots)}
+    shown = ", ".join(f"{count} in {root}" for root, count in counts.items() if count)
+    return [f"images that lie in no class folder are not used: {shown}"] if shown else []
 
 
 def _list_images(root: Path) -> _Listing:
