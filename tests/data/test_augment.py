@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from spkd.data.augment import (
     ASPECT,
-    SCALE,
     Crops,
     _draw_part,
     crop_views,
@@ -95,8 +94,24 @@ def test_random_parts_lie_within_their_bounds():
         width = (columns[0, -1] - columns[0, 0]).item() * 100 / 99
         areas.append(height * width / (200 * 250))
         assert ASPECT[0] * 0.95 < width / height < ASPECT[1] * 1.05
-    assert SCALE[0] * 0.95 < min(areas) < 0.42
-    assert 0.9 < max(areas) <= SCALE[1] * 1.05
+    assert 0.35 * 0.95 < min(areas) < 0.42
+    assert 0.9 < max(areas) <= 1.05
+
+
+def test_the_least_area_of_a_random_part_can_be_set():
+    areas = []
+    for seed in range(100):
+        rows, columns = random_resized_crop(GRADIENT, 100, False, seed, scale=0.8).float()
+        areas.append((rows[-1, 0] - rows[0, 0]).item() * (columns[0, -1] - columns[0, 0]).item() / (199 * 249))
+    assert 0.78 < min(areas) < 0.85
+    assert max(areas) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(3, 30, 40), (3, 20, 400)])
+def test_a_scale_of_1_shows_the_whole_image(shape):
+    image = random_pixels(*shape)
+    view = random_resized_crop(image, 16, False, 0, scale=1)
+    assert torch.equal(view, fixed_view(image, 16, "whole"))
 
 
 def test_a_random_part_is_a_function_of_its_seed():

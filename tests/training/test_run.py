@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import spkd
+from spkd.data.augment import resize
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.errors import InputError, RunFailed
@@ -23,6 +25,7 @@ from spkd.files import locked
 from spkd.models.classifier import save_classifier
 from spkd.studies.side_by_side import distill
 from spkd.taps import Taps
+from spkd.training.batches import make_stream, validation_batches
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import default_out, run
@@ -477,6 +480,47 @@ def test_pictures_of_one_s_own_are_mirrored_unless_that_is_refused(tmp_path: Pat
     assert "no_flip" not in mirrored.config()
     assert plain.config()["no_flip"] is True
     assert mirrored.identity() != plain.identity()
+
+
+def write_noise(data: Path) -> None:
+    numbers = np.random.default_rng(0)
+    for index in range(24):
+        folder = data / f"class {index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbers.integers(0, 256, (12, 15, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+
+
+def test_what_is_seen_of_a_large_image_can_be_chosen(tmp_path: Path) -> None:
+    write_noise(tmp_path / "pictures")
+    usual, chosen = (
+        set_up(Request(model="wrn-10-1", data=DataOptions(str(tmp_path / "pictures"), image_size=8, **options)))
+        for options in ({}, {"crop_scale": 1.0, "view": "whole"})
+    )
+    assert (usual.data.view, usual.student.info.view) == ("centre", "centre")
+    assert (chosen.data.view, chosen.student.info.view) == ("whole", "whole")
+    assert not {"crop_scale", "view"} & usual.config().keys()
+    assert usual.identity() != chosen.identity()
+    assert usual.tape_identity()["augmentation"] == "reflect pad 1/8 and crop, or resized crop of 0.35 to 1 and flip"
+    assert chosen.tape_identity()["augmentation"] == "reflect pad 1/8 and crop, or resized crop of 1 to 1 and flip"
+    images = chosen.data.train
+    whole = {resize(images.image(index), 8).numpy().tobytes() for index in range(len(images))}
+    whole |= {resize(images.image(index), 8).flip(-1).numpy().tobytes() for index in range(len(images))}
+    stream = make_stream(chosen, torch.device("cpu"))
+    for batch, _ in stream.epoch(0):
+        assert {(255 * one).round().to(torch.uint8).numpy().tobytes() for one in batch} <= whole
+    (first, _), *_ = validation_batches(chosen.data.val, chosen, torch.device("cpu"))
+    assert torch.equal((255 * first[0]).round().to(torch.uint8), resize(chosen.data.val.image(0), 8))
+
+
+def test_a_teacher_that_was_made_to_see_images_otherwise_is_told(tmp_path: Path) -> None:
+    write_noise(tmp_path / "pictures")
+    data = DataOptions(str(tmp_path / "pictures"), image_size=8, view="whole")
+    finished = tmp_path / "teacher"
+    run(Request(model="wrn-10-1", data=data, overrides={"epochs": 1}), finished, CPU, Silent())
+    said = "teacher: it was made to see whole images, and validation shows the centre of images: --view whole"
+    wanted = Request(model="wrn-10-1", teacher=str(finished), method="kd", data=replace(data, view=None))
+    assert said in set_up(wanted).notes
+    assert said not in set_up(replace(wanted, data=data)).notes
 
 
 def test_weights_from_elsewhere_in_a_saved_architecture_are_another_run(teacher: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ _METHOD = (
     "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class (each with ?weight=...&... if need be)"
 )
 _NORMALISATION = f"what its weights were trained with: {NORMALISATIONS} (default: as they say, else by these images)"
+_TRAINING_VIEWS = ("no_flip", "crop_scale")
 _DIVIDING = ("devices", "sync_batchnorm", "timeout_seconds")
 _RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by images, weights and network, and said)"
 
@@ -133,7 +134,7 @@ def evaluate_parser() -> ArgumentParser:
     _add_text(parser, "split", "test, val, train, or all of them", "test")
     parser.add_argument("--per_class", action="store_true", help="show each class too")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
-    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=("no_flip",))
+    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=_TRAINING_VIEWS)
     return parser
 
 
@@ -148,7 +149,7 @@ def taps_parser() -> ArgumentParser:
     """Return the options of ``spkd taps``."""
     parser = _new_parser("Show the layers of teacher and student that can be compared, and the pairs chosen.")
     _add_networks(parser, train=False)
-    _add_fields(parser, DataOptions, "images (not given: made up)", optional=True, but=("no_flip",))
+    _add_fields(parser, DataOptions, "images (not given: made up)", optional=True, but=("view", *_TRAINING_VIEWS))
     return parser
 
 
@@ -164,7 +165,8 @@ def export_parser() -> ArgumentParser:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"
     )
-    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=("image_size", "no_flip"))
+    but = ("image_size", "view", *_TRAINING_VIEWS)
+    _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=but)
     return parser
 
 

@@ -11,10 +11,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-AUGMENTATION = "reflect pad 1/8 and crop, or resized crop of 0.35 to 1"
-"""What is done to training images, in words: another text wherever the views of a seed become others."""
-SCALE = (0.35, 1.0)
-"""Least and greatest share of a large image's area that a training view shows."""
+from spkd.data.options import CROP_SCALE
+
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest width / height of a training view."""
 
@@ -39,6 +37,15 @@ class Crops:
 
     def __getitem__(self, indices: Tensor) -> Crops:
         return Crops(self.top[indices], self.left[indices], self.mirrored[indices])
+
+
+def augmentation(flip: bool, crop_scale: float) -> str:
+    """Return what is done to training images, in words: another text wherever the views of a seed are others.
+
+    >>> augmentation(flip=True, crop_scale=0.35)
+    'reflect pad 1/8 and crop, or resized crop of 0.35 to 1 and flip'
+    """
+    return f"reflect pad 1/8 and crop, or resized crop of {crop_scale:g} to 1{' and flip' if flip else ''}"
 
 
 def padding(size: int) -> int:
@@ -97,23 +104,25 @@ def resizing() -> ModuleType:
     return cast(ModuleType, functional)
 
 
-def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tensor:
+def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int, scale: float = CROP_SCALE) -> Tensor:
     """Return a random part of an image, resized to ``size`` x ``size`` and mirrored one time in two.
 
-    The part's area is uniform in ``SCALE`` (of the image's area), its aspect log-uniform in ``ASPECT``; where
-    ten draws do not fit into the image, the largest centred part of an allowed aspect.
+    The part's area is uniform in [``scale``, 1] of the image's, its aspect log-uniform in ``ASPECT``; where
+    ten draws do not fit into the image, the largest centred part of an allowed aspect. With a scale of 1 it is the
+    whole image, whatever its aspect.
 
     Args:
         image: uint8, shape (c, h, w).
         size: side length of the view.
         flip: whether it may be mirrored.
-        seed: the view is a function of the image and this number alone.
+        seed: the view is a function of the image and the numbers alone.
+        scale: least share of the image's area, in (0, 1].
 
     Returns:
         uint8, shape (c, size, size).
     """
     numbers = random.Random(seed)
-    top, left, height, width = _draw_part(image.shape[1], image.shape[2], numbers)
+    top, left, height, width = _draw_part(image.shape[1], image.shape[2], numbers, scale)
     view: Tensor = resizing().resized_crop(image, top, left, height, width, [size, size], antialias=True)
     return view.flip(-1) if flip and numbers.random() < 0.5 else view
 
@@ -158,10 +167,12 @@ def to_unit_range(pixels: Tensor) -> Tensor:
     return pixels.float().mul_(1 / 255)
 
 
-def _draw_part(height: int, width: int, numbers: random.Random) -> tuple[int, int, int, int]:
+def _draw_part(height: int, width: int, numbers: random.Random, scale: float = CROP_SCALE) -> tuple[int, int, int, int]:
     """Return top, left, height and width of a random part."""
+    if scale == 1:
+        return 0, 0, height, width
     for _ in range(10):
-        area = height * width * numbers.uniform(*SCALE)
+        area = height * width * numbers.uniform(scale, 1)
         aspect = math.exp(numbers.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
         part_width = round(math.sqrt(area * aspect))
         part_height = round(math.sqrt(area / aspect))

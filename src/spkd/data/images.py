@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spkd.data.decoding import read_image
+from spkd.data.options import CROP_SCALE
 from spkd.errors import InputError
 
 READ_FILES = 64
@@ -128,6 +129,8 @@ class ImageData:
         unlabelled: images without a label to learn from besides, by what a teacher says of them.
         native_size: side length in pixels when the images are small and alike, else None.
         flip: whether an image and its mirror image are of one class.
+        crop_scale: least share of an image's area that a training view shows, where images are not small and alike.
+        chosen_view: what is to be seen of an image in evaluation, None where nothing was said.
         normalisation_mean: mean of each channel, of pixels in [0, 1].
         normalisation_std: standard deviation of each channel, of pixels in [0, 1].
         notes: what the user should be told: what was split off, what was left out.
@@ -145,11 +148,13 @@ class ImageData:
     normalisation_std: tuple[float, ...]
     notes: tuple[str, ...] = ()
     unlabelled: Images | None = None
+    crop_scale: float = CROP_SCALE
+    chosen_view: Literal["whole", "centre"] | None = None
 
     @property
     def view(self) -> Literal["whole", "centre"]:
-        """What is seen of an image in evaluation: small ones in memory are given whole."""
-        return "whole" if isinstance(self.train, MemoryImages) else "centre"
+        """What is seen of an image in evaluation; where nothing was said, small ones in memory are given whole."""
+        return self.chosen_view or ("whole" if isinstance(self.train, MemoryImages) else "centre")
 
     def seen(self) -> Images:
         """Return the images that a student is trained on: those with a label, then those without."""

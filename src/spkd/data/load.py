@@ -41,8 +41,9 @@ def _load(named: tuple[DataOptions, str | None]) -> ImageData:
     data = _load_whole(options)
     if options.train_images is not None:
         data = _with_fewer(data, options.train_images)
-    if options.no_flip:
-        data = replace(data, flip=False)
+    data = replace(
+        data, flip=data.flip and not options.no_flip, crop_scale=options.crop_scale, chosen_view=options.view
+    )
     if unlabelled is None:
         return data
     return with_unlabelled(data, Path(unlabelled).expanduser(), skip_bad_images=options.skip_bad_images)

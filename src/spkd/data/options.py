@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from spkd.errors import InputError
 from spkd.files import is_folder
+
+CROP_SCALE = 0.35
+"""Least share of a large image's area that a training view shows, where none is said."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,10 @@ class DataOptions:
         image_size: side length in pixels that the networks see (default: from the weights or the images).
         no_flip: show no training image mirrored, for classes that a mirror changes, as letters or left and right
             (default: folders are mirrored, and torchvision's sets but those of digits, letters and traffic signs).
+        crop_scale: least share of a large image's area that a training crop shows; 1 for the whole image, squeezed to a
+            square. Images that are all small squares of one size are shifted by an eighth at the most.
+        view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
+            out), or whole, squeezed to a square (default: centre, and of small squares the whole).
         download: download a torchvision set that is not there.
         train_images: use only so many of the training images, every class with its share, always the same ones
             (default: all).
@@ -32,6 +40,8 @@ class DataOptions:
     image_size: int | None = None
     train_images: int | None = None
     no_flip: bool = False
+    crop_scale: float = CROP_SCALE
+    view: Literal["whole", "centre"] | None = None
     download: bool = False
     skip_bad_images: bool = False
     workers: int = 2
@@ -43,6 +53,10 @@ class DataOptions:
             raise InputError(f"image_size: expected a side length from 2 to 4096 pixels, got {self.image_size}")
         if self.train_images is not None and self.train_images < 2:
             raise InputError(f"train_images: expected 2 images or more, got {self.train_images}")
+        if not 0 < self.crop_scale <= 1:
+            raise InputError(f"crop_scale: expected a share above 0 and up to 1, got {self.crop_scale:g}")
+        if self.view not in (None, "whole", "centre"):
+            raise InputError(f"view: expected 'whole' or 'centre', got {self.view!r}")
         if self.workers < 0:
             raise InputError(f"workers: expected 0 or more processes, got {self.workers}")
 

@@ -30,6 +30,7 @@ from spkd.data.augment import (
 )
 from spkd.data.decoding import usable_cpus
 from spkd.data.images import Images, MemoryImages
+from spkd.data.options import CROP_SCALE
 from spkd.data.seeds import mixed_seed
 from spkd.errors import InputError
 
@@ -50,6 +51,7 @@ class TrainStream:
         images: the training images.
         image_size: side length of the images given.
         flip: whether images may be mirrored.
+        crop_scale: least share of the area of an image in a file that a view shows, in (0, 1].
         batch_size: images in a batch.
         seed: of the order and the augmentation.
         device: where the batches are wanted.
@@ -74,6 +76,7 @@ class TrainStream:
         batch_size: int,
         seed: int,
         device: torch.device,
+        crop_scale: float = CROP_SCALE,
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
         least: int = 1,
@@ -89,6 +92,7 @@ class TrainStream:
         self._images = images
         self._image_size = image_size
         self._flip = flip
+        self._crop_scale = crop_scale
         self._batch_size = batch_size
         self._seed = seed
         self._device = device
@@ -139,7 +143,7 @@ class TrainStream:
         generator = torch.Generator().manual_seed(mixed_seed(_ORDER, self._seed, epoch))
         order = torch.randperm(len(self._images), generator=generator)
         if not isinstance(self._images, MemoryImages):
-            views = _TrainViews(self._images, self._image_size, self._flip, self._seed, epoch)
+            views = _TrainViews(self._images, self._image_size, self._flip, self._crop_scale, self._seed, epoch)
             return _from_files(views, self._batches(order, start), self._device, self._workers)
         return self._from_memory(self._batches(order.to(self._device), start), mixed_seed(_CROPS, self._seed, epoch))
 
@@ -229,6 +233,7 @@ class _TrainViews(Dataset[_Item]):
     images: Images
     size: int
     flip: bool
+    scale: float
     seed: int
     epoch: int
 
@@ -237,7 +242,8 @@ class _TrainViews(Dataset[_Item]):
             image = self.images.image(index)
         except InputError as error:
             return _Unreadable(error)
-        view = random_resized_crop(image, self.size, self.flip, mixed_seed(_VIEW, self.seed, self.epoch, index))
+        seed = mixed_seed(_VIEW, self.seed, self.epoch, index)
+        view = random_resized_crop(image, self.size, self.flip, seed, self.scale)
         return view, int(self.images.targets[index])
 
 

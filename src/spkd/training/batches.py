@@ -33,6 +33,7 @@ def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 
         setup.data.seen(),
         image_size=setup.image_size,
         flip=setup.data.flip,
+        crop_scale=setup.data.crop_scale,
         batch_size=setup.recipe.batch_size,
         seed=setup.request.seed,
         device=device,
@@ -56,6 +57,7 @@ def validation_batches(images: Images, setup: Setup, device: torch.device) -> It
         batch_size=evaluation_batch_size(size, device),
         device=device,
         workers=setup.request.data.workers,
+        view=setup.data.view,
     )
 
 

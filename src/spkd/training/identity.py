@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spkd.data.augment import AUGMENTATION
+from spkd.data.augment import augmentation
 from spkd.data.images import ImageData
 from spkd.files import is_file, is_there, sha256
 from spkd.imports import code_digest, import_object
@@ -35,7 +35,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         "images": data.fingerprint(),
         **unlabelled_images(data),
         "image_size": image_size,
-        "augmentation": f"{AUGMENTATION}{' and flip' if data.flip else ''}",
+        "augmentation": augmentation(data.flip, data.crop_scale),
         "batch_size": recipe.batch_size,
         "seed": request.seed,
     }

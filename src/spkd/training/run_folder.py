@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from spkd.data.options import CROP_SCALE
 from spkd.errors import InputError, UnusableFolder
 from spkd.files import is_there, write_text_atomically
 
@@ -31,6 +32,9 @@ OWN_FILES = (
     "export/model.pt2",
 )
 """What a run writes; ``--overwrite`` removes these and folders that they leave empty, and nothing else."""
+
+NOT_SAID = {"no_flip": False, "crop_scale": CROP_SCALE, "view": None, "label_smoothing": 0.0}
+"""Options that a configuration without them has at these values: it is that of versions which did not have them."""
 
 TASK_LOG, FAILED, RUNNING = "task.log", "failed.json", "running.json"
 """What a study writes into the folder of a run that is one of its tasks, before the run begins."""
@@ -156,11 +160,12 @@ class RunFolder:
         present = self.config()
         if present is None or self.identity() == identity:
             return
-        differing = [key for key in present | dict(config) if present.get(key) != config.get(key)]
+        present, wanted = NOT_SAID | present, NOT_SAID | dict(config)
+        differing = [key for key in present | wanted if present.get(key) != wanted.get(key)]
         if not differing:
             what = f"{self.path} was made with other weights, code or images"
             raise UnusableFolder(f"{what}: give --overwrite to run again", what)
-        shown = "; ".join(f"{key} was {present.get(key)!r}, is {config.get(key)!r}" for key in differing[:3])
+        shown = "; ".join(f"{key} was {present.get(key)!r}, is {wanted.get(key)!r}" for key in differing[:3])
         what = f"{self.path} holds a run of another configuration: {shown}"
         raise UnusableFolder(
             f"{what}. Give --overwrite, another --out, or its own options by --config {self.path / 'config.yaml'}", what

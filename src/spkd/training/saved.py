@@ -85,7 +85,7 @@ def evaluate_saved(
         batch_size=evaluation_batch_size(size, device),
         device=device,
         workers=options.workers,
-        view=classifier.info.view,
+        view=options.view or classifier.info.view,
     )
     if is_saved and images_changed(network, data):
         say(

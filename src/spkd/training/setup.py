@@ -42,12 +42,10 @@ from spkd.training.identity import (
 from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
-from spkd.training.run_folder import refuse_inputs
+from spkd.training.run_folder import NOT_SAID, refuse_inputs
 from spkd.training.tape import Tape
 
 _LOSSES = 4  # sets this seed apart from those of the stream and of the steps
-_NOT_SAID = (("no_flip", False), ("label_smoothing", 0.0))
-"""Options that a configuration without them has at these values: it is that of versions which did not have them."""
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
 
@@ -123,7 +121,7 @@ class Setup:
             "milestones": list(self.recipe.milestones),
             **(losses if request.teacher is not None else {}),
         }
-        return {name: value for name, value in config.items() if (name, value) not in _NOT_SAID}
+        return {name: value for name, value in config.items() if (name, value) not in NOT_SAID.items()}
 
     def _data_name(self) -> str:
         """Return the data's name, or the absolute path of their folder."""
@@ -185,6 +183,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test or ())} test images"
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
     notes += _other_sizes(request, image_size)
+    notes += _another_view(request, data)
     if data.flip and named_set(request.data) is None:
         notes.append("training images are mirrored half the time; where that changes a class, give --no_flip")
     normalisation = Normalisation(data.normalisation_mean, data.normalisation_std)
@@ -253,6 +252,15 @@ def _other_sizes(request: Request, image_size: int) -> list[str]:
         for name, size in _own_sizes(request).items()
         if size not in (None, image_size)
     ]
+
+
+def _another_view(request: Request, data: ImageData) -> list[str]:
+    """Return a line where the teacher was made to see another part of an image."""
+    seen = None if request.teacher is None else model_defaults(request.teacher, request.teacher_weights).view
+    told = {"whole": "whole images", "centre": "the centre of images"}
+    if seen in (None, data.view):
+        return []
+    return [f"teacher: it was made to see {told[seen]}, and validation shows {told[data.view]}: --view {seen}"]
 
 
 def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) -> Recipe:
