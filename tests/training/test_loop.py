@@ -21,7 +21,7 @@ from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
 from spkd.training.devices import make_fabric
-from spkd.training.loop import PENDING_STEPS, Limits, Training, _looking_ahead
+from spkd.training.loop import PENDING_STEPS, Limits, Training, _looking_ahead, _optimizer
 from spkd.training.options import Runtime
 from spkd.training.progress import Silent
 from spkd.training.recipe import Precision, preset
@@ -146,3 +146,37 @@ def test_a_network_that_comes_in_eval_mode_is_trained(tmp_path: Path) -> None:
     norm = next(one for one in training.student.modules() if isinstance(one, torch.nn.BatchNorm2d))
     assert training.run("", Limits())
     assert norm.num_batches_tracked == training._stream.batches_per_epoch
+
+
+def unfused(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    recipe = preset("digits")
+    return torch.optim.SGD(
+        parameters, lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=False
+    )
+
+
+def test_a_first_step_that_overflows_leaves_no_trace_in_the_momentum() -> None:
+    """As the scaler of 16-mixed has it: the fused kernel then writes nothing."""
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 64)) for _ in range(2))
+    optimizer, reference = _optimizer([ours], preset("digits")), unfused([theirs])
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(1.0)  # type: ignore[attr-defined]
+    ours.grad = torch.full_like(ours, math.inf)
+    optimizer.step()
+    assert torch.equal(ours, theirs)
+    optimizer.found_inf.zero_()  # type: ignore[attr-defined]
+    for gradient in torch.randn(3, 64, generator=torch.Generator().manual_seed(0)):
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_weight_may_get_its_first_gradient_later_than_others() -> None:
+    (early, late), theirs = ([torch.nn.Parameter(torch.ones(8)) for _ in range(2)] for _ in range(2))
+    optimizer, reference = _optimizer([early, late], preset("digits")), unfused(theirs)
+    for step in range(3):
+        early.grad, theirs[0].grad = torch.full((8,), 0.5), torch.full((8,), 0.5)
+        late.grad, theirs[1].grad = (torch.ones(8), torch.ones(8)) if step else (None, None)
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close([early, late], theirs, rtol=1e-6, atol=1e-7)

@@ -20,12 +20,14 @@ import spkd
 from spkd.data.augment import resize
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
+from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.files import locked
 from spkd.models.classifier import save_classifier
 from spkd.studies.side_by_side import distill
 from spkd.taps import Taps
 from spkd.training.batches import make_stream, validation_batches
+from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent
 from spkd.training.run import default_out, run
@@ -411,6 +413,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert folder.result() is None
     saved = torch.load(folder.checkpoint, weights_only=True)
     assert all(math.isfinite(value) for value in saved["state"]["sums"].values())
+
+
+@pytest.mark.parametrize("where", [Distiller, Training])
+def test_a_full_memory_is_told_in_one_line(
+    where: type, tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(where, "check" if where is Distiller else "run", fill)
+    with pytest.raises(RunFailed, match=r"^the device's memory is full: .*--batch_size.*Tried to allocate 2 GiB\)$"):
+        run(distillation(tiny, teacher), tmp_path / "run", CPU, Silent())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import gc
 import random
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -326,6 +328,27 @@ def test_a_recording_that_would_need_another_compilation_is_told(
     assert len(told) == 1
     assert "recompile" in told[0]
     assert len(compiled) == 2
+
+
+def test_nothing_of_a_recording_that_fails_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that found too little memory least of all: the step is then computed without."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def compute(images: Tensor, targets: Tensor, said: Mapping[str, Tensor]) -> LossBreakdown:
+        activation = images + 1
+        made.append(weakref.ref(activation))
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(step_graph, "recorded", again)
+    step = step_graph._Step(lambda images: {}, compute, [], torch.ones(2, 2), torch.ones(2), None, ahead=False)
+    gc.disable()
+    try:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            step.record()
+        assert not step.is_recorded
+        assert made[0]() is None
+    finally:
+        gc.enable()
 
 
 @NEEDS_GPU

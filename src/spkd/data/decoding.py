@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -118,7 +118,7 @@ def usable_cpus() -> int:
 
 
 def _opened(path: str) -> Image.Image:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe, say, which would be waited for
+    if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe, say, which would be waited for
         raise OSError("not a file")
     return Image.open(path)
 

@@ -198,4 +198,5 @@ def _free_memory() -> None:
     """Give back what the last job left behind: others compute on this GPU too."""
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None:
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after a step that could not be recorded the allocator may refuse
+            torch.cuda.empty_cache()

@@ -356,7 +356,7 @@ def _optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.opti
     fused = not (recipe.precision == "16-mixed" and recipe.clip_norm)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         lr=recipe.lr,
         momentum=recipe.momentum,
@@ -364,3 +364,9 @@ def _optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.opti
         weight_decay=recipe.weight_decay,
         fused=fused,
     )
+    if recipe.momentum:
+        # A fused first step whose float16 gradients overflow would leave whatever lay in the memory, and one in which
+        # not all weights have a gradient would fail at those that get theirs later.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

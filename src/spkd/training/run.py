@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
-from spkd.errors import InputError, one_line
+from spkd.errors import InputError, RunFailed, one_line
 from spkd.files import locked
 from spkd.losses.methods import term_names
 from spkd.models.classifier import savable_state, save_classifier
@@ -71,7 +71,7 @@ def run(
 
     Raises:
         InputError: for whatever the user can mend; nothing has been written then, or what was there stays.
-        RunFailed: when the loss is not finite.
+        RunFailed: when the loss is not finite, the device's memory is full, or another process of the run has died.
     """
     began = time.monotonic()
     limit = seconds(runtime.max_time)
@@ -105,6 +105,11 @@ def run(
             )
         limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
         return _train(setup, identity, runtime, limits, fabric, folder, display, resume=resume, overwrite=overwrite)
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(
+            "the device's memory is full: a smaller --batch_size or --image_size, --precision bf16-mixed or a run "
+            f"without --compile needs less ({one_line(error)})"
+        ) from error
     except RuntimeError as error:
         to_go_on = f"--resume goes on from the last checkpoint in {folder.checkpoint.parent}"
         if (told := given_up(error, runtime, to_go_on)) is not None:
@@ -299,7 +304,7 @@ def _look_first(
     distiller.train()
     try:
         distiller.check(*_few(stream, player))
-    except InputError:
+    except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         size = setup.image_size

@@ -184,8 +184,11 @@ class _Step:
                 self._start = recorded(self._work, self._images.device)
         except Exception as error:
             # PyTorch's own is of the end of the recording, which fails where the work has.
-            failure, self._failure = self._failure, None
-            raise failure or error from None
+            failure, self._failure = self._failure or error, None
+            try:
+                raise failure from None
+            finally:
+                del failure  # whose traceback would otherwise hold this frame, and this frame all that the work made
         self._gradients = [parameter.grad for parameter in self._parameters]
 
     def take(self, images: Tensor, targets: Tensor, said: Mapping[str, Tensor] | None, upcoming: Tensor | None) -> None:
