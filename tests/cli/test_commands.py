@@ -1,5 +1,6 @@
 """Every command, through the real command line, on the digits and on a folder of pictures."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -175,8 +176,8 @@ def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path
         row = rows[method]
         assert row["p_value"] == pytest.approx(expected.pvalue)
         assert row["interval"] == pytest.approx([low, high])
-        assert row["difference_to_none"] == pytest.approx(np.mean(errors[method]) - np.mean(errors["none"]))
-    assert rows["none"]["difference_to_none"] is None
+        assert row["difference"] == pytest.approx(np.mean(errors[method]) - np.mean(errors["none"]))
+    assert rows["none"]["difference"] is None
     assert (folder / "comparison.csv").read_text().count("\n") == 10
     table = (folder / "comparison.md").read_text()
     for method, row in rows.items():
@@ -185,6 +186,34 @@ def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path
     with Image.open(folder / "comparison.png") as picture:
         assert min(picture.size) > 200
     assert (folder / "comparison.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("methods", "against", "baseline"), [(("none", "sp", "kd"), "kd", "kd"), (("sp", "kd"), None, "sp")]
+)
+def test_compare_tests_against_the_method_that_is_asked_for(
+    methods: tuple[str, ...], against: str | None, baseline: str, comparison: tuple[Path, list[str]]
+) -> None:
+    folder, command = comparison
+    first, last = command.index("--methods") + 1, command.index("kd") + 1
+    asked = [] if against is None else ["--against", against]
+    assert main([*command[:first], *methods, *command[last:], *asked]) == 0
+    found = json.loads((folder / "comparison.json").read_text())
+    rows = {row["method"]: row for row in found["rows"]}
+    assert (list(rows), found["baseline"]) == (list(methods), baseline)
+    for method, row in rows.items():
+        if method == baseline:
+            assert row["p_value"] is row["difference"] is None
+            continue
+        expected = stats.ttest_rel(row["test_errors"], rows[baseline]["test_errors"])
+        assert row["p_value"] == pytest.approx(expected.pvalue)
+        assert row["difference"] == pytest.approx(np.mean(row["test_errors"]) - np.mean(rows[baseline]["test_errors"]))
+    assert f"| difference to {baseline} |" in (folder / "comparison.md").read_text()
+
+
+def test_compare_refuses_to_test_against_what_it_does_not_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--methods", "none", "sp", "--against", "kd"]) == 2
+    assert capsys.readouterr().err == "spkd: error: --against kd is not among the --methods: none, sp\n"
 
 
 def test_compare_does_not_repeat_finished_runs(
@@ -495,3 +524,25 @@ def test_a_tape_is_recorded_and_played_beside_the_student_alone(
     assert "recorded with seed 0, this run has 1" in capsys.readouterr().err.splitlines()[-1]
     assert main(["tape", "info", str(tmp_path / "none")]) == 2
     assert "there is no tape in" in capsys.readouterr().err
+
+
+def test_predict_shows_or_writes_a_line_for_each_image(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, grey in (("a.png", 0), ("b.png", 255)):
+        Image.new("L", (8, 8), grey).save(tmp_path / name)
+    command = ["predict", str(teacher), str(tmp_path), "--accelerator", "cpu", "--top", "2"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    header, first, second = csv.reader(shown.splitlines())
+    assert header == ["image", "class", "probability", "class 2", "probability 2"]
+    assert (first[0], second[0]) == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+    for line in (first, second):
+        assert {line[1], line[3]} < set("0123456789")
+        assert 1 >= float(line[2]) >= float(line[4]) >= 0
+    out = tmp_path / "found" / "predictions.csv"
+    assert main([*command, "--out", str(out)]) == 0
+    assert out.read_text() == shown
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("2 images: ")
+    assert told[1] == f"written: {out}"

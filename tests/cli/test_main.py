@@ -137,7 +137,7 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
     assert caught.value.code == 0
     text = capsys.readouterr().out
     shared = ["--config", "--print_config", "--debug"]
-    if command not in ("status", "tape", "reproduce"):
+    if command not in ("status", "tape", "reproduce", "predict"):
         shared += ["--data", "--data_root", *([] if command == "export" else ["--image_size"])]
     of_training = [
         "--epochs",
@@ -181,6 +181,7 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
         "tape": [],
         "reproduce": ["--scale", "--data_root", "--only", "--redraw", "--ray", "--max_time"],
         "evaluate": ["--teacher", "--per_class", "--accelerator"],
+        "predict": ["--top", "--out", "--accelerator", "--skip_bad_images", "--workers"],
         "taps": ["--teacher", "--student", "--taps"],
         "export": ["--format", "--out"],
     }

@@ -54,11 +54,24 @@ def test_the_terminals_table_holds_the_same_numbers() -> None:
         assert row.split() == " ".join(cells).split()
 
 
-def test_several_p_values_are_said_not_to_be_corrected() -> None:
-    two = dataclasses.replace(COMPARISON, rows=(NONE, SP, dataclasses.replace(SP, method="at")))
-    said = "p: two-sided t-tests against none, paired by seed, not corrected for their number."
-    assert said in comparison_markdown(two)
-    assert "p: two-sided t-test against none, paired by seed." in comparison_markdown(COMPARISON)
+def test_several_p_values_stand_beside_what_they_are_when_corrected_for_their_number() -> None:
+    """The smaller one of two times 2, the larger as it is (Holm 1979)."""
+    at = dataclasses.replace(SP, method="at", p_value=0.02)
+    two = comparison_markdown(dataclasses.replace(COMPARISON, rows=(NONE, dataclasses.replace(SP, p_value=0.2), at)))
+    assert "| p | p (Holm) |" in two
+    assert "| 0.20 | 0.20 |" in two
+    assert "| 0.020 | 0.040 |" in two
+    assert "| – | – | – | – |" in two
+    assert "p: two-sided t-tests against none, paired by seed; p (Holm): corrected for their number." in two
+    one = comparison_markdown(COMPARISON)
+    assert "p: two-sided t-test against none, paired by seed." in one
+    assert "(Holm)" not in one
+
+
+def test_what_the_differences_are_to_is_named() -> None:
+    text = comparison_markdown(dataclasses.replace(COMPARISON, baseline="kd"))
+    assert "| difference to kd |" in text
+    assert "p: two-sided t-test against kd, paired by seed." in text
 
 
 def test_the_pairs_are_told_where_not_all_seeds_have_one() -> None:

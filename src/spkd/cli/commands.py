@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,7 @@ def compare(options: Namespace) -> int:
         out=out,
         runtime=_runtime(options),
         options=RunnerOptions(**_pick(RunnerOptions, options)),
+        against=options.against,
         overwrite=options.overwrite,
         default_teacher=DEFAULT_TEACHER,
         command=shlex.join(["spkd", *sys.argv[1:]]),
@@ -149,6 +151,30 @@ def evaluate(options: Namespace) -> int:
         normalisation=options.normalisation,
     )
     _print(evaluation_table(measured, per_class=options.per_class))
+    return 0
+
+
+def predict(options: Namespace) -> int:
+    """Classify images by a saved network."""
+    from spkd.training.prediction import predict as classify
+
+    found = classify(
+        options.network,
+        options.images,
+        top=options.top,
+        accelerator=options.accelerator,
+        workers=options.workers,
+        skip_bad_images=options.skip_bad_images,
+    )
+    for note in found.notes:
+        print(note, file=sys.stderr)
+    if options.out is None:
+        print(found.csv(), end="", flush=True)
+        return 0
+    write_text_atomically(Path(options.out), found.csv())
+    counts = Counter(one.classes[0] for one in found.predictions)
+    print(f"{len(found.predictions)} images: {', '.join(f'{count} {name}' for name, count in counts.most_common())}")
+    print(f"written: {options.out}")
     return 0
 
 

@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, Command] = {
         options.add_tape_actions,
     ),
     "evaluate": Command("how good a trained network is", options.evaluate_parser, commands.evaluate),
+    "predict": Command("what a trained network takes images for", options.predict_parser, commands.predict),
     "taps": Command("which layers can be compared, and which are", options.taps_parser, commands.taps),
     "export": Command("write a trained network to a file to deploy", options.export_parser, commands.export),
 }
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except RunFailed as error:
         return _fail(str(error), 1)
+    except BrokenPipeError:  # `head`, say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception as error:

@@ -74,6 +74,8 @@ def compare_parser() -> ArgumentParser:
     group = parser.add_argument_group("methods")
     methods = ["none", "kd", "at", "sp", "sp+kd"]
     group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=_METHOD)
+    against = "the method that the others' differences are to (default: none; where that is left out, the first)"
+    _add_text(group, "against", against)
     group.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
     _add_images(parser)
     _add_training(parser, seed=False, but=("tape", *_DIVIDING))
@@ -135,6 +137,19 @@ def evaluate_parser() -> ArgumentParser:
     parser.add_argument("--per_class", action="store_true", help="show each class too")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=_TRAINING_VIEWS)
+    return parser
+
+
+def predict_parser() -> ArgumentParser:
+    """Return the options of ``spkd predict``."""
+    parser = _new_parser("Say what a trained network takes images for, as comma-separated values.")
+    parser.add_argument("network", type=str, help="folder of a run or saved model")
+    parser.add_argument("images", type=str, nargs="+", help="image files, or folders with images anywhere below")
+    parser.add_argument("--top", type=int, default=1, help="how many classes to show of each image, likeliest first")
+    _add_text(parser, "out", "the file to write (default: shown)")
+    _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
+    others = [field.name for field in fields(DataOptions) if field.name not in ("skip_bad_images", "workers")]
+    _add_fields(parser, DataOptions, "reading", but=others)
     return parser
 
 

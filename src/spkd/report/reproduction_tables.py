@@ -200,7 +200,7 @@ def _row_cells(row: ComparisonRow) -> tuple[str, ...]:
     return (
         f"{row.median:.2f}",
         f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}",
-        NOT_KNOWN if row.difference_to_none is None else signed(row.difference_to_none),
+        NOT_KNOWN if row.difference is None else signed(row.difference),
         interval,
         p_value_text(row.p_value),
     )

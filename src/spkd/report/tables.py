@@ -8,9 +8,9 @@ from rich.table import Table
 
 from spkd.report.grid import Grid, grid_markdown, grid_table
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow, weak_teacher
+from spkd.studies.statistics import holm
 
 NOT_KNOWN = "–"
-_HEADINGS = ("method", "seeds", "val.", "median", "mean ± s.e.m.", "difference to none", "95 % interval", "p")
 
 
 def p_value_text(p_value: float | None) -> str:
@@ -38,8 +38,15 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 
 def _grid(comparison: Comparison) -> Grid:
-    rows = tuple(_cells(row) for row in comparison.rows)
-    return Grid(comparison.title, _HEADINGS, rows, (_caption(comparison), *_warnings(comparison)))
+    difference = f"difference to {comparison.baseline}"
+    headings = ["method", "seeds", "val.", "median", "mean ± s.e.m.", difference, "95 % interval", "p"]
+    rows = [_cells(row) for row in comparison.rows]
+    tested = [place for place, row in enumerate(comparison.rows) if row.p_value is not None]
+    if len(tested) > 1:
+        corrected = dict(zip(tested, holm([comparison.rows[place].p_value or 0.0 for place in tested]), strict=True))
+        headings.append("p (Holm)")
+        rows = [(*row, p_value_text(corrected.get(place))) for place, row in enumerate(rows)]
+    return Grid(comparison.title, tuple(headings), tuple(rows), (_caption(comparison), *_warnings(comparison)))
 
 
 def _cells(row: ComparisonRow) -> tuple[str, ...]:
@@ -52,7 +59,7 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
         f"{mean(row.val_errors):.2f}",
         f"{row.median:.2f}",
         f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}",
-        NOT_KNOWN if row.difference_to_none is None else signed(row.difference_to_none),
+        NOT_KNOWN if row.difference is None else signed(row.difference),
         interval,
         p_value_text(row.p_value),
     )
@@ -97,7 +104,8 @@ def _caption(comparison: Comparison) -> str:
         caption += f"; teacher {spec}"
         if isinstance(error, int | float):
             caption += f" ({error:.2f} %)"
-    test = "t-test against none, paired by seed"
+    against = f"against {comparison.baseline}, paired by seed"
+    test = f"t-test {against}"
     if sum(row.p_value is not None for row in comparison.rows) > 1:
-        test = "t-tests against none, paired by seed, not corrected for their number"
+        test = f"t-tests {against}; p (Holm): corrected for their number"
     return f"{caption}. val.: mean validation error, to choose by. p: two-sided {test}."

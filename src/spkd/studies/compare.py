@@ -42,13 +42,17 @@ def compare(
     runtime: Runtime,
     default_teacher: str,
     options: RunnerOptions,
+    against: str | None = None,
     overwrite: bool = False,
     command: str = "",
 ) -> Comparison | None:
     """Train the student with every method and every seed 0 … ``seeds`` - 1, and compare.
 
-    Runs that have finished in ``out`` before are not repeated; one that was interrupted goes on. All share image size
-    and recipe, and those of one seed share first weights, batches and augmentation, so the test over seeds is paired.
+    Differences are to the method ``against``: by default the student alone, where that is not among the methods the
+    first of them. Runs that have finished in ``out`` before are not repeated; one that was interrupted goes on. All
+    share image size and recipe, and those of one seed share first weights, batches and augmentation, so the test over
+    seeds is paired. (But for images without a label: the student alone does not see them, and its batches may be
+    smaller where its images are few.)
 
     Returns:
         The comparison, written to ``out`` as ``comparison.json`` and ``comparison.csv`` too, or None when it was
@@ -59,6 +63,7 @@ def compare(
         RunFailed: when runs failed, after the others finished.
     """
     methods = _checked(methods, seeds)
+    baseline = _baseline(methods, against)
     refuse_inputs("--out", out, request.paths())
     deadline = runtime.deadline()
     taught = [method for method in methods if method != BASELINE]
@@ -84,8 +89,10 @@ def compare(
         data=data_name,
         rows=_rows(
             methods,
+            baseline,
             {method: [state.results[_name(method, seed)] for seed in range(seeds)] for method in methods},
         ),
+        baseline=baseline,
         command=command,
         software=software(),
     )
@@ -122,6 +129,16 @@ def _checked(methods: Sequence[str], seeds: int) -> list[str]:
     if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise InputError(f"--methods names {repeated[0]!r} twice")
     return labels
+
+
+def _baseline(methods: Sequence[str], against: str | None) -> str:
+    """Return the method that the others are compared with."""
+    if against is None:
+        return BASELINE if BASELINE in methods else methods[0]
+    label = method_label(against)
+    if label not in methods:
+        raise InputError(f"--against {against} is not among the --methods: {', '.join(methods)}")
+    return label
 
 
 def _requests(request: Request, methods: Sequence[str], out: Path, overwrite: bool) -> tuple[dict[str, Request], str]:
@@ -171,19 +188,21 @@ def _with_method(request: Request, method: str) -> Request:
     return alone_request(request) if method == BASELINE else replace(request, method=method)
 
 
-def _rows(methods: Sequence[str], results: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[ComparisonRow, ...]:
-    def row(method: str, baseline: ComparisonRow | None) -> ComparisonRow:
+def _rows(
+    methods: Sequence[str], baseline: str, results: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[ComparisonRow, ...]:
+    def row(method: str, compared_with: ComparisonRow | None) -> ComparisonRow:
         own = results[method]
         return comparison_row(
             method,
             seeds=[result["seed"] for result in own],
             test_errors=[result["test_error"] for result in own],
             val_errors=[result["val_error"] for result in own],
-            baseline=baseline,
+            baseline=compared_with,
         )
 
-    alone = row(BASELINE, None) if BASELINE in methods else None
-    return tuple(alone if method == BASELINE and alone else row(method, alone) for method in methods)
+    first = row(baseline, None)
+    return tuple(first if method == baseline else row(method, first) for method in methods)
 
 
 def _teacher_record(request: Request, students: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

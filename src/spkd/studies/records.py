@@ -16,6 +16,7 @@ from spkd.files import write_text_atomically
 from spkd.studies.statistics import PairedComparison, compare_paired, summarise
 
 BASELINE = "none"
+"""The student alone."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,11 @@ class ComparisonRow:
         median: of the test errors.
         mean: of the test errors.
         sem: standard error of the mean; None with one seed.
-        difference_to_none: mean of test error minus that of the student alone with the same seed; None for
-            the student alone, and when no seed was run with both.
+        difference: mean of test error minus that of the baseline with the same seed; None for the baseline, and when
+            no seed was run with both.
         interval: 95 % confidence interval of the difference; see
             :class:`~spkd.studies.statistics.PairedComparison` for when there is none.
-        p_value: of the two-sided paired t-test against the student alone, under the same condition.
+        p_value: of the two-sided paired t-test against the baseline, under the same condition.
         pairs: how many seeds were run with both, which difference, interval and p-value are of; None where there is no
             difference, and in files that do not say it.
     """
@@ -46,7 +47,7 @@ class ComparisonRow:
     median: float
     mean: float
     sem: float | None
-    difference_to_none: float | None = None
+    difference: float | None = None
     interval: tuple[float, float] | None = None
     p_value: float | None = None
     pairs: int | None = None
@@ -71,6 +72,7 @@ class Comparison:
         student: the student's model spec.
         data: the data's name.
         rows: one for each method, in the order they were asked for.
+        baseline: the method that the others' differences are to.
         command: the command line that repeats the comparison.
         software: versions by package name.
     """
@@ -80,6 +82,7 @@ class Comparison:
     student: str
     data: str
     rows: tuple[ComparisonRow, ...]
+    baseline: str = BASELINE
     command: str = ""
     software: Mapping[str, str] = field(default_factory=dict)
 
@@ -121,7 +124,7 @@ def comparison_row(
 
     >>> none = comparison_row("none", [1, 2, 3], [3.0, 4.0, 3.5], [2.0, 2.0, 2.0])
     >>> sp = comparison_row("sp", [3, 2, 1], [2.5, 3.0, 2.5], [1.0, 1.0, 1.0], none)
-    >>> round(sp.difference_to_none, 3), round(sp.p_value, 3)
+    >>> round(sp.difference, 3), round(sp.p_value, 3)
     (-0.833, 0.038)
     """
     if len(set(seeds)) != len(seeds):
@@ -142,7 +145,7 @@ def comparison_row(
         median=summary.median,
         mean=summary.mean,
         sem=summary.sem,
-        difference_to_none=None if paired is None else paired.difference,
+        difference=None if paired is None else paired.difference,
         interval=None if paired is None else paired.interval,
         p_value=None if paired is None else paired.p_value,
         pairs=None if paired is None else paired.pairs,
@@ -247,6 +250,7 @@ def _comparison(data: Any) -> Comparison:
         student=str(data["student"]),
         data=str(data["data"]),
         rows=tuple(_row(row) for row in data["rows"]),
+        baseline=str(data["baseline"]),
         command=str(data["command"]),
         software={str(name): str(version) for name, version in data["software"].items()},
     )
@@ -262,7 +266,7 @@ def _row(data: Any) -> ComparisonRow:
         median=float(data["median"]),
         mean=float(data["mean"]),
         sem=_optional_float(data["sem"]),
-        difference_to_none=_optional_float(data["difference_to_none"]),
+        difference=_optional_float(data["difference"]),
         interval=None if interval is None else (float(interval[0]), float(interval[1])),
         p_value=_optional_float(data["p_value"]),
         pairs=None if pairs is None else int(pairs),

@@ -128,7 +128,7 @@ def evaluate(
             _check(logits, targets, len(classes))
             said = None if teacher is None else _logits(teacher, inputs)
             if said is not None:
-                _check_finite("teacher", said)
+                check_finite("teacher", said)
             metrics.add(logits, targets, said)
     if metrics is None or metrics.images == 0:
         raise InputError(_NO_IMAGES)
@@ -222,10 +222,11 @@ def _check(logits: Tensor, targets: Tensor, classes: int) -> None:
             f"targets: expected class numbers 0 to {classes - 1}, "
             f"got {int(targets.min())} to {int(targets.max())}; check the classes of the data"
         )
-    _check_finite("model", logits)
+    check_finite("model", logits)
 
 
-def _check_finite(network: str, logits: Tensor) -> None:
+def check_finite(network: str, logits: Tensor) -> None:
+    """Refuse logits of which one is not finite; ``network`` is named in the error."""
     if not bool(logits.isfinite().all()):
         raise InputError(
             f"{network}: expected finite logits, got NaN or infinity; its weights are broken or the precision "

@@ -1,0 +1,139 @@
+"""What a saved network takes new images for."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spkd.data.checked_files import open_files
+from spkd.data.folder import find_files
+from spkd.data.images import FileImages, Images, MemoryImages
+from spkd.data.stream import evaluation_batches
+from spkd.errors import InputError
+from spkd.files import is_file, is_folder
+from spkd.models.classifier import load_classifier
+from spkd.modes import evaluating
+from spkd.training.batches import evaluation_batch_size
+from spkd.training.devices import make_fabric
+from spkd.training.evaluation import check_finite
+from spkd.training.options import Runtime
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one image is taken for.
+
+    Attributes:
+        path: the file.
+        classes: the likeliest classes, the first before all others.
+        probabilities: of each, by the softmax of the logits.
+    """
+
+    path: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the images are taken for, in their order, and lines to say of the files."""
+
+    predictions: tuple[Prediction, ...]
+    notes: tuple[str, ...]
+
+    def csv(self) -> str:
+        """Return a line for each image: the file, then each class with its probability.
+
+        >>> print(Predictions((Prediction("a.jpg", ("cat", "dog"), (0.75, 0.25)),), ()).csv(), end="")
+        image,class,probability,class 2,probability 2
+        a.jpg,cat,0.7500,dog,0.2500
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        places = range(1, len(self.predictions[0].classes) + 1)
+        numbers = ["" if place == 1 else f" {place}" for place in places]
+        writer.writerow(["image", *(f"{what}{number}" for number in numbers for what in ("class", "probability"))])
+        for one in self.predictions:
+            pairs = zip(one.classes, one.probabilities, strict=True)
+            writer.writerow([one.path, *(text for name, share in pairs for text in (name, f"{share:.4f}"))])
+        return text.getvalue()
+
+
+def predict(
+    network: str | Path,
+    images: Sequence[str],
+    *,
+    top: int = 1,
+    accelerator: str = "auto",
+    workers: int = 2,
+    skip_bad_images: bool = False,
+) -> Predictions:
+    """Classify images by the network saved in the folder ``network``.
+
+    They are seen as in the network's evaluation. Every file is decoded before any is classified, so that a broken one
+    is found at once.
+
+    Args:
+        network: folder of a run or a saved model.
+        images: files, and folders to be searched with all that are below.
+        top: how many classes are wanted of each; with more than there are, all.
+        accelerator: as of a run.
+        workers: processes that read files.
+        skip_bad_images: leave out files that cannot be read.
+
+    Raises:
+        InputError: when there is no such network or file, no image, one that cannot be read, or a logit is not finite.
+    """
+    if top < 1:
+        raise InputError(f"--top must be at least 1, not {top}")
+    classifier = load_classifier(network)
+    info = classifier.info
+    paths = _files(images)
+    opened = open_files(paths, [0] * len(paths), skip_bad_images)
+    paths = [paths[place] for place in opened.kept.tolist()]
+    seen: Images = opened.images
+    if info.channels == 1:
+        seen = FileImages(paths, seen.targets, channels=1)
+    device = make_fabric(Runtime(accelerator=accelerator)).device
+    classifier.to(device)
+    batches = evaluation_batches(
+        seen,
+        image_size=info.image_size,
+        batch_size=evaluation_batch_size(info.image_size, device),
+        device=device,
+        workers=workers,
+        view=info.view or ("whole" if isinstance(opened.images, MemoryImages) else "centre"),
+    )
+    found: list[tuple[list[float], list[int]]] = []
+    with evaluating(classifier), torch.no_grad():
+        for pixels, _ in batches:
+            logits = classifier(pixels).float()
+            check_finite("model", logits)
+            largest = logits.softmax(1).topk(min(top, len(info.classes)), dim=1)
+            found.extend(zip(largest.values.tolist(), largest.indices.tolist(), strict=True))
+    predictions = tuple(
+        Prediction(path, tuple(info.classes[place] for place in places), tuple(shares))
+        for path, (shares, places) in zip(paths, found, strict=True)
+    )
+    return Predictions(predictions, opened.notes)
+
+
+def _files(images: Sequence[str]) -> list[str]:
+    """Return the files that are meant, those of a folder in the order of their names."""
+    paths: list[str] = []
+    for image in images:
+        if is_folder(image):
+            inside = find_files(Path(image)).images
+            if not inside:
+                raise InputError(f"there is no image in {image}")
+            paths.extend(inside)
+        elif is_file(image):
+            paths.append(image)
+        else:
+            raise InputError(f"there is no image {image}")
+    return paths
