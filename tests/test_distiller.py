@@ -387,6 +387,16 @@ def test_checking_knows_probabilities_from_other_targets() -> None:
             distiller().check(images, wrong)
 
 
+def test_checking_takes_what_a_teacher_said_in_its_box_too() -> None:
+    images, targets = batch()
+    module = distiller()
+    said = module.remember(images)
+    alone = Distiller(module.student, None, module.objective)
+    for remembered in (said, Remembered(said)):
+        alone.check(images, targets, remembered)
+        assert alone.unused_parameters(images, targets, remembered) == ()
+
+
 def test_a_segmentation_s_targets_are_no_classes_of_images() -> None:
     student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1))
     module = Distiller(student, network(6, seed=1), Objective([Term("sp", 1.0, SimilarityPreservingLoss(PAIR))]))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from spkd.errors import InputError
-from spkd.losses.objective import UNLABELLED, LossBreakdown, Objective
-from spkd.modes import keeping_buffers
-from spkd.processes import Division, divide
-from spkd.taps import Taps, unwrap
-
-HALF_PRECISION_SCALE = 2.0**16
-"""By which a loss is scaled in a rehearsal whose gradients are all zero: as much as PyTorch's scaler begins with."""
+from spkd.losses.objective import LossBreakdown, Objective
+from spkd.processes import Division, divide, in_ddp
+from spkd.rehearsal import check_targets, check_terms, refuse_shards, undisturbed, unused
+from spkd.taps import Activations, Taps, unwrap
 
 
 class Remembered:
@@ -148,15 +143,10 @@ class Distiller(nn.Module):
         Raises:
             InputError: a tap fails (see :class:`~spkd.taps.Taps`), or a loss cannot compare what it gets.
         """
-        if isinstance(remembered, Remembered):
-            remembered = remembered.values
         if not torch.compiler.is_compiling() and self._student_taps.model is not self.student:
             self._follow(self.student)  # it was put in by add_module, say
-        division = _divided(images)
-        if remembered is None:
-            remembered = self._remember(images, division)
-        student = self._student_taps(images)
-        return self.objective(student, targets, remembered, division)  # type: ignore[no-any-return]
+        student, said, division = self._run(images, remembered)
+        return self.objective(student, targets, said, division)  # type: ignore[no-any-return]
 
     def remember(self, images: Tensor) -> dict[str, Tensor]:
         """Run the teacher on a batch and return, by term name and without gradients, what the terms need.
@@ -168,6 +158,16 @@ class Distiller(nn.Module):
             InputError: the objective compares with a teacher and there is none.
         """
         return self._remember(images, _divided(images))
+
+    def _run(
+        self, images: Tensor, remembered: Mapping[str, Tensor] | Remembered | None
+    ) -> tuple[Activations, Mapping[str, Tensor], Division | None]:
+        """Return the student's activations, what the terms need of the teacher, and how the batch is divided."""
+        division = _divided(images)
+        if isinstance(remembered, Remembered):
+            remembered = remembered.values
+        said = self._remember(images, division) if remembered is None else remembered
+        return self._student_taps(images), said, division
 
     def _remember(self, images: Tensor, division: Division | None) -> dict[str, Tensor]:
         if not self.objective.terms:
@@ -197,7 +197,9 @@ class Distiller(nn.Module):
             return teacher.training
         return any(module.training for module in self._teacher_modules)
 
-    def check(self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | None = None) -> None:
+    def check(
+        self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | Remembered | None = None
+    ) -> None:
         """Rehearse a training step on a real batch, so that a mistake shows before hours are spent on it.
 
         ``remembered`` is as for :meth:`forward`.
@@ -210,39 +212,26 @@ class Distiller(nn.Module):
                 gradient with respect to the student's trainable parameters; the line names the term. Or the
                 student's parameters are sharded (``fully_shard``).
         """
-        _refuse_shards(self.student)
-        with self._undisturbed(images.device):
-            division = _divided(images)
-            if remembered is None:
-                remembered = self._remember(images, division)
-            student = self._student_taps(images)
+        refuse_shards(self.student)
+        with undisturbed(self, self.student, self._student_taps, images.device):
+            student, said, division = self._run(images, remembered)
             if targets is not None and self.objective.criterion is None:
-                # Of a divided batch every process sees what the others do, so that all of them fail or none.
-                whole = targets if division is None else division.gather(targets)
-                _check_targets(student.logits, whole, len(images) if division is None else sum(division.sizes))
-            for name, value in self.objective.values(student, targets, remembered, division).items():
-                _check_finite(name, value if division is None else division.sum(division.share * value))
-                if name != "ce":
-                    self._check_gradient(name, value, division)
+                check_targets(student.logits, targets, len(images), division)
+            check_terms(self.student, self.objective.values(student, targets, said, division), division)
 
     def unused_parameters(
-        self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | None = None
+        self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | Remembered | None = None
     ) -> tuple[str, ...]:
         """Return the names of trainable parameters on which no term of the objective depends, in any process.
 
         The arguments are those of :meth:`forward`; all is left as it was, as by :meth:`check`.
         """
-        _refuse_shards(self.student)
-        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
-        with self._undisturbed(images.device):
-            division = _divided(images)
-            if remembered is None:
-                remembered = self._remember(images, division)
-            total = self.objective(self._student_taps(images), targets, remembered, division).total
-            gradients = torch.autograd.grad(total, [parameter for _, parameter in named], allow_unused=True)
-        used = torch.tensor([gradient is not None for gradient in gradients], device=images.device)
-        used = used if division is None else division.any(used)
-        return tuple(name for (name, _), flag in zip(named, used.tolist(), strict=True) if not flag)
+        refuse_shards(self.student)
+        trainable = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        with undisturbed(self, self.student, self._student_taps, images.device):
+            student, said, division = self._run(images, remembered)
+            total = self.objective(student, targets, said, division).total
+            return unused(trainable, total, division)
 
     def close(self) -> None:
         """Take the hooks off both networks; the distiller cannot be used with taps afterwards.
@@ -283,53 +272,9 @@ class Distiller(nn.Module):
         _check_all_are_averaged(student, self.objective)
         taps.model = student
 
-    @contextlib.contextmanager
-    def _undisturbed(self, device: torch.device) -> Iterator[None]:
-        # Past DDP, which waits for gradients that are accumulated, and none are here.
-        if (wrapped := _in_ddp(self.student)) is not None:
-            self._student_taps.model = wrapped.module
-        devices = [device] if device.type == "cuda" else []
-        try:
-            with keeping_buffers(self), torch.random.fork_rng(devices), torch.enable_grad():
-                yield
-        finally:
-            self._student_taps.model = self.student
-
-    def _check_gradient(self, name: str, value: Tensor, division: Division | None) -> None:
-        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        is_not_finite = is_given = False
-        for scale in (1.0, HALF_PRECISION_SCALE):  # the second where float16 makes small gradients vanish
-            gradients: tuple[Tensor | None, ...] = ()
-            if value.requires_grad and parameters:
-                gradients = torch.autograd.grad(scale * value, parameters, retain_graph=True, allow_unused=True)
-            flags = torch.zeros(2, dtype=torch.bool, device=value.device)
-            for gradient in (gradient for gradient in gradients if gradient is not None):
-                flags |= torch.stack([~gradient.isfinite().all(), gradient.any()])
-            is_not_finite, is_given = (flags if division is None else division.any(flags)).tolist()
-            if is_not_finite or is_given:
-                break
-        if is_not_finite:
-            raise InputError(
-                f"term {name!r}: its gradient with respect to the student is not finite; try 32-bit "
-                "precision, or look for infinities in the student's activations."
-            )
-        if not is_given:
-            raise InputError(
-                f"term {name!r}: its gradient with respect to the student is zero, so it would teach "
-                "nothing: no trainable parameter comes before the tapped layer, or the layer puts out zeros, "
-                "or there is one image in the batch, or the student equals the teacher; tap another layer or "
-                "unfreeze the student."
-            )
-
-
-def _in_ddp(network: nn.Module) -> DistributedDataParallel | None:
-    """Return the wrapper of PyTorch that averages a network's gradients over the processes, if it has one."""
-    wrapped = getattr(network, "_orig_mod", network)
-    return wrapped if isinstance(wrapped, DistributedDataParallel) else None
-
 
 def _check_all_are_averaged(student: nn.Module, objective: Objective) -> None:
-    if _in_ddp(student) is None or distributed.get_world_size() == 1:
+    if in_ddp(student) is None or distributed.get_world_size() == 1:
         return
     parts: list[tuple[str, object]] = [("criterion: it", objective.criterion)]
     parts += [(f"term {term.name!r}: its loss", term.loss) for term in objective.terms if term.loss.mean_over_images]
@@ -350,58 +295,6 @@ def _version(images: Tensor) -> int | None:
     return images._version
 
 
-def _refuse_shards(student: nn.Module) -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        from torch.distributed.tensor import DTensor
-
-        if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
-            raise InputError(
-                "student: its weights are divided among processes (fully_shard), so that their gradients cannot be "
-                "asked for one by one; call this before they are."
-            )
-
-
 def _divided(images: Tensor) -> Division | None:
     """Return how the processes have divided the batch; ``None`` where each is by itself."""
     return divide(images.shape[0], images.device) if torch.is_grad_enabled() else None
-
-
-def _check_targets(logits: Tensor, targets: Tensor, images: int) -> None:
-    if targets.is_floating_point():
-        _check_probabilities(logits, targets)
-        return
-    if logits.dim() == 2 and (tuple(targets.shape) != (images,) or targets.dtype != torch.int64):
-        raise InputError(
-            f"targets: expected class indices, int64, one for each of {images} images, or rows of probabilities, "
-            f"got {targets.dtype} of shape {tuple(targets.shape)}."
-        )
-    labels = targets[targets != UNLABELLED]
-    if not len(labels):
-        return
-    classes, least, most = logits.shape[-1], int(labels.min()), int(labels.max())
-    if least < 0 or most >= classes:
-        raise InputError(
-            f"targets: expected class indices from 0 to {classes - 1}, as the student has {classes} logits, "
-            f"got {least} to {most}; give the student a head of as many classes as the data."
-        )
-
-
-def _check_probabilities(logits: Tensor, targets: Tensor) -> None:
-    if targets.shape[1:] != logits.shape[1:] or targets.dim() != 2:
-        raise InputError(
-            f"targets: expected class indices, int64, or as many probabilities as the student has logits "
-            f"({logits.shape[-1]}), got {targets.dtype} of shape {tuple(targets.shape)}."
-        )
-    if bool((targets < 0).any()) or bool(((targets.sum(1) - 1).abs() > 1e-2).any()):
-        raise InputError(
-            "targets: expected probabilities of the classes, whose sum is 1 for each image; for labels that do not "
-            "exclude each other, give the objective a criterion of your own."
-        )
-
-
-def _check_finite(name: str, value: Tensor) -> None:
-    if not bool(value.isfinite()):
-        raise InputError(
-            f"term {name!r}: expected a finite loss on the first batch, got {float(value.detach())}; look for "
-            "NaN or infinity in the images and in the weights of both networks."
-        )

@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from spkd.errors import InputError
 
@@ -93,6 +94,12 @@ def _exchanged(images: int, device: torch.device) -> Division:
             "last batch that is smaller than the number of processes."
         )
     return division
+
+
+def in_ddp(network: nn.Module) -> DistributedDataParallel | None:
+    """Return the wrapper of PyTorch that averages a network's gradients over the processes, if it has one."""
+    wrapped = getattr(network, "_orig_mod", network)
+    return wrapped if isinstance(wrapped, DistributedDataParallel) else None
 
 
 class _Gather(torch.autograd.Function):

@@ -1,0 +1,151 @@
+"""Rehearsing a training step, so that a mistake shows before hours are spent on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, distributed, nn
+
+from spkd.errors import InputError
+from spkd.losses.objective import UNLABELLED
+from spkd.modes import keeping_buffers
+from spkd.processes import Division, in_ddp
+from spkd.taps import Taps
+
+HALF_PRECISION_SCALE = 2.0**16
+"""By which a loss is scaled in a rehearsal whose gradients are all zero: as much as PyTorch's scaler begins with."""
+
+
+def refuse_shards(student: nn.Module) -> None:
+    """Look whether the gradients of single parameters can be asked for.
+
+    Raises:
+        InputError: when the student's parameters are sharded (``fully_shard``).
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        from torch.distributed.tensor import DTensor
+
+        if any(isinstance(parameter, DTensor) for parameter in student.parameters()):
+            raise InputError(
+                "student: its weights are divided among processes (fully_shard), so that their gradients cannot be "
+                "asked for one by one; call this before they are."
+            )
+
+
+@contextmanager
+def undisturbed(module: nn.Module, student: nn.Module, taps: Taps, device: torch.device) -> Iterator[None]:
+    """Give buffers and random generators back as they were, and run the student past DDP meanwhile.
+
+    Args:
+        module: whose buffers are to stay.
+        student: as it is run otherwise.
+        taps: of the student.
+        device: whose random generator is to stay, as the processor's is.
+    """
+    # DDP waits for gradients that are accumulated, and none are here.
+    if (wrapped := in_ddp(student)) is not None:
+        taps.model = wrapped.module
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with keeping_buffers(module), torch.random.fork_rng(devices), torch.enable_grad():
+            yield
+    finally:
+        taps.model = student
+
+
+def check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None) -> None:
+    """Look whether the student has a logit for every target of a batch, of which this process has ``images``.
+
+    Raises:
+        InputError: when a target has none, or is no probability.
+    """
+    # Of a divided batch every process sees what the others do, so that all of them fail or none.
+    if division is not None:
+        targets, images = division.gather(targets), sum(division.sizes)
+    if targets.is_floating_point():
+        _check_probabilities(logits, targets)
+        return
+    if logits.dim() == 2 and (tuple(targets.shape) != (images,) or targets.dtype != torch.int64):
+        raise InputError(
+            f"targets: expected class indices, int64, one for each of {images} images, or rows of probabilities, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
+    labels = targets[targets != UNLABELLED]
+    if not len(labels):
+        return
+    classes, least, most = logits.shape[-1], int(labels.min()), int(labels.max())
+    if least < 0 or most >= classes:
+        raise InputError(
+            f"targets: expected class indices from 0 to {classes - 1}, as the student has {classes} logits, "
+            f"got {least} to {most}; give the student a head of as many classes as the data."
+        )
+
+
+def _check_probabilities(logits: Tensor, targets: Tensor) -> None:
+    if targets.shape[1:] != logits.shape[1:] or targets.dim() != 2:
+        raise InputError(
+            f"targets: expected class indices, int64, or as many probabilities as the student has logits "
+            f"({logits.shape[-1]}), got {targets.dtype} of shape {tuple(targets.shape)}."
+        )
+    if bool((targets < 0).any()) or bool(((targets.sum(1) - 1).abs() > 1e-2).any()):
+        raise InputError(
+            "targets: expected probabilities of the classes, whose sum is 1 for each image; for labels that do not "
+            "exclude each other, give the objective a criterion of your own."
+        )
+
+
+def check_terms(student: nn.Module, values: Mapping[str, Tensor], division: Division | None) -> None:
+    """Look whether every term is finite and, but for the cross-entropy, teaches the student.
+
+    Raises:
+        InputError: when one is or does not; the line names it.
+    """
+    for name, value in values.items():
+        _check_finite(name, value if division is None else division.sum(division.share * value))
+        if name != "ce":
+            _check_gradient(student, name, value, division)
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if not bool(value.isfinite()):
+        raise InputError(
+            f"term {name!r}: expected a finite loss on the first batch, got {float(value.detach())}; look for "
+            "NaN or infinity in the images and in the weights of both networks."
+        )
+
+
+def _check_gradient(student: nn.Module, name: str, value: Tensor, division: Division | None) -> None:
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    is_not_finite = is_given = False
+    for scale in (1.0, HALF_PRECISION_SCALE):  # the second where float16 makes small gradients vanish
+        gradients: tuple[Tensor | None, ...] = ()
+        if value.requires_grad and parameters:
+            gradients = torch.autograd.grad(scale * value, parameters, retain_graph=True, allow_unused=True)
+        flags = torch.zeros(2, dtype=torch.bool, device=value.device)
+        for gradient in (gradient for gradient in gradients if gradient is not None):
+            flags |= torch.stack([~gradient.isfinite().all(), gradient.any()])
+        is_not_finite, is_given = (flags if division is None else division.any(flags)).tolist()
+        if is_not_finite or is_given:
+            break
+    if is_not_finite:
+        raise InputError(
+            f"term {name!r}: its gradient with respect to the student is not finite; try 32-bit "
+            "precision, or look for infinities in the student's activations."
+        )
+    if not is_given:
+        raise InputError(
+            f"term {name!r}: its gradient with respect to the student is zero, so it would teach "
+            "nothing: no trainable parameter comes before the tapped layer, or the layer puts out zeros, "
+            "or there is one image in the batch, or the student equals the teacher; tap another layer or "
+            "unfreeze the student."
+        )
+
+
+def unused(trainable: Mapping[str, nn.Parameter], total: Tensor, division: Division | None) -> tuple[str, ...]:
+    """Return the names of the parameters on which ``total`` depends in no process."""
+    gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+    used = torch.tensor([gradient is not None for gradient in gradients], device=total.device)
+    used = used if division is None else division.any(used)
+    return tuple(name for name, flag in zip(trainable, used.tolist(), strict=True) if not flag)
