@@ -26,9 +26,9 @@ from spkd.taps import TapPair
 from spkd.training.devices import make_fabric
 from spkd.training.loop import Training
 from spkd.training.options import Runtime
+from spkd.training.playback import Player
 from spkd.training.progress import Silent
 from spkd.training.recipe import Precision, Recipe, TeacherPrecision
-from spkd.training.recording import Player
 from spkd.training.run_folder import RunFolder
 from spkd.training.tape import Manifest, Tape
 

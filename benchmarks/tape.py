@@ -15,7 +15,7 @@ from spkd.losses.methods import build_objective
 from spkd.losses.weights import LossWeights
 from spkd.models.classifier import Classifier
 from spkd.models.inference import inference_form
-from spkd.training.recording import Player
+from spkd.training.playback import Player
 from spkd.training.tape import Manifest, Tape
 
 

@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +14,12 @@ from safetensors.torch import load_file
 from spkd.data.options import DataOptions
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
-from spkd.training import recording
 from spkd.training import setup as setting_up
-from spkd.training.batches import make_stream
-from spkd.training.devices import make_fabric
+from spkd.training import tape_setup
 from spkd.training.options import Request, Runtime
+from spkd.training.playback import Player
 from spkd.training.progress import Silent
-from spkd.training.recording import Player, cheapest_teacher, record
+from spkd.training.recording import record
 from spkd.training.run import run
 from spkd.training.setup import set_up
 from spkd.training.tape import Tape
@@ -324,14 +322,14 @@ def test_two_recorders_of_unlike_streams_do_not_share_a_folder(
     tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second begins between the first one's look at the folder and its first write."""
-    tape, first = tmp_path / "tape", recording._check_room
+    tape, first = tmp_path / "tape", tape_setup.check_room
 
     def interrupted(*arguments: Any) -> None:
-        monkeypatch.setattr(recording, "_check_room", first)
+        monkeypatch.setattr(tape_setup, "check_room", first)
         record(request(tiny, teacher, seed=1), ["sp"], tape, CPU, Silent())
         first(*arguments)
 
-    monkeypatch.setattr(recording, "_check_room", interrupted)
+    monkeypatch.setattr(tape_setup, "check_room", interrupted)
     with pytest.raises(InputError, match="recorded with seed 1, this run has 0"):
         record(request(tiny, teacher), ["sp"], tape, CPU, Silent())
 
@@ -413,30 +411,3 @@ def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Pa
         player(0, torch.rand(32, 1, 8, 8))
     assert tape.is_recorded(setup.objective.memories, 16).tolist() == [False, *[True] * 14, False], "all are marked"
     assert player(1, torch.rand(32, 1, 8, 8))["kd"].shape == (32, 10)
-
-
-def test_the_teacher_is_read_by_its_own_names(tiny: str, teacher: Path) -> None:
-    wanted = request("wrn-10-1", teacher, method="sp", taps=("group3=body",))
-    setup = set_up(wanted)
-    form = cheapest_teacher(setup, make_stream(setup, torch.device("cpu")), make_fabric(CPU))
-    assert "batch norms folded" in form.note
-
-
-@pytest.mark.parametrize(("method", "logits"), [("sp", False), ("kd", True)])
-def test_the_teacher_s_rounding_is_told_of_what_the_method_reads(
-    method: str, logits: bool, tiny: str, teacher: Path
-) -> None:
-    setup = set_up(request(tiny, teacher, method=method, overrides={"teacher_precision": "bf16-true"}))
-    fabric = make_fabric(CPU)
-    note = cheapest_teacher(setup, make_stream(setup, fabric.device), fabric).note
-    assert ("logits by" in note, "G of" in note) == (logits, not logits)
-
-
-def test_all_processes_have_the_teacher_in_one_precision(tiny: str, teacher: Path) -> None:
-    """Each looks at images of its own, and could find another one good enough."""
-    setup = set_up(request(tiny, teacher, overrides={"teacher_precision": "bf16-true"}))
-    fabric = SimpleNamespace(device=torch.device("cpu"), world_size=2)
-    for other, agreed in ((1, "bf16-true"), (0, "32-true")):
-        fabric.all_reduce = lambda own, reduce_op, other=other: own + other
-        form = cheapest_teacher(setup, make_stream(setup, fabric.device, (1, 2)), fabric)
-        assert form.precision == agreed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,9 +14,10 @@ from spkd.distiller import Distiller
 from spkd.models.classifier import same_classes
 from spkd.models.cost import parameter_count
 from spkd.training.batches import validation_batches
-from spkd.training.evaluation import evaluate, top1_error
+from spkd.training.evaluation import evaluate
 from spkd.training.loop import Training
 from spkd.training.setup import Setup
+from spkd.training.teacher import teacher_error_of
 
 
 def result_of(
@@ -67,17 +68,6 @@ def result_of(
         "software": software(),
         "hardware": hardware(device),
     }
-
-
-def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.device) -> float | None:
-    """Return the teacher's error in percent, from the tape where it is played; None where it is not to be had."""
-    if setup.plays and setup.tape is not None:
-        known = setup.tape.manifest.teacher.get(f"teacher_{split}_error")
-        return None if known is None else float(known)
-    images = setup.data.val if split == "val" else setup.data.test
-    if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
-        return None
-    return top1_error(setup.teacher, validation_batches(images, setup, device))
 
 
 def _teacher_precision(setup: Setup, distiller: Distiller) -> str | None:

@@ -26,18 +26,13 @@ from spkd.training.devices import given_up, make_fabric, require_one_folder
 from spkd.training.evaluation import top1_error
 from spkd.training.loop import Limits, Training
 from spkd.training.options import Request, Runtime, seconds
+from spkd.training.playback import Player
 from spkd.training.progress import Display
-from spkd.training.recording import (
-    Player,
-    announcement,
-    cheapest_teacher,
-    distiller_of,
-    recorder,
-    require_one_tape,
-)
-from spkd.training.result import result_of, teacher_error_of
+from spkd.training.result import result_of
 from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import Setup, set_up
+from spkd.training.tape_setup import announcement, recorder, require_one_tape
+from spkd.training.teacher import cheapest_teacher, distiller_of, teacher_error_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

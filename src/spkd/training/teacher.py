@@ -1,0 +1,61 @@
+"""The teacher of a run: the form in which it is asked, and how good it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor
+
+from spkd.data.stream import TrainStream
+from spkd.distiller import Distiller
+from spkd.errors import InputError
+from spkd.models.classifier import same_classes
+from spkd.models.inference import InferenceForm, Precision, inference_form
+from spkd.training.batches import LOOKED_AT, first_batch, validation_batches
+from spkd.training.evaluation import top1_error
+from spkd.training.setup import Setup
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def cheapest_teacher(setup: Setup, stream: TrainStream, fabric: Fabric) -> InferenceForm:
+    """Return the teacher on the device in its cheapest form, of one precision in all processes.
+
+    Raises:
+        InputError: when the setup has no teacher.
+    """
+    if setup.teacher is None:
+        raise InputError("a teacher is needed: give --teacher")
+    teacher, objective = setup.teacher.to(fabric.device), setup.objective
+    images = first_batch(stream)[0][:LOOKED_AT]
+
+    def form(precision: Precision) -> InferenceForm:
+        return inference_form(
+            teacher, objective.teacher_taps, images, logits=objective.reads_teacher_logits, precision=precision
+        )
+
+    own = form(setup.recipe.teacher_precision if setup.tape is None else setup.tape.manifest.precision)
+    if fabric.world_size == 1:
+        return own
+    # Each has looked at images of its own, and what they gather must be of one kind.
+    short = torch.tensor(int(own.precision == "bf16-true"), device=fabric.device)
+    count = cast(Tensor, fabric.all_reduce(short, reduce_op="sum"))
+    return form("32-true") if 0 < int(count) < fabric.world_size and own.precision == "bf16-true" else own
+
+
+def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
+    """Return the setup's student and objective with its teacher in the form in which that is to run."""
+    return Distiller(setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size)
+
+
+def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.device) -> float | None:
+    """Return the teacher's error in percent, from the tape where it is played; None where it is not to be had."""
+    if setup.plays and setup.tape is not None:
+        known = setup.tape.manifest.teacher.get(f"teacher_{split}_error")
+        return None if known is None else float(known)
+    images = setup.data.val if split == "val" else setup.data.test
+    if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
+        return None
+    return top1_error(setup.teacher, validation_batches(images, setup, device))

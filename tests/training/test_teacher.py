@@ -1,0 +1,49 @@
+"""The teacher is read by its own names, and in one precision everywhere."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from spkd.training.batches import make_stream
+from spkd.training.devices import make_fabric
+from spkd.training.options import Request, Runtime
+from spkd.training.setup import set_up
+from spkd.training.teacher import cheapest_teacher
+
+CPU = Runtime(accelerator="cpu")
+
+
+def request(tiny: str, teacher: Path, **changed: Any) -> Request:
+    overrides = {"epochs": 2, "gamma": 30.0, "beta": 3.0, "teacher_precision": "32-true"}
+    fields = {"method": "sp+kd+at", **changed}
+    return Request(model=tiny, teacher=str(teacher), overrides={**overrides, **fields.pop("overrides", {})}, **fields)
+
+
+def test_the_teacher_is_read_by_its_own_names(tiny: str, teacher: Path) -> None:
+    wanted = request("wrn-10-1", teacher, method="sp", taps=("group3=body",))
+    setup = set_up(wanted)
+    form = cheapest_teacher(setup, make_stream(setup, torch.device("cpu")), make_fabric(CPU))
+    assert "batch norms folded" in form.note
+
+
+@pytest.mark.parametrize(("method", "logits"), [("sp", False), ("kd", True)])
+def test_the_teacher_s_rounding_is_told_of_what_the_method_reads(
+    method: str, logits: bool, tiny: str, teacher: Path
+) -> None:
+    setup = set_up(request(tiny, teacher, method=method, overrides={"teacher_precision": "bf16-true"}))
+    fabric = make_fabric(CPU)
+    note = cheapest_teacher(setup, make_stream(setup, fabric.device), fabric).note
+    assert ("logits by" in note, "G of" in note) == (logits, not logits)
+
+
+def test_all_processes_have_the_teacher_in_one_precision(tiny: str, teacher: Path) -> None:
+    """Each looks at images of its own, and could find another one good enough."""
+    setup = set_up(request(tiny, teacher, overrides={"teacher_precision": "bf16-true"}))
+    fabric = SimpleNamespace(device=torch.device("cpu"), world_size=2)
+    for other, agreed in ((1, "bf16-true"), (0, "32-true")):
+        fabric.all_reduce = lambda own, reduce_op, other=other: own + other
+        form = cheapest_teacher(setup, make_stream(setup, fabric.device, (1, 2)), fabric)
+        assert form.precision == agreed
