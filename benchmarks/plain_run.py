@@ -12,7 +12,8 @@ from torchvision.transforms import v2
 
 from benchmarks.reference import PlainStep
 from spkd.models.build import build_model
-from spkd.models.classifier import Normalisation, load_classifier
+from spkd.models.classifier import Normalisation
+from spkd.models.saved_model import load_classifier
 
 
 def main() -> None:

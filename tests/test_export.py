@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import spkd.export
 from spkd.errors import InputError
 from spkd.export import export_model, export_network, export_path
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, save_classifier
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.saved_model import save_classifier
 from spkd.models.wrn import WideResNet
 
 

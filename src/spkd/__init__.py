@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from spkd.losses.similarity import SimilarityPreservingLoss
     from spkd.losses.soft_targets import SoftTargetLoss
     from spkd.losses.weights import LossWeights
-    from spkd.models.classifier import ModelInfo, Normalisation, save_model
-    from spkd.models.classifier import load_classifier as load_model
+    from spkd.models.classifier import ModelInfo, Normalisation
+    from spkd.models.saved_model import load_classifier as load_model
+    from spkd.models.saved_model import save_model
     from spkd.pairing import block_ends, pair_taps
     from spkd.taps import Activations, TapPair, Taps
     from spkd.training.saved import load_image
@@ -54,9 +55,9 @@ _HOMES = {
     "block_ends": "spkd.pairing",
     "build_objective": "spkd.losses.methods",
     "load_image": "spkd.training.saved",
-    "load_model": "spkd.models.classifier:load_classifier",
+    "load_model": "spkd.models.saved_model:load_classifier",
     "pair_taps": "spkd.pairing",
-    "save_model": "spkd.models.classifier",
+    "save_model": "spkd.models.saved_model",
     "similarity_matrix": "spkd.functional",
     "similarity_preserving_loss": "spkd.functional",
     "soft_target_loss": "spkd.functional",

@@ -19,8 +19,9 @@ from torch.export import Dim, ExportedProgram
 from spkd.data.augment import shorter_side
 from spkd.errors import InputError, nearest, one_line
 from spkd.files import write_atomically
-from spkd.models.classifier import ModelInfo, load_classifier
+from spkd.models.classifier import ModelInfo
 from spkd.models.cost import latency_ms
+from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}

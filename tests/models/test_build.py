@@ -16,8 +16,9 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from spkd.errors import InputError
 from spkd.models.build import BuiltModel, Defaults, HeadMismatch, build_model, is_saved_by_us, model_defaults
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, save_classifier
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.libraries import adapt
+from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.weights import match
 from spkd.models.wrn import WideResNet
 

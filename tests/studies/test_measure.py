@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spkd.data.digits import load_digits
-from spkd.models.classifier import load_classifier
+from spkd.models.saved_model import load_classifier
 from spkd.studies import measure
 from spkd.taps import find_layer
 from spkd.training.options import Request, Runtime

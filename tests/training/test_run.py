@@ -23,7 +23,7 @@ from spkd.data.options import DataOptions
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.files import locked
-from spkd.models.classifier import save_classifier
+from spkd.models.saved_model import save_classifier
 from spkd.studies.side_by_side import distill
 from spkd.taps import Taps
 from spkd.training.batches import make_stream, validation_batches

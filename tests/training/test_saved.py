@@ -14,7 +14,8 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, save_classifier
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.training.run_folder import MARK
 from spkd.training.saved import data_to_evaluate_on, evaluate_saved, load_image, own_data, real_images

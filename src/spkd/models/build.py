@@ -12,16 +12,9 @@ from torch import Tensor, nn
 from spkd.errors import InputError, nearest
 from spkd.files import is_file, is_folder, is_there
 from spkd.models import libraries
-from spkd.models.classifier import (
-    Classifier,
-    ModelInfo,
-    Normalisation,
-    check_answer,
-    find_meant,
-    not_saved,
-    read_info,
-)
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.network import HeadMismatch, count_logits, replace_head
+from spkd.models.saved_model import check_answer, find_meant, not_saved, read_info
 from spkd.models.spec import Architecture, construct, names_architecture, parse_spec, requires, takes, with_classes
 from spkd.models.weights import Match, load, match, read_tensors
 

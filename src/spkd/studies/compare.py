@@ -9,7 +9,7 @@ from typing import Any
 
 from spkd.errors import InputError
 from spkd.losses.methods import method_label
-from spkd.models.classifier import find_meant
+from spkd.models.saved_model import find_meant
 from spkd.studies.options import RunnerOptions
 from spkd.studies.records import (
     BASELINE,

@@ -21,7 +21,8 @@ from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import write_bytes_atomically
 from spkd.functional.similarity import similarity_distance, similarity_matrix
-from spkd.models.classifier import Classifier, load_classifier
+from spkd.models.classifier import Classifier
+from spkd.models.saved_model import load_classifier
 from spkd.pairing import block_ends
 from spkd.taps import Taps
 from spkd.training.devices import make_fabric

@@ -14,8 +14,9 @@ import torch
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.losses.methods import term_names
-from spkd.models.classifier import Classifier, find_meant, load_classifier, save_classifier
+from spkd.models.classifier import Classifier
 from spkd.models.cost import latency_ms, multiply_adds, parameter_count
+from spkd.models.saved_model import find_meant, load_classifier, save_classifier
 from spkd.studies.records import NetworkRow
 from spkd.training.devices import make_fabric
 from spkd.training.options import Request, Runtime

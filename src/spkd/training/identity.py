@@ -13,7 +13,7 @@ from spkd.files import is_file, is_there, sha256
 from spkd.imports import code_digest, import_object
 from spkd.losses.methods import term_names
 from spkd.models.build import has_foreign_weights
-from spkd.models.classifier import description_digest, find_meant, read_info
+from spkd.models.saved_model import description_digest, find_meant, read_info
 from spkd.models.spec import names_architecture
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe

@@ -18,9 +18,9 @@ from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed, one_line
 from spkd.files import locked
 from spkd.losses.methods import term_names
-from spkd.models.classifier import savable_state, save_classifier
 from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
+from spkd.models.saved_model import savable_state, save_classifier
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.devices import given_up, make_fabric, require_one_folder
 from spkd.training.evaluation import top1_error

@@ -21,16 +21,8 @@ from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models.build import HeadMismatch, build_model, model_defaults
-from spkd.models.classifier import (
-    Classifier,
-    ModelInfo,
-    Normalisation,
-    find_meant,
-    find_saved,
-    load_classifier,
-    not_saved,
-    same_classes,
-)
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, same_classes
+from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate

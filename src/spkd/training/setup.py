@@ -23,8 +23,9 @@ from spkd.files import is_folder
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model, model_defaults
-from spkd.models.classifier import Classifier, Normalisation, find_meant
+from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
+from spkd.models.saved_model import find_meant
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
 from spkd.training.identity import (

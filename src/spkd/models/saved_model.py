@@ -1,0 +1,254 @@
+"""The folder that a classifier is saved in: its weights, and what is to be known of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from spkd.errors import InputError
+from spkd.files import is_file, is_folder, is_there, sha256, write_bytes_atomically, write_text_atomically
+from spkd.imports import is_of_python
+from spkd.models.answers import agree, answer, steady_answer
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.network import count_logits, input_channels
+from spkd.models.spec import names_architecture, parse_spec, rebuild
+from spkd.models.weights import load_exactly, read_tensors
+from spkd.taps import levels
+
+_FORMAT = 1
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Write ``folder/model.safetensors`` (the network's own state dict) and ``folder/model.json``.
+
+    Each file is moved into place whole, the weights first. A network that ``torch.compile`` wraps is saved
+    under its own names. What it answers to a made-up picture is kept beside, so that it is noticed when other code
+    builds the network that is loaded.
+
+    Raises:
+        InputError: when the folder cannot be written, or the state dict holds something that is no tensor.
+    """
+    # A copy of each: safetensors refuses tied weights that share memory.
+    tensors = {
+        name.replace("_orig_mod.", ""): value.detach().cpu().contiguous().clone()
+        for name, value in savable_state(classifier).items()
+    }
+    info = classifier.info
+    network = getattr(classifier.network, "_orig_mod", classifier.network)
+    told = {"answer": steady_answer(network, classifier.network_channels, info.image_size)}
+    text = json.dumps({"format": _FORMAT, **asdict(info), **told}, indent=2, ensure_ascii=False)
+    # Metadata as the transformers and timm libraries expect it of a PyTorch file.
+    # Serialised in memory first: a disk that fills up then shows as an OSError with its reason.
+    content = save(tensors, {"format": "pt"})
+    write_bytes_atomically(folder / "model.safetensors", content)
+    write_text_atomically(folder / "model.json", text + "\n")
+
+
+def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = None) -> None:
+    """Save a network that was trained in a loop of one's own, for :func:`load_classifier` and every command.
+
+    Args:
+        network: the network, wrapped or not, with any weights; or a classifier, which brings its own ``info``.
+        folder: where to.
+        info: what is to be known of it. Its ``spec`` must build the same architecture: ``wrn-16-1``, ``timm/NAME``, or
+            ``path/file.py:callable`` for one of your own. Its ``normalisation`` is what the loop did to images in
+            [0, 1], since a saved model takes those.
+
+    Raises:
+        InputError: when ``info`` is missing or superfluous, does not fit the network, its spec builds another one, or
+            the folder cannot be written. Nothing is written then.
+
+    >>> import tempfile
+    >>> from spkd.models.wrn import WideResNet
+    >>> info = ModelInfo("wrn-10-1", ("cat", "dog"), 3, 32, Normalisation((0.5,), (0.25,)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_model(WideResNet(10, 1, num_classes=2), folder, info)
+    ...     load_classifier(folder).info.classes
+    ('cat', 'dog')
+    """
+    wrapped = levels(network)
+    own = next((level for level in wrapped if isinstance(level, Classifier)), None)
+    if own is not None:
+        if info is not None:
+            raise InputError("info: the network is a classifier and brings its own; leave it out.")
+        network, info = own.network, own.info
+        wrapped = levels(network)
+    if info is None:
+        raise InputError("info: expected a ModelInfo, which tells what builds the network and what its classes are.")
+    info = replace(info, spec=parse_spec(info.spec).spec)  # with the whole path of a file
+    again = _built(info)
+    names = again.state_dict().keys()
+    bare = next((level for level in wrapped if level.state_dict().keys() == names), wrapped[-1])
+    classifier = Classifier(bare, info)
+    load_exactly(again, savable_state(classifier), f"the network and {info.spec}")
+    size, channels = info.image_size, classifier.network_channels
+    given, built = steady_answer(bare, channels, size), answer(again, channels, size)
+    if given is not None and built is not None and not agree(given, built):
+        raise InputError(f"info: with its weights, {info.spec} answers otherwise than the network; name what built it.")
+    if (found := count_logits(again, info.spec, channels, size)) != len(info.classes):
+        raise InputError(f"info: {len(info.classes)} classes are named, and the network has {found} logits.")
+    save_classifier(classifier, Path(folder))
+
+
+def _built(info: ModelInfo) -> nn.Module:
+    """Return the architecture that ``info`` names, with random weights; the random generators stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        return rebuild(
+            parse_spec(info.spec),
+            classes=len(info.classes),
+            channels=info.channels,
+            image_size=info.image_size,
+        )
+
+
+def savable_state(classifier: Classifier) -> dict[str, Tensor]:
+    """Return the network's own state dict.
+
+    Raises:
+        InputError: when it holds something that is no tensor.
+    """
+    state: dict[str, Tensor] = classifier.network.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"model {classifier.info.spec}: {name} in its state dict is a {type(value).__name__}, "
+                "which safetensors cannot hold; keep extra state in tensors."
+            )
+    return state
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """Return the classifier saved in ``folder``, or in ``folder/student`` for a run folder.
+
+    The architecture is built from the saved spec without pretrained weights, so nothing is downloaded, then
+    given the saved weights; it answers bit for bit as the one that was saved. It comes in eval mode, on the
+    CPU; the state of the random generators is left as it was.
+
+    Raises:
+        InputError: when there is no saved model, a file of it is damaged, the spec's own file or package is
+            gone, the weights do not fit what the spec now builds, or that answers otherwise than what was saved.
+    """
+    saved = find_saved(folder)
+    if saved is None:
+        raise InputError(not_saved(Path(folder)))
+    info = read_info(saved)
+    path = saved / "model.safetensors"
+    network = _built(info)
+    load_exactly(network, read_tensors(path), f"{path} and {info.spec}")
+    check_answer(network, saved)
+    return Classifier(network, info).eval()
+
+
+def check_answer(network: nn.Module, saved: Path) -> None:
+    """Look whether a network with the weights saved in a folder answers as the one that was saved there.
+
+    Raises:
+        InputError: when it does not.
+    """
+    info, told = _description(saved)
+    if told is None:
+        return
+    now = answer(network, input_channels(network, info.channels, info.image_size), info.image_size)
+    if now is not None and not agree(told, now):
+        raise InputError(
+            f"model {saved}: with its weights, {info.spec} answers otherwise now than when it was saved: its code or a "
+            "library has changed since; put that back, or, if it is meant, take the answer out of model.json."
+        )
+
+
+def find_saved(folder: str | Path) -> Path | None:
+    """Return the folder that holds the saved model: ``folder``, or its ``student`` subfolder; else None."""
+    candidates = (Path(folder), Path(folder) / "student")
+    return next((path for path in candidates if is_file(path / "model.json")), None)
+
+
+def find_meant(spec: str) -> Path | None:
+    """Return the folder of the saved model that a network's spec means, None where it means an architecture.
+
+    An architecture's name goes before a folder of that name, which ``./wrn-16-1`` means.
+    """
+    saved = find_saved(spec)
+    return None if saved is not None and names_architecture(spec) else saved
+
+
+def read_info(folder: Path) -> ModelInfo:
+    """Return what ``folder/model.json`` says of the model.
+
+    A file of code that has been moved is looked for in the folders above this one, then in the working folder.
+
+    Raises:
+        InputError: when it is not JSON, lacks a field or has a spec that would call what belongs to Python.
+    """
+    return _description(folder)[0]
+
+
+def _description(folder: Path) -> tuple[ModelInfo, tuple[float, ...] | None]:
+    """Return what ``folder/model.json`` says of the model, and what that answered, if it is told."""
+    path = folder / "model.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        normalisation = Normalisation(
+            mean=tuple(float(value) for value in content["normalisation"]["mean"]),
+            std=tuple(float(value) for value in content["normalisation"]["std"]),
+        )
+        spec = _where_it_lies(str(content["spec"]), folder)
+        if is_of_python(spec):
+            raise ValueError(f"its spec {spec!r} names no network but a part of Python")
+        info = ModelInfo(
+            spec=spec,
+            classes=tuple(str(name) for name in content["classes"]),
+            channels=int(content["channels"]),
+            image_size=int(content["image_size"]),
+            normalisation=normalisation,
+            view=content.get("view"),
+        )
+        told = content.get("answer")
+        return info, None if told is None else tuple(float(value) for value in told)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path} does not describe a saved model: {reason}; save the model again.") from error
+
+
+def description_digest(path: Path) -> str:
+    """Return a hash of a ``model.json`` but for the answer in it, which may be taken out."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if "view" not in content:  # one of a version that kept no answers
+        return sha256(path)
+    content.pop("answer", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _where_it_lies(spec: str, folder: Path) -> str:
+    """Return a spec whose file of code is there, if it can be found: the network may have been moved with its code."""
+    reference, mark, arguments = spec.partition("?")
+    where, _, name = reference.rpartition(":")
+    path = Path(where)
+    if path.suffix != ".py" or is_file(path):
+        return spec
+    for above in (*folder.resolve().parents, Path.cwd()):
+        for first in range(1, len(path.parts)):
+            candidate = above.joinpath(*path.parts[first:])
+            if is_file(candidate):
+                return f"{candidate}:{name}{mark}{arguments}"
+    return spec
+
+
+def not_saved(folder: Path) -> str:
+    """Return the line that says why no saved model is found in ``folder``."""
+    if not is_there(folder):
+        return f"model: there is no folder {folder}; give a run folder or a saved model's."
+    if is_folder(folder / "checkpoints"):
+        return (
+            f"model: {folder} is a run that has not finished; --resume it, then its model is in {folder / 'student'}."
+        )
+    return (
+        f"model: {folder} holds no saved model (neither model.json nor student/model.json); give a run "
+        "folder or a saved model's."
+    )
