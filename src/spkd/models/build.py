@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from spkd.errors import InputError, nearest
-from spkd.files import is_file, is_folder, is_there
+from spkd.errors import InputError
+from spkd.files import is_folder
 from spkd.models import libraries
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.network import HeadMismatch, count_logits, replace_head
-from spkd.models.saved_model import check_answer, find_meant, not_saved, read_info
-from spkd.models.spec import Architecture, construct, names_architecture, parse_spec, requires, takes, with_classes
-from spkd.models.weights import Match, load, match, read_tensors
+from spkd.models.saved_model import check_answer, read_info
+from spkd.models.spec import Architecture, construct, requires, takes, with_classes
+from spkd.models.weights import Match, load, match
+from spkd.models.weights_source import Origin, Weights, find_origin, metadata, read_weights
 
 # A network that cannot be made without a number of classes is made with this one, to be held against the weights.
 _TRIAL_CLASSES = 10
@@ -72,11 +72,11 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
     Raises:
         InputError: for an unknown model, or an unknown name of weights.
     """
-    origin = _origin(spec, weights)
+    origin = find_origin(spec, weights)
     if (described := origin.described) is not None:
         return Defaults(described.image_size, described.normalisation, described.view)
     own_size = None if origin.info is None else origin.info.image_size
-    known = None if origin.weights is None else _metadata(origin.architecture, origin.weights)
+    known = None if origin.weights is None else metadata(origin.architecture, origin.weights)
     if known is None:
         return Defaults(own_size, None)
     return Defaults(own_size or known.image_size, Normalisation(known.mean, known.std))
@@ -84,13 +84,13 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
 
 def has_foreign_weights(spec: str, weights: str | None) -> bool:
     """Return whether a saved model's architecture is to get weights of which its description says nothing."""
-    origin = _origin(spec, weights)
+    origin = find_origin(spec, weights)
     return origin.info is not None and origin.described is None
 
 
 def is_saved_by_us(spec: str, weights: str | None) -> bool:
     """Return whether the weights are those of a saved model, whose ``model.json`` says what they were trained with."""
-    return _origin(spec, weights).described is not None
+    return find_origin(spec, weights).described is not None
 
 
 def build_model(
@@ -130,7 +130,7 @@ def build_model(
         InputError: for an unknown model, weights that cannot be read or do not fit, a failed download, or images that
             the network cannot take.
     """
-    origin = _origin(spec, weights)
+    origin = find_origin(spec, weights)
     architecture, info = origin.architecture, origin.info
     wanted = len(classes) if classes is not None else None
     built_for = info.channels if info is not None else channels
@@ -142,18 +142,19 @@ def build_model(
     )
     outputs = count_logits(network, architecture.spec, built_for, image_size)
     builder = _Builder(architecture, built_for, image_size, wanted, replace_head)
-    source = _source(origin, channels, image_size)
+    source = read_weights(origin, channels, image_size)
     notes: list[str] = []
     if is_folder(spec) and origin.info is None:
         notes.append(f"{spec} is the architecture and not the folder {spec} here; for that say ./{spec}")
     if source is not None:
-        network, outputs = builder.load(network, outputs, source, notes)
+        network, outputs, said = builder.load(network, outputs, source)
+        notes += said
     if wanted is not None and outputs != wanted:
-        builder.fit_head(network, outputs, notes)
+        notes.append(builder.fit_head(network, outputs))
         outputs = wanted
     described = origin.described
     if described is not None and classes is not None and _named_differently(described.classes, classes):
-        builder.rename_head(network, described.classes, classes, notes)
+        notes.append(builder.rename_head(network, described.classes, classes))
     classifier = Classifier(
         network,
         ModelInfo(
@@ -175,45 +176,7 @@ def build_model(
     return BuiltModel(classifier, trained=source is not None, notes=tuple(notes))
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Where the architecture and the weights come from.
-
-    Attributes:
-        architecture: what is built.
-        weights: what is loaded into it.
-        info: of the saved model that the architecture is of, if it is.
-        described: of the saved model that the weights are of, as far as that is known.
-    """
-
-    architecture: Architecture
-    weights: str | None
-    info: ModelInfo | None
-    described: ModelInfo | None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Weights that were read, and what is known of them; the folder of the saved model that is taken up whole."""
-
-    label: str
-    tensors: Mapping[str, Tensor]
-    normalisation: Normalisation | None
-    classes: tuple[str, ...] | None
-    folder: Path | None = None
-
-
-def _origin(spec: str, weights: str | None) -> _Origin:
-    saved = find_meant(spec)
-    if saved is None:
-        return _Origin(_parse(spec), weights, None, None if weights is None else _info_beside(weights))
-    info = read_info(saved)
-    if weights is None or weights == "pretrained":
-        return _Origin(parse_spec(info.spec), str(saved / "model.safetensors"), info, info)
-    return _Origin(parse_spec(info.spec), weights, info, _info_beside(weights))
-
-
-def _own_classes(origin: _Origin) -> int | None:
+def _own_classes(origin: Origin) -> int | None:
     """Return how many classes to make the network with where no number is wanted, None for its own."""
     if origin.info is not None:
         return len(origin.info.classes)
@@ -221,88 +184,9 @@ def _own_classes(origin: _Origin) -> int | None:
     return _TRIAL_CLASSES if read else None
 
 
-def _parse(spec: str) -> Architecture:
-    if is_folder(spec) and not names_architecture(spec):
-        raise InputError(not_saved(Path(spec)))
-    return parse_spec(spec)
-
-
-def _weights_names(architecture: Architecture) -> tuple[str, ...]:
-    if architecture.source == "wrn" or architecture.source == "callable":
-        return ()
-    return libraries.weights_names(architecture.source, architecture.name)
-
-
-def _metadata(architecture: Architecture, weights: str) -> libraries.Pretrained | None:
-    if architecture.source == "wrn" or architecture.source == "callable":
-        return None
-    named = weights in _weights_names(architecture)
-    if weights != "pretrained" and not named:
-        _check_file(architecture, weights)
-    return libraries.pretrained(architecture.source, architecture.name, weights if named else None)
-
-
-def _info_beside(weights: str) -> ModelInfo | None:
-    """Return what the ``model.json`` beside a weights file of ours says."""
-    path = Path(weights)
-    described = path.name == "model.safetensors" and is_file(path.parent / "model.json")
-    return read_info(path.parent) if described else None
-
-
-def _check_file(architecture: Architecture, weights: str) -> None:
-    """Check that weights which are no known name are a file."""
-    if is_there(weights):
-        return
-    known = ["pretrained", *_weights_names(architecture)]
-    raise InputError(
-        f"weights: there is no file {weights}; expected a .safetensors, .pt, .pth or .ckpt file, or one of "
-        f"{', '.join(known)}.{nearest(weights, known)}"
-    )
-
-
-def _source(origin: _Origin, channels: int, image_size: int) -> _Source | None:
-    """Read or download the weights; None for random ones."""
-    architecture, weights = origin.architecture, origin.weights
-    if weights is None:
-        return None
-    if (described := origin.described) is not None:
-        file = Path(weights)
-        folder = file.parent if described is origin.info else None
-        return _Source(weights, read_tensors(file), described.normalisation, described.classes, folder)
-    known = _metadata(architecture, weights)
-    normalisation = Normalisation(known.mean, known.std) if known is not None else None
-    classes = known.classes if known is not None else None
-    if weights == "pretrained" or weights in _weights_names(architecture):
-        network = _pretrained(architecture, known, channels, image_size)
-        return _Source(f"weights {weights!r}", network.state_dict(), normalisation, classes)
-    _check_file(architecture, weights)
-    return _Source(weights, read_tensors(Path(weights)), normalisation, classes)
-
-
-def _pretrained(
-    architecture: Architecture, known: libraries.Pretrained | None, channels: int, image_size: int
-) -> nn.Module:
-    """Return the architecture with pretrained weights and the head that belongs to them."""
-    if architecture.source == "torchvision" or architecture.source == "timm":
-        if known is None:
-            raise InputError(
-                f"weights: {architecture.source} has no pretrained weights of {architecture.name}; give a file."
-            )
-        return libraries.make_pretrained(architecture.source, architecture.name, architecture.arguments, known)
-    if not takes(architecture, "pretrained"):
-        reason = (
-            "there are none for it" if architecture.source == "wrn" else "its callable has no argument of this name"
-        )
-        raise InputError(
-            f"weights: 'pretrained' cannot be had of {architecture.spec} ({reason}); give a file, or a "
-            "run folder as the model."
-        )
-    return construct(architecture, classes=None, channels=channels, image_size=image_size, pretrained=True)
-
-
 @dataclass(frozen=True)
 class _Builder:
-    """What the network has to fit, while weights are loaded into it."""
+    """What the network has to fit, while weights are loaded into it; its methods return what to say to the user."""
 
     architecture: Architecture
     channels: int
@@ -310,9 +194,9 @@ class _Builder:
     wanted: int | None
     replace: bool
 
-    def load(self, network: nn.Module, outputs: int, source: _Source, notes: list[str]) -> tuple[nn.Module, int]:
-        """Load the weights; return the network (made anew where their head asks for it) and its logits."""
-        found = self._match(network, outputs, source, notes)
+    def load(self, network: nn.Module, outputs: int, source: Weights) -> tuple[nn.Module, int, list[str]]:
+        """Load the weights; return the network (made anew where their head asks for it), its logits and the notes."""
+        found, notes = self._match(network, outputs, source)
         own = found.head_classes(outputs)
         if found.problems and own is None:
             unsaid = self.wanted is None and requires(self.architecture, "num_classes")
@@ -323,27 +207,26 @@ class _Builder:
         if own and self.wanted in (None, own):
             network = self._with_head(network, outputs, own)
             outputs = own
-            found = self._match(network, outputs, source, [])
+            found, _ = self._match(network, outputs, source)
         elif own is not None:
             if not self.replace or self.wanted is None:
                 has = f"a head of {own} classes" if own else "no head"
                 raise self._mismatch(f"{source.label} has {has}", own, outputs)
             notes.append(self._replaced(f"of {own} classes" if own else "that the weights lack"))
-        notes.extend(found.notes)
         load(network, found, without_head=own is not None)
         # One for another image size may have had its position embeddings resized.
         if source.folder is not None and own is None and read_info(source.folder).image_size == self.image_size:
             check_answer(network, source.folder)
-        return network, outputs
+        return network, outputs, [*notes, *found.notes]
 
-    def fit_head(self, network: nn.Module, outputs: int, notes: list[str]) -> None:
+    def fit_head(self, network: nn.Module, outputs: int) -> str:
         """Replace a head of the wrong size, which the constructor does not let be chosen."""
         if not self.replace or self.wanted is None:
             raise self._mismatch(f"it has a head of {outputs} classes", outputs, outputs)
         self._put_head(network, outputs, self.wanted)
-        notes.append(self._replaced(f"of {outputs} classes"))
+        return self._replaced(f"of {outputs} classes")
 
-    def rename_head(self, network: nn.Module, own: Sequence[str], classes: Sequence[str], notes: list[str]) -> None:
+    def rename_head(self, network: nn.Module, own: Sequence[str], classes: Sequence[str]) -> str:
         """Replace a head of the right size for other classes."""
         if not self.replace:
             raise HeadMismatch(
@@ -353,19 +236,18 @@ class _Builder:
                 wanted=len(classes),
             )
         self._put_head(network, len(classes), len(classes))
-        notes.append(self._replaced(f"for {_shown(own)}"))
+        return self._replaced(f"for {_shown(own)}")
 
-    def _match(self, network: nn.Module, outputs: int, source: _Source, notes: list[str]) -> Match:
+    def _match(self, network: nn.Module, outputs: int, source: Weights) -> tuple[Match, list[str]]:
         found = match(network, source.tensors)
         library, name = self.architecture.source, self.architecture.name
         if found.head_classes(outputs) is not None or not found.problems or library in ("wrn", "callable"):
-            return found
+            return found, []
         adapted = libraries.adapt("timm" if library == "timm" else "torchvision", name, network, found.tensors)
         again = match(network, adapted) if adapted is not None else found
         if again.problems < found.problems:
-            notes.append(f"weights: names or position embeddings were converted as {library} does")
-            return again
-        return found
+            return again, [f"weights: names or position embeddings were converted as {library} does"]
+        return found, []
 
     def _with_head(self, network: nn.Module, outputs: int, classes: int) -> nn.Module:
         if takes(self.architecture, "num_classes"):
@@ -391,7 +273,7 @@ class _Builder:
         )
 
 
-def _names(source: _Source | None, count: int) -> tuple[str, ...]:
+def _names(source: Weights | None, count: int) -> tuple[str, ...]:
     known = source.classes if source is not None else None
     return known if known is not None and len(known) == count else tuple(map(str, range(count)))
 

@@ -1,0 +1,148 @@
+"""Where a model's weights come from, and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from spkd.errors import InputError, nearest
+from spkd.files import is_file, is_folder, is_there
+from spkd.models import libraries
+from spkd.models.classifier import ModelInfo, Normalisation
+from spkd.models.saved_model import find_meant, not_saved, read_info
+from spkd.models.spec import Architecture, construct, names_architecture, parse_spec, takes
+from spkd.models.weights import read_tensors
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the architecture and the weights come from.
+
+    Attributes:
+        architecture: what is built.
+        weights: what is loaded into it.
+        info: of the saved model that the architecture is of, if it is.
+        described: of the saved model that the weights are of, as far as that is known.
+    """
+
+    architecture: Architecture
+    weights: str | None
+    info: ModelInfo | None
+    described: ModelInfo | None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were read, and what is known of them; the folder of the saved model that is taken up whole."""
+
+    label: str
+    tensors: Mapping[str, Tensor]
+    normalisation: Normalisation | None
+    classes: tuple[str, ...] | None
+    folder: Path | None = None
+
+
+def find_origin(spec: str, weights: str | None) -> Origin:
+    """Return what a model's spec and its weights mean; nothing is built or downloaded.
+
+    Raises:
+        InputError: for an unknown model, or a saved one whose description cannot be read.
+    """
+    saved = find_meant(spec)
+    if saved is None:
+        return Origin(_parse(spec), weights, None, None if weights is None else _info_beside(weights))
+    info = read_info(saved)
+    if weights is None or weights == "pretrained":
+        return Origin(parse_spec(info.spec), str(saved / "model.safetensors"), info, info)
+    return Origin(parse_spec(info.spec), weights, info, _info_beside(weights))
+
+
+def metadata(architecture: Architecture, weights: str) -> libraries.Pretrained | None:
+    """Return what the architecture's library says of the weights, or of its own where they are a file; else None.
+
+    Raises:
+        InputError: for an unknown name of weights.
+    """
+    if architecture.source == "wrn" or architecture.source == "callable":
+        return None
+    named = weights in _weights_names(architecture)
+    if weights != "pretrained" and not named:
+        _check_file(architecture, weights)
+    return libraries.pretrained(architecture.source, architecture.name, weights if named else None)
+
+
+def read_weights(origin: Origin, channels: int, image_size: int) -> Weights | None:
+    """Read or download the weights; None for random ones.
+
+    Raises:
+        InputError: when there are none of that name, or they cannot be read.
+    """
+    architecture, weights = origin.architecture, origin.weights
+    if weights is None:
+        return None
+    if (described := origin.described) is not None:
+        file = Path(weights)
+        folder = file.parent if described is origin.info else None
+        return Weights(weights, read_tensors(file), described.normalisation, described.classes, folder)
+    known = metadata(architecture, weights)
+    normalisation = Normalisation(known.mean, known.std) if known is not None else None
+    classes = known.classes if known is not None else None
+    if weights == "pretrained" or weights in _weights_names(architecture):
+        network = _pretrained(architecture, known, channels, image_size)
+        return Weights(f"weights {weights!r}", network.state_dict(), normalisation, classes)
+    _check_file(architecture, weights)
+    return Weights(weights, read_tensors(Path(weights)), normalisation, classes)
+
+
+def _pretrained(
+    architecture: Architecture, known: libraries.Pretrained | None, channels: int, image_size: int
+) -> nn.Module:
+    """Return the architecture with pretrained weights and the head that belongs to them."""
+    if architecture.source == "torchvision" or architecture.source == "timm":
+        if known is None:
+            raise InputError(
+                f"weights: {architecture.source} has no pretrained weights of {architecture.name}; give a file."
+            )
+        return libraries.make_pretrained(architecture.source, architecture.name, architecture.arguments, known)
+    if not takes(architecture, "pretrained"):
+        reason = (
+            "there are none for it" if architecture.source == "wrn" else "its callable has no argument of this name"
+        )
+        raise InputError(
+            f"weights: 'pretrained' cannot be had of {architecture.spec} ({reason}); give a file, or a "
+            "run folder as the model."
+        )
+    return construct(architecture, classes=None, channels=channels, image_size=image_size, pretrained=True)
+
+
+def _check_file(architecture: Architecture, weights: str) -> None:
+    """Check that weights which are no known name are a file."""
+    if is_there(weights):
+        return
+    known = ["pretrained", *_weights_names(architecture)]
+    raise InputError(
+        f"weights: there is no file {weights}; expected a .safetensors, .pt, .pth or .ckpt file, or one of "
+        f"{', '.join(known)}.{nearest(weights, known)}"
+    )
+
+
+def _weights_names(architecture: Architecture) -> tuple[str, ...]:
+    if architecture.source == "wrn" or architecture.source == "callable":
+        return ()
+    return libraries.weights_names(architecture.source, architecture.name)
+
+
+def _info_beside(weights: str) -> ModelInfo | None:
+    """Return what the ``model.json`` beside a weights file of ours says."""
+    path = Path(weights)
+    described = path.name == "model.safetensors" and is_file(path.parent / "model.json")
+    return read_info(path.parent) if described else None
+
+
+def _parse(spec: str) -> Architecture:
+    if is_folder(spec) and not names_architecture(spec):
+        raise InputError(not_saved(Path(spec)))
+    return parse_spec(spec)
