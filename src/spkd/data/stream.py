@@ -31,10 +31,8 @@ from spkd.data.augment import (
 from spkd.data.decoding import usable_cpus
 from spkd.data.images import Images, MemoryImages
 from spkd.data.options import CROP_SCALE
-from spkd.data.seeds import mixed_seed
+from spkd.data.seeds import Use, mixed_seed
 from spkd.errors import InputError
-
-_ORDER, _CROPS, _VIEW = range(3)  # keep the random numbers of one use from repeating in another
 
 
 class TrainStream:
@@ -140,12 +138,12 @@ class TrainStream:
         """
         if not 0 <= start <= self.batches_per_epoch:
             raise InputError(f"start: expected 0 to {self.batches_per_epoch} batches, got {start}")
-        generator = torch.Generator().manual_seed(mixed_seed(_ORDER, self._seed, epoch))
+        generator = torch.Generator().manual_seed(mixed_seed(Use.ORDER, self._seed, epoch))
         order = torch.randperm(len(self._images), generator=generator)
         if not isinstance(self._images, MemoryImages):
             views = _TrainViews(self._images, self._image_size, self._flip, self._crop_scale, self._seed, epoch)
             return _from_files(views, self._batches(order, start), self._device, self._workers)
-        return self._from_memory(self._batches(order.to(self._device), start), mixed_seed(_CROPS, self._seed, epoch))
+        return self._from_memory(self._batches(order.to(self._device), start), mixed_seed(Use.CROPS, self._seed, epoch))
 
     def _batches(self, order: Tensor, start: int) -> list[Tensor]:
         """Return this process's part of every batch from ``start`` on."""
@@ -242,7 +240,7 @@ class _TrainViews(Dataset[_Item]):
             image = self.images.image(index)
         except InputError as error:
             return _Unreadable(error)
-        seed = mixed_seed(_VIEW, self.seed, self.epoch, index)
+        seed = mixed_seed(Use.VIEW, self.seed, self.epoch, index)
         view = random_resized_crop(image, self.size, self.flip, seed, self.scale)
         return view, int(self.images.targets[index])
 

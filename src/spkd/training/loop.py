@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from spkd.data.seeds import mixed_seed
+from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller, Remembered
 from spkd.errors import RunFailed, UnusableFolder
@@ -33,7 +33,6 @@ from spkd.training.step_graph import StepGraph
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-_STEPS = 3  # sets these seeds apart from those of the stream
 PENDING_STEPS = 25
 """Steps whose losses are read together at the most: on an accelerator each reading waits for the device."""
 READING_SECONDS = 0.1
@@ -202,7 +201,7 @@ class Training:
     def _step(self, images: Tensor, targets: Tensor, upcoming: Tensor | None = None) -> None:
         step = self._steps_done()
         rank = self._fabric.global_rank
-        _seed(self._fabric.device, mixed_seed(_STEPS, self._seed, step, *([rank] if rank else [])))
+        _seed(self._fabric.device, mixed_seed(Use.STEP, self._seed, step, *([rank] if rank else [])))
         rate = learning_rate(self._recipe, step, self._stream.batches_per_epoch)
         for group in self._optimizer.param_groups:
             group["lr"] = rate

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from spkd.data.images import ImageData
 from spkd.data.load import load_data, named_set
-from spkd.data.seeds import mixed_seed
+from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import evaluation_batches
 from spkd.data.vision_sets import VISION_SETS
 from spkd.errors import InputError
@@ -46,7 +46,6 @@ from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.run_folder import NOT_SAID, refuse_inputs
 from spkd.training.tape import Tape
 
-_LOSSES = 4  # sets this seed apart from those of the stream and of the steps
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
 
@@ -374,7 +373,7 @@ def _played_objective(
 
 def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe) -> Objective:
     """Return the objective; random numbers that a loss starts from are those of the seed, with a teacher or a tape."""
-    torch.manual_seed(mixed_seed(_LOSSES, request.seed))
+    torch.manual_seed(mixed_seed(Use.LOSSES, request.seed))
     smoothing = recipe.label_smoothing
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none") if smoothing else None
     return build_objective(request.method, pairs, recipe.losses, criterion=criterion)
