@@ -69,20 +69,16 @@ def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) 
 
 def _grey_logits(network: nn.Module, spec: str, channels: int, image_size: int) -> Tensor:
     images = torch.full((1, input_channels(network, channels, image_size), image_size, image_size), 0.5)
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        logits = logits_of(network(images))
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"model {spec}: it cannot run on an image of {images.shape[1]}x{image_size}x{image_size} "
-            f"({one_line(error)}); try another --image_size or another model."
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(network):
+        try:
+            logits = logits_of(network(images))
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"model {spec}: it cannot run on an image of {images.shape[1]}x{image_size}x{image_size} "
+                f"({one_line(error)}); try another --image_size or another model."
+            ) from error
     if logits.ndim != 2:
         raise InputError(
             f"model {spec}: expected logits of shape (batch, classes), got {tuple(logits.shape)}; "

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from spkd.data.kept import keep_last
 from spkd.studies.work import Job, Outcome, carry_out
+from spkd.training.environment import environment_of_children
 from spkd.training.signals import end_with_parent, stop_signals
 
 GRACE = 60.0
@@ -34,7 +35,7 @@ class Worker:
         self.job: Job | None = None
         self._connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_serve, args=(theirs,))
-        with _environment(environment), _signals_blocked():
+        with environment_of_children(environment), _signals_blocked():
             self._process.start()
         theirs.close()
 
@@ -158,18 +159,6 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for the processes that are started meanwhile."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextlib.contextmanager

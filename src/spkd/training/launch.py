@@ -17,6 +17,7 @@ from types import FrameType
 
 from spkd.data.decoding import usable_cpus
 from spkd.errors import InputError
+from spkd.training.environment import environment_of_children
 from spkd.training.signals import end_with_parent
 
 MOST_PROCESSES = 8
@@ -39,7 +40,7 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
     if processes > max(usable_cpus(), MOST_PROCESSES):
         raise InputError(f"--devices {processes}: this machine has {usable_cpus()} processor cores; give fewer")
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, _environment(processes):
+    with tempfile.TemporaryDirectory() as folder, environment_of_children(_variables(processes)):
         said = [Path(folder) / str(rank) for rank in range(processes)]
         workers: list[BaseProcess] = [
             context.Process(target=_work, args=(main, list(arguments), rank, said[rank])) for rank in range(processes)
@@ -93,27 +94,21 @@ def _work(main: Callable[[Sequence[str]], int], arguments: list[str], rank: int,
     sys.exit(code)
 
 
-@contextlib.contextmanager
-def _environment(processes: int) -> Iterator[None]:
-    """Set, for the processes that are started, what torchrun sets."""
-    before = dict(os.environ)
+def _variables(processes: int) -> dict[str, str]:
+    """Return what torchrun sets for all of the processes that it starts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {
+    # More threads than cores wait for each other, spinning.
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cpus() // processes)))
+    return {
         "TORCHELASTIC_RUN_ID": "spkd",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": threads,
     }
-    # More threads than cores wait for each other, spinning.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // processes)))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,8 +165,7 @@ class Tape:
         """Make room for a memory; ``full`` and ``last`` are what it is for a full and for an epoch's last batch."""
         stem = re.sub(r"[^\w.]+", "-", name)
         memory = Memory(stem, self._dtype_of(full), tuple(full.shape), tuple(last.shape))
-        manifest = self.manifest
-        self.manifest = Manifest(**{**vars(manifest), "memories": {**manifest.memories, name: memory}})
+        self.manifest = replace(self.manifest, memories={**self.manifest.memories, name: memory})
 
     def reserve(self, names: Iterable[str], steps: int) -> None:
         """Have the disk keep room for so many steps of these memories, where it can, or for none of them.
