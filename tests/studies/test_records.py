@@ -1,4 +1,4 @@
-"""Records survive the way to disk and back, and foreign files are refused in one line."""
+"""Records survive the way to disk and back, and rows that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from spkd.studies.records import (
     Comparison,
     ComparisonRow,
     comparison_row,
-    from_json,
-    load_comparison,
     save_comparison,
     save_csv,
     to_csv,
@@ -87,10 +85,17 @@ def test_a_row_made_by_hand_is_checked_too() -> None:
         ComparisonRow("sp", (1, 2), (2.0, 3.0), (1.0,), 2.5, 2.5, 0.5)
 
 
-def test_json_there_and_back(tmp_path: Path) -> None:
+def test_the_json_file_holds_the_comparison(tmp_path: Path) -> None:
     path = tmp_path / "new" / "comparison.json"
     save_comparison(COMPARISON, path)
-    assert load_comparison(path) == COMPARISON
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert (data["title"], data["teacher"], data["software"]) == (
+        COMPARISON.title,
+        COMPARISON.teacher,
+        {"torch": "2.14.1"},
+    )
+    assert [row["method"] for row in data["rows"]] == ["none", "sp", "kd"]
+    assert [row["pairs"] for row in data["rows"]] == [None, 4, 1]
 
 
 def test_the_json_file_has_the_rows_that_other_programs_read() -> None:
@@ -100,20 +105,6 @@ def test_the_json_file_has_the_rows_that_other_programs_read() -> None:
     assert [set(wanted) <= set(row) for row in data["rows"]] == [True] * 3
     assert data["rows"][1]["interval"] == list(SP.interval or ())
     assert data["rows"][0]["p_value"] is None
-
-
-def test_a_file_without_the_number_of_pairs_is_read() -> None:
-    data = json.loads(to_json(COMPARISON))
-    assert [row.pop("pairs") for row in data["rows"]] == [None, 4, 1]
-    without = tuple(dataclasses.replace(row, pairs=None) for row in COMPARISON.rows)
-    assert from_json(json.dumps(data)) == dataclasses.replace(COMPARISON, rows=without)
-
-
-def test_unknown_fields_are_passed_over() -> None:
-    data = json.loads(to_json(COMPARISON))
-    data["hardware"] = "two cores"
-    data["rows"][0]["note"] = "x"
-    assert from_json(json.dumps(data)) == COMPARISON
 
 
 def test_csv_has_one_line_for_each_run(tmp_path: Path) -> None:
@@ -130,34 +121,3 @@ def test_csv_has_one_line_for_each_run(tmp_path: Path) -> None:
         (2, 2.4),
         (0, 2.3),
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "Expecting value"),
-        (to_json(COMPARISON)[:200], "is it another file, or cut short"),
-        ("[1, 2]", "comparison.json: expected a comparison"),
-        ("3", "expected a comparison"),
-        ("{}", "the field 'title' is missing"),
-        (to_json(COMPARISON).replace('"mean"', '"avg"'), "the field 'mean' is missing"),
-        (to_json(COMPARISON).replace("3.4,", '"many",'), "many"),
-        (to_json(COMPARISON).replace("3.4,", "NaN,"), "it holds NaN"),
-        (to_json(COMPARISON).replace('"rows": [', '"rows": [null,'), "expected a comparison"),
-    ],
-)
-def test_foreign_or_broken_files_are_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "comparison.json"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=message) as caught:
-        load_comparison(path)
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.json: No such file"):
-        load_comparison(tmp_path / "absent.json")
-    (tmp_path / "picture.json").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(InputError, match="it is not text"):
-        load_comparison(tmp_path / "picture.json")

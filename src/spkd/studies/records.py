@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from spkd.errors import InputError
 from spkd.files import write_text_atomically
@@ -37,7 +36,7 @@ class ComparisonRow:
             :class:`~spkd.studies.statistics.PairedComparison` for when there is none.
         p_value: of the two-sided paired t-test against the baseline, under the same condition.
         pairs: how many seeds were run with both, which difference, interval and p-value are of; None where there is no
-            difference, and in files that do not say it.
+            difference.
     """
 
     method: str
@@ -182,42 +181,9 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps(dataclasses.asdict(comparison), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def from_json(text: str, source: str = "comparison") -> Comparison:
-    """Read back what :func:`to_json` wrote; ``source`` is named in errors.
-
-    Fields that this version does not know are passed over, so that a later version's file can be read.
-
-    Raises:
-        InputError: when the text is not JSON, or a field is missing or of another type.
-    """
-    try:
-        return _comparison(json.loads(text, parse_constant=_refuse_constant))
-    except KeyError as error:
-        reason = f"the field {error} is missing"
-    except (ValueError, TypeError, AttributeError) as error:
-        reason = str(error)
-    raise InputError(
-        f"{source}: expected a comparison as `spkd compare` writes it, but {reason}; is it another file, or cut short?"
-    )
-
-
 def save_comparison(comparison: Comparison, path: Path) -> None:
     """Write ``comparison.json`` to ``path``, atomically."""
     write_text_atomically(path, to_json(comparison))
-
-
-def load_comparison(path: Path) -> Comparison:
-    """Read a ``comparison.json``.
-
-    Raises:
-        InputError: when the file cannot be read or does not hold a comparison.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise InputError(f"cannot read {path}: {reason}; expected a comparison.json of `spkd compare`") from error
-    return from_json(text, str(path))
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -241,41 +207,3 @@ def to_csv(comparison: Comparison) -> str:
 def save_csv(comparison: Comparison, path: Path) -> None:
     """Write :func:`to_csv` to ``path``, atomically."""
     write_text_atomically(path, to_csv(comparison))
-
-
-def _comparison(data: Any) -> Comparison:
-    return Comparison(
-        title=str(data["title"]),
-        teacher=dict(data["teacher"]),
-        student=str(data["student"]),
-        data=str(data["data"]),
-        rows=tuple(_row(row) for row in data["rows"]),
-        baseline=str(data["baseline"]),
-        command=str(data["command"]),
-        software={str(name): str(version) for name, version in data["software"].items()},
-    )
-
-
-def _row(data: Any) -> ComparisonRow:
-    interval, pairs = data["interval"], data.get("pairs")
-    return ComparisonRow(
-        method=str(data["method"]),
-        seeds=tuple(int(seed) for seed in data["seeds"]),
-        test_errors=tuple(float(error) for error in data["test_errors"]),
-        val_errors=tuple(float(error) for error in data["val_errors"]),
-        median=float(data["median"]),
-        mean=float(data["mean"]),
-        sem=_optional_float(data["sem"]),
-        difference=_optional_float(data["difference"]),
-        interval=None if interval is None else (float(interval[0]), float(interval[1])),
-        p_value=_optional_float(data["p_value"]),
-        pairs=None if pairs is None else int(pairs),
-    )
-
-
-def _optional_float(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}")
