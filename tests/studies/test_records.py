@@ -1,4 +1,4 @@
-"""Records survive the way to disk and back, and rows that do not fit are refused."""
+"""Records are paired by seed and written as other programs read them, and rows that do not fit are refused."""
 
 from __future__ import annotations
 
