@@ -12,7 +12,8 @@ from spkd.data.images import MemoryImages
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, load_classifier, save_classifier
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.training.prediction import predict
 from spkd.training.saved import load_image

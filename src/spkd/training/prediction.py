@@ -16,7 +16,7 @@ from spkd.data.images import FileImages, Images, MemoryImages
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import is_file, is_folder
-from spkd.models.classifier import load_classifier
+from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.devices import make_fabric
