@@ -446,8 +446,9 @@ def test_another_network_in_the_student_s_place_is_an_error_never_one_that_does_
             module.student = other  # type: ignore[assignment]
     assert torch.equal(module(*batch()).total, before)
     module.add_module("student", network(4))
-    with pytest.raises(InputError, match="student: another network is put in its place"):
-        module(*batch())
+    for use in (module, module.check, module.unused_parameters, module):
+        with pytest.raises(InputError, match="student: another network is put in its place"):
+            use(*batch())
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -143,8 +143,7 @@ class Distiller(nn.Module):
         Raises:
             InputError: a tap fails (see :class:`~spkd.taps.Taps`), or a loss cannot compare what it gets.
         """
-        if not torch.compiler.is_compiling() and self._student_taps.model is not self.student:
-            self._follow(self.student)  # it was put in by add_module, say
+        self._look_for_another()
         student, said, division = self._run(images, remembered)
         return self.objective(student, targets, said, division)  # type: ignore[no-any-return]
 
@@ -212,6 +211,7 @@ class Distiller(nn.Module):
                 gradient with respect to the student's trainable parameters; the line names the term. Or the
                 student's parameters are sharded (``fully_shard``).
         """
+        self._look_for_another()
         refuse_shards(self.student)
         with undisturbed(self, self.student, self._student_taps, images.device):
             student, said, division = self._run(images, remembered)
@@ -226,6 +226,7 @@ class Distiller(nn.Module):
 
         The arguments are those of :meth:`forward`; all is left as it was, as by :meth:`check`.
         """
+        self._look_for_another()
         refuse_shards(self.student)
         trainable = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         with undisturbed(self, self.student, self._student_taps, images.device):
@@ -260,6 +261,11 @@ class Distiller(nn.Module):
         if name == "student" and "_student_taps" in self.__dict__:
             self._follow(value)
         super().__setattr__(name, value)  # type: ignore[arg-type]
+
+    def _look_for_another(self) -> None:
+        """Follow a student that was put in its place by ``add_module``, say."""
+        if not torch.compiler.is_compiling() and self._student_taps.model is not self.student:
+            self._follow(self.student)
 
     def _follow(self, student: object) -> None:
         """Run what is put in the student's place, which may be the student in a wrapper."""

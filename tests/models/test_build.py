@@ -15,11 +15,20 @@ from safetensors.torch import save_file
 from torchvision.models.vision_transformer import VisionTransformer
 
 from spkd.errors import InputError
-from spkd.models.build import BuiltModel, Defaults, HeadMismatch, build_model, is_saved_by_us, model_defaults
+from spkd.models.build import (
+    BuiltModel,
+    Defaults,
+    HeadMismatch,
+    build_model,
+    is_of_library,
+    is_saved_by_us,
+    model_defaults,
+)
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.libraries import adapt
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.weights import match
+from spkd.models.weights_source import loaded_digest
 from spkd.models.wrn import WideResNet
 
 DATA = Normalisation((0.3,), (0.2,))
@@ -297,10 +306,53 @@ def test_asks_a_users_callable_for_its_own_weights(tmp_path: Path, monkeypatch: 
     assert built.trained
     assert all((parameter == 0.5).all() for parameter in built.classifier.network.parameters())
     assert "pretrained" not in built.classifier.info.spec
-    with pytest.raises(InputError, match="its callable has no argument of this name"):
-        build("spkd.models.wrn:WideResNet?depth=10&width=1", weights="pretrained")
-    with pytest.raises(InputError, match="there are none for it"):
+    with pytest.raises(InputError, match="there are no pretrained ones of wrn-10-1"):
         build("wrn-10-1", weights="pretrained")
+
+
+def test_what_a_users_callable_loads_by_itself_is_pretrained_and_random_weights_are_not(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        OWN + "\ndef loads():\n    import torch\n    network = fixed()\n"
+        f"    network.load_state_dict(torch.load({str(tmp_path / 'best.pt')!r}))\n    return network\n"
+    )
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    torch.save(network.state_dict(), tmp_path / "best.pt")
+    spec = f"{tmp_path}/own.py:loads"
+    built = build(spec, 4, weights="pretrained")
+    assert built.trained
+    for name, value in network.state_dict().items():
+        assert torch.equal(built.classifier.network.state_dict()[name], value)
+    before = loaded_digest(spec, "pretrained", 3, 32)
+    assert before == loaded_digest(spec, "pretrained", 3, 32)
+    network[3].bias.data[0] += 1e-6
+    torch.save(network.state_dict(), tmp_path / "best.pt")
+    assert loaded_digest(spec, "pretrained", 3, 32) != before
+    assert loaded_digest(spec, None, 3, 32) is None
+    for random in (f"{tmp_path}/own.py:Supervised", "spkd.models.wrn:WideResNet?depth=10&width=1"):
+        with pytest.raises(InputError, match="its weights are others each time it is called: random ones"):
+            build(random, weights="pretrained")
+
+
+@pytest.mark.parametrize(
+    ("spec", "weights", "is_of"),
+    [
+        ("timm/resnet18", "pretrained", True),
+        ("torchvision/resnet18", "IMAGENET1K_V1", True),
+        ("torchvision/resnet18", "best.pt", False),
+        ("torchvision/resnet18", None, False),
+        ("own.py:fixed", "pretrained", False),
+        ("wrn-10-1", "pretrained", False),
+    ],
+)
+def test_knows_the_weights_of_libraries(spec: str, weights: str | None, is_of: bool) -> None:
+    assert is_of_library(spec, weights) == is_of
+
+
+def test_class_names_are_the_same_however_their_accents_are_written(tmp_path: Path) -> None:
+    built = build("wrn-10-1", ["cafe\u0301", "tee"], channels=1, size=8)
+    save_classifier(built.classifier, tmp_path)
+    assert build(tmp_path, ["caf\u00e9", "tee"], channels=1, size=8).notes == ()
 
 
 @pytest.fixture

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import json
+import math
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,3 +87,37 @@ def test_the_same_classes_are_those_of_one_order(classes: tuple[str, ...], same:
         for names in (("a", "b"), classes)
     )
     assert same_classes(one, other) == same
+
+
+def test_what_is_known_of_a_network_may_be_of_other_kinds_of_numbers() -> None:
+    normalisation = Normalisation(np.float32([0.5, 0.25]), torch.tensor([1, 2]))  # type: ignore[arg-type]
+    assert normalisation == Normalisation((0.5, 0.25), (1.0, 2.0))
+    assert json.dumps([normalisation.mean, normalisation.std]) == "[[0.5, 0.25], [1.0, 2.0]]"
+    info = ModelInfo("wrn-10-1", ["a", "b"], np.int64(3), torch.tensor(8), normalisation)  # type: ignore[arg-type]
+    assert info == ModelInfo("wrn-10-1", ("a", "b"), 3, 8, normalisation)
+    json.dumps([info.classes, info.channels, info.image_size])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("classes", "cat", "classes: expected a list of the classes' names, got 'cat'"),
+        ("classes", (), "classes: expected a list"),
+        ("classes", (1, 2), "classes: expected a list"),
+        ("channels", 0, "channels: expected 1 to 4096, got 0"),
+        ("image_size", 0, "image_size: expected 1 to 65536, got 0"),
+        ("image_size", 10**9, "image_size: expected 1 to 65536, got 1000000000"),
+        ("image_size", math.inf, "image_size: expected a whole number, got inf"),
+        ("image_size", None, "image_size: expected a whole number, got None"),
+    ],
+)
+def test_what_cannot_be_known_of_a_network_is_refused(field: str, value: object, said: str) -> None:
+    known: dict[str, Any] = {"spec": "wrn-10-1", "classes": ("a", "b"), "channels": 3, "image_size": 8}
+    with pytest.raises(InputError, match=said):
+        ModelInfo(**{**known, field: value}, normalisation=Normalisation((0.5,), (0.25,)))
+
+
+def test_a_normalisation_of_no_numbers_is_refused() -> None:
+    for value in (0.5, ("a",), None):
+        with pytest.raises(InputError, match="normalisation: expected a number for each channel as std"):
+            Normalisation((0.5,), value)  # type: ignore[arg-type]

@@ -249,6 +249,27 @@ def test_code_that_answers_otherwise_than_when_it_was_saved_is_noticed(
     build_model(spec, classes=["a", "b"], channels=3, image_size=8, normalisation=HALF, weights=weights)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"format": 99}, "its format is 99, and this version reads 1"),
+        ({"image_size": 0}, "image_size: expected 1 to 65536, got 0"),
+        ({"image_size": 1e999}, "image_size: expected a whole number, got inf"),
+        ({"classes": "ab"}, "classes: expected a list of the classes' names"),
+        ({"normalisation": {"mean": 0.5, "std": [1]}}, "a number for each channel as mean, got 0.5"),
+        ({"classes": ["a"]}, "model.json names 1 classes, and the network has another head"),
+    ],
+)
+def test_a_description_that_was_edited_is_one_line(changed: dict[str, object], said: str, tmp_path: Path) -> None:
+    saved_own(tmp_path)
+    (tmp_path / "own.py").write_text(OWN.replace("nn.Linear(6, num_classes)", "nn.Linear(6, 2)"))
+    description = tmp_path / "saved" / "model.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), **changed}))
+    with pytest.raises(InputError, match=said) as caught:
+        load_classifier(tmp_path / "saved")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_model_without_a_kept_answer_loads(tmp_path: Path) -> None:
     saved_own(tmp_path)
     (tmp_path / "own.py").write_text(OWN.replace(".mean((2, 3))", ".amax((2, 3))"))

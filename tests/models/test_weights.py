@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spkd.errors import InputError
-from spkd.models.weights import load, match, read_tensors
+from spkd.models.weights import load, match, read_checkpoint, read_tensors
 
 
 def network(classes: int = 3) -> nn.Module:
@@ -72,6 +72,19 @@ def test_reads_each_format(tmp_path: Path, state: dict[str, Tensor]) -> None:
     save_file(state, tmp_path / "misnamed.pt")
     for path in tmp_path.iterdir():
         assert same(read_tensors(path), state), path
+
+
+def test_the_moving_average_is_taken_where_a_training_has_left_one(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    raw = {name: value + 1 for name, value in state.items()}
+    for name, key, beside in (("timm", "state_dict_ema", "state_dict"), ("reference", "model_ema", "model")):
+        torch.save({beside: raw, key: state, "epoch": 3}, tmp_path / f"{name}.pth")
+        tensors, notes = read_checkpoint(tmp_path / f"{name}.pth")
+        assert same(tensors, state)
+        assert notes == (f"weights: the moving average in the file, '{key}', is used, not '{beside}'",)
+    torch.save({"model": raw, "model_ema": {"decay": 0.9}}, tmp_path / "none.pth")
+    tensors, notes = read_checkpoint(tmp_path / "none.pth")
+    assert same(tensors, raw)
+    assert notes == ()
 
 
 def test_never_runs_code(tmp_path: Path, state: dict[str, Tensor]) -> None:

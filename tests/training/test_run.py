@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torchvision import models
 
 import spkd
 from spkd.data.augment import resize
@@ -502,6 +503,42 @@ def write_noise(data: Path) -> None:
         folder = data / f"class {index % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(numbers.integers(0, 256, (12, 15, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+
+
+def test_the_head_of_a_library_s_weights_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They tell ImageNet's classes apart, which nobody asks for by giving other images."""
+    made = models.shufflenet_v2_x0_5()
+    monkeypatch.setattr("spkd.models.libraries.make_pretrained", lambda *arguments: made)
+    write_noise(tmp_path / "pictures")
+    data = DataOptions(str(tmp_path / "pictures"), image_size=32)
+    setup = set_up(Request(model="torchvision/shufflenet_v2_x0_5", weights="pretrained", data=data))
+    said = "the head of 1000 classes was replaced by a new one of 2, with random weights"
+    assert any(note.endswith(said) for note in setup.notes)
+    assert setup.recipe.name == "finetune"
+    found, expected = setup.student.network.state_dict(), made.state_dict()
+    assert found["fc.weight"].shape == (2, 1024)
+    assert all(torch.equal(found[name], value) for name, value in expected.items() if not name.startswith("fc."))
+
+
+def test_weights_that_a_callable_loads_are_part_of_run_and_tape(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "best.pt"
+    torch.save(load_file(teacher / "student" / "model.safetensors"), weights)
+    (tmp_path / "own.py").write_text(
+        f"import sys, torch\nsys.path.insert(0, {str(Path(tiny.partition(':')[0]).parent)!r})\n"
+        "from tiny import Tiny\n\ndef loads():\n    network = Tiny(width=16)\n"
+        f"    network.load_state_dict(torch.load({str(weights)!r}))\n    return network\n"
+    )
+    request = replace(distillation(tiny, teacher), teacher=f"{tmp_path}/own.py:loads", teacher_weights="pretrained")
+    tape = Runtime("cpu", tape=str(tmp_path / "tape"))
+    result = run(request, tmp_path / "run", tape, Silent())
+    assert result is not None
+    assert result["teacher"]["val_error"] == json.loads((teacher / "result.json").read_text())["val_error"]
+    before = set_up(request).identity()
+    state = load_file(teacher / "student" / "model.safetensors")
+    torch.save({name: 2 * value if name.endswith("weight") else value for name, value in state.items()}, weights)
+    assert set_up(request).identity() != before
+    with pytest.raises(InputError, match=r"was recorded with other weights of the teacher.*\(teacher_weights_loaded\)"):
+        run(request, tmp_path / "again", tape, Silent())
 
 
 def test_what_is_seen_of_a_large_image_can_be_chosen(tmp_path: Path) -> None:

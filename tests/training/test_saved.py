@@ -107,7 +107,7 @@ def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path,
         normalisation=f"{own.mean[0]}/{own.std[0]}",
     )
     assert measured.top1_error == pytest.approx(json.loads((teacher / "result.json").read_text())["test_error"])
-    with pytest.raises(InputError, match="Tiny has random weights: give --weights"):
+    with pytest.raises(InputError, match="Tiny has random weights, as far as is known: give --weights"):
         evaluate_saved(tiny, DataOptions(), split="test", teacher=None, accelerator="cpu", say=said.append)
     with pytest.raises(InputError, match=r"with .*best\.pt tells 10 classes apart, three has 3"):
         evaluate_saved(
@@ -193,6 +193,19 @@ def test_images_are_seen_as_the_model_was_made_to_see_them(height: int, view: st
     alone = [load_image(path, info) for path in (tmp_path / "three").rglob("*.png")]
     for image in seen(view):
         assert sum(torch.equal(one[0], image) for one in alone) == 1
+
+
+def test_a_network_that_fails_on_the_images_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "import torch\n\nclass Own(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.head = torch.nn.Linear(64, 10)\n\n    def forward(self, images):\n"
+        "        assert len(images) < 9, 'too many'\n        return self.head(images.flatten(1)[:, :64])\n"
+    )
+    torch.save(torch.nn.ModuleDict({"head": torch.nn.Linear(64, 10)}).state_dict(), tmp_path / "best.pt")
+    spec, weights = f"{tmp_path}/own.py:Own", str(tmp_path / "best.pt")
+    line = r"own\.py:Own: it fails on images of 8 × 8 pixels: AssertionError: too many$"
+    with pytest.raises(InputError, match=line):
+        evaluate_saved(spec, DataOptions(), split="test", teacher=None, accelerator="cpu", say=print, weights=weights)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from torch import nn
 from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models import libraries
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, composed
 from spkd.models.network import HeadMismatch, count_logits, replace_head
 from spkd.models.saved_model import check_answer, read_info
 from spkd.models.spec import Architecture, construct, requires, takes, with_classes
 from spkd.models.weights import Match, load, match
-from spkd.models.weights_source import Origin, Weights, find_origin, metadata, read_weights
+from spkd.models.weights_source import Origin, Weights, find_origin, metadata, read_weights, weights_names
 
 # A network that cannot be made without a number of classes is made with this one, to be held against the weights.
 _TRIAL_CLASSES = 10
@@ -27,6 +27,7 @@ __all__ = [
     "HeadMismatch",
     "build_model",
     "has_foreign_weights",
+    "is_of_library",
     "is_saved_by_us",
     "model_defaults",
 ]
@@ -88,6 +89,13 @@ def has_foreign_weights(spec: str, weights: str | None) -> bool:
     return origin.info is not None and origin.described is None
 
 
+def is_of_library(spec: str, weights: str | None) -> bool:
+    """Return whether the weights are pretrained ones of torchvision or timm."""
+    origin = find_origin(spec, weights)
+    named = ("pretrained", *weights_names(origin.architecture))
+    return origin.architecture.source in ("torchvision", "timm") and origin.weights in named
+
+
 def is_saved_by_us(spec: str, weights: str | None) -> bool:
     """Return whether the weights are those of a saved model, whose ``model.json`` says what they were trained with."""
     return find_origin(spec, weights).described is not None
@@ -118,8 +126,8 @@ def build_model(
         image_size: side length of the images.
         normalisation: the data's, used where the weights have none of their own.
         weights: None for random ones (a folder's own, for a folder), "pretrained" for the library's default
-            ones, the name of weights of torchvision, or a file. For a user's callable, "pretrained" passes
-            ``pretrained=True`` to it, if its signature has that.
+            ones, the name of weights of torchvision, or a file. For a user's callable, "pretrained" means those that
+            it loads by itself, called with ``pretrained=True`` if its signature has that.
         own_normalisation: what the network was trained with, where that is known better than by its weights.
         view: what it is made to see of an image, see :class:`~spkd.models.classifier.ModelInfo`.
         replace_head: where the head does not fit the classes, put a new, random one in its place.
@@ -217,7 +225,7 @@ class _Builder:
         # One for another image size may have had its position embeddings resized.
         if source.folder is not None and own is None and read_info(source.folder).image_size == self.image_size:
             check_answer(network, source.folder)
-        return network, outputs, [*notes, *found.notes]
+        return network, outputs, [*source.notes, *notes, *found.notes]
 
     def fit_head(self, network: nn.Module, outputs: int) -> str:
         """Replace a head of the wrong size, which the constructor does not let be chosen."""
@@ -285,6 +293,7 @@ def _numbers(normalisation: Normalisation) -> str:
 
 def _named_differently(own: Sequence[str], classes: Sequence[str]) -> bool:
     """Return whether as many classes have other names, or another order; letter case and punctuation do not count."""
+    own, classes = composed(own), composed(classes)
     if sorted(own) == sorted(classes):
         return list(own) != list(classes)
     numbers = [str(number) for number in range(len(classes))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +31,14 @@ class Normalisation:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            try:
+                values = tuple(float(value) for value in getattr(self, name))
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    f"normalisation: expected a number for each channel as {name}, got {getattr(self, name)!r}."
+                ) from error
+            object.__setattr__(self, name, values)
         if not self.mean or len(self.mean) != len(self.std):
             raise InputError(
                 f"normalisation: expected as many means as deviations, got {len(self.mean)} and {len(self.std)}."
@@ -54,7 +64,7 @@ class ModelInfo:
             ``image_size`` before cutting; None where that is not known.
 
     Raises:
-        InputError: for another view.
+        InputError: for another view, no classes, or a number of channels or a size that there is none of.
     """
 
     spec: str
@@ -65,6 +75,19 @@ class ModelInfo:
     view: Literal["whole", "centre"] | None = None
 
     def __post_init__(self) -> None:
+        classes: object = self.classes
+        if not isinstance(classes, list | tuple) or not classes or not all(isinstance(one, str) for one in classes):
+            raise InputError(f"classes: expected a list of the classes' names, got {classes!r}.")
+        object.__setattr__(self, "classes", tuple(classes))
+        for name, least, most in (("channels", 1, 4096), ("image_size", 1, 65536)):
+            value = getattr(self, name)
+            try:
+                number = operator.index(value)
+            except TypeError as error:
+                raise InputError(f"{name}: expected a whole number, got {value!r}.") from error
+            if not least <= number <= most:
+                raise InputError(f"{name}: expected {least} to {most}, got {number}.")
+            object.__setattr__(self, name, number)
         if self.view not in ("whole", "centre", None):
             raise InputError(f"view: expected 'whole' or 'centre', or None where it is not known, got {self.view!r}.")
 
@@ -132,7 +155,16 @@ class Classifier(nn.Module):
 
 def same_classes(one: Classifier, other: Classifier) -> bool:
     """Return whether two networks tell the same classes apart, in the same order."""
-    return one.info.classes == other.info.classes
+    return composed(one.info.classes) == composed(other.info.classes)
+
+
+def composed(names: Sequence[str]) -> list[str]:
+    """Return names with accents as part of the letters, which some systems write as letters of their own.
+
+    >>> composed(["cafe\u0301"]) == composed(["caf\u00e9"])
+    True
+    """
+    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:

@@ -74,7 +74,7 @@ def _grey_logits(network: nn.Module, spec: str, channels: int, image_size: int) 
             logits = logits_of(network(images))
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"model {spec}: it cannot run on an image of {images.shape[1]}x{image_size}x{image_size} "
                 f"({one_line(error)}); try another --image_size or another model."

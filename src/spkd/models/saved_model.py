@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spkd.errors import InputError
 from spkd.files import is_file, is_folder, is_there, sha256, write_bytes_atomically, write_text_atomically
 from spkd.imports import is_of_python
-from spkd.models.answers import agree, answer, steady_answer
+from spkd.models.answers import KEPT, agree, answer, steady_answer
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.network import count_logits, input_channels
 from spkd.models.spec import names_architecture, parse_spec, rebuild
@@ -156,6 +156,10 @@ def check_answer(network: nn.Module, saved: Path) -> None:
     if told is None:
         return
     now = answer(network, input_channels(network, info.channels, info.image_size), info.image_size)
+    if now is not None and len(now) != min(KEPT, len(info.classes)):
+        raise InputError(
+            f"model {saved}: model.json names {len(info.classes)} classes, and the network has another head."
+        )
     if now is not None and not agree(told, now):
         raise InputError(
             f"model {saved}: with its weights, {info.spec} answers otherwise now than when it was saved: its code or a "
@@ -194,18 +198,17 @@ def _description(folder: Path) -> tuple[ModelInfo, tuple[float, ...] | None]:
     path = folder / "model.json"
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        normalisation = Normalisation(
-            mean=tuple(float(value) for value in content["normalisation"]["mean"]),
-            std=tuple(float(value) for value in content["normalisation"]["std"]),
-        )
+        if content["format"] != _FORMAT:
+            raise ValueError(f"its format is {content['format']!r}, and this version reads {_FORMAT}")
+        normalisation = Normalisation(content["normalisation"]["mean"], content["normalisation"]["std"])
         spec = _where_it_lies(str(content["spec"]), folder)
         if is_of_python(spec):
             raise ValueError(f"its spec {spec!r} names no network but a part of Python")
         info = ModelInfo(
             spec=spec,
-            classes=tuple(str(name) for name in content["classes"]),
-            channels=int(content["channels"]),
-            image_size=int(content["image_size"]),
+            classes=content["classes"],
+            channels=content["channels"],
+            image_size=content["image_size"],
             normalisation=normalisation,
             view=content.get("view"),
         )

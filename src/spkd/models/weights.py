@@ -19,6 +19,7 @@ from spkd.files import is_file, is_folder
 
 _PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
 _INSIDE = ("state_dict", "model", "model_state_dict", "net")
+_AVERAGED = ("state_dict_ema", "model_ema")
 _BLOCKED = re.compile(r"GLOBAL ([\w.]+)")
 # Batch norms count batches since PyTorch 0.4.1; older files lack the counts, which evaluation does not use.
 _COUNTER = "num_batches_tracked"
@@ -29,19 +30,32 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: a safetensors file, or one of ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``, ``.bin``) that holds
-            a state dict by itself or under ``state_dict``, ``model``, ``model_state_dict`` or ``net``.
+            a state dict by itself or under ``state_dict_ema``, ``model_ema``, ``state_dict``, ``model``,
+            ``model_state_dict`` or ``net``.
             The content decides, not the name.
 
     Raises:
         InputError: when there is no such file, or it is truncated, something else, or a pickle with Python
             objects in it that only running code could restore.
     """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the same as :func:`read_tensors`, and lines to say of it.
+
+    Where a training has left the moving average of its weights beside them (timm, torchvision), that is taken: it is
+    what such a training is judged by.
+    """
     content = _read(path)
     if isinstance(content, Mapping):
-        inside = next((content[key] for key in _INSIDE if _holds_tensors(content.get(key))), content)
+        key = next((key for key in (*_AVERAGED, *_INSIDE) if _holds_tensors(content.get(key))), None)
+        inside = content if key is None else content[key]
         tensors = {str(key): value for key, value in inside.items() if isinstance(value, Tensor)}
         if tensors:
-            return tensors
+            others = [repr(other) for other in _INSIDE if key in _AVERAGED and _holds_tensors(content.get(other))]
+            said = f"weights: the moving average in the file, {key!r}, is used, not {' nor '.join(others)}"
+            return tensors, (said,) if others else ()
         found = ", ".join(map(repr, list(content)[:5])) or "nothing"
     else:
         found = f"a {type(content).__name__}"

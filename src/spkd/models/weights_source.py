@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from spkd.errors import InputError, nearest
@@ -13,8 +15,8 @@ from spkd.files import is_file, is_folder, is_there
 from spkd.models import libraries
 from spkd.models.classifier import ModelInfo, Normalisation
 from spkd.models.saved_model import find_meant, not_saved, read_info
-from spkd.models.spec import Architecture, construct, names_architecture, parse_spec, takes
-from spkd.models.weights import read_tensors
+from spkd.models.spec import Architecture, construct, names_architecture, parse_spec
+from spkd.models.weights import read_checkpoint, read_tensors
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Weights:
     normalisation: Normalisation | None
     classes: tuple[str, ...] | None
     folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def find_origin(spec: str, weights: str | None) -> Origin:
@@ -68,7 +71,7 @@ def metadata(architecture: Architecture, weights: str) -> libraries.Pretrained |
     """
     if architecture.source == "wrn" or architecture.source == "callable":
         return None
-    named = weights in _weights_names(architecture)
+    named = weights in weights_names(architecture)
     if weights != "pretrained" and not named:
         _check_file(architecture, weights)
     return libraries.pretrained(architecture.source, architecture.name, weights if named else None)
@@ -90,11 +93,12 @@ def read_weights(origin: Origin, channels: int, image_size: int) -> Weights | No
     known = metadata(architecture, weights)
     normalisation = Normalisation(known.mean, known.std) if known is not None else None
     classes = known.classes if known is not None else None
-    if weights == "pretrained" or weights in _weights_names(architecture):
+    if weights == "pretrained" or weights in weights_names(architecture):
         network = _pretrained(architecture, known, channels, image_size)
         return Weights(f"weights {weights!r}", network.state_dict(), normalisation, classes)
     _check_file(architecture, weights)
-    return Weights(weights, read_tensors(Path(weights)), normalisation, classes)
+    tensors, notes = read_checkpoint(Path(weights))
+    return Weights(weights, tensors, normalisation, classes, notes=notes)
 
 
 def _pretrained(
@@ -107,29 +111,54 @@ def _pretrained(
                 f"weights: {architecture.source} has no pretrained weights of {architecture.name}; give a file."
             )
         return libraries.make_pretrained(architecture.source, architecture.name, architecture.arguments, known)
-    if not takes(architecture, "pretrained"):
-        reason = (
-            "there are none for it" if architecture.source == "wrn" else "its callable has no argument of this name"
-        )
+    if architecture.source == "wrn":
         raise InputError(
-            f"weights: 'pretrained' cannot be had of {architecture.spec} ({reason}); give a file, or a "
-            "run folder as the model."
+            f"weights: there are no pretrained ones of {architecture.spec}; give a file, or a run folder as the model."
         )
-    return construct(architecture, classes=None, channels=channels, image_size=image_size, pretrained=True)
+    network, again = (
+        construct(architecture, classes=None, channels=channels, image_size=image_size, pretrained=True)
+        for _ in range(2)
+    )
+    if _is_random(network, again):
+        raise InputError(
+            f"weights: 'pretrained' are those that {architecture.spec} loads by itself (when called with "
+            "pretrained=True, if it has that parameter), and its weights are others each time it is called: random "
+            "ones. Give a file, or have it load them."
+        )
+    return network
+
+
+def _is_random(network: nn.Module, again: nn.Module) -> bool:
+    """Return whether two networks that were made alike have no matrix or filter in common."""
+    pairs = zip(network.parameters(), again.parameters(), strict=True)
+    return not any(one.dim() > 1 and torch.equal(one, other) for one, other in pairs)
+
+
+def loaded_digest(spec: str, weights: str | None, channels: int, image_size: int) -> str | None:
+    """Return a hash of the weights that a user's callable loads by itself; None where it is not asked to."""
+    origin = find_origin(spec, weights)
+    if origin.architecture.source != "callable" or origin.weights != "pretrained":
+        return None
+    digest = hashlib.sha256()
+    for name, value in _pretrained(origin.architecture, None, channels, image_size).state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_file(architecture: Architecture, weights: str) -> None:
     """Check that weights which are no known name are a file."""
     if is_there(weights):
         return
-    known = ["pretrained", *_weights_names(architecture)]
+    known = ["pretrained", *weights_names(architecture)]
     raise InputError(
         f"weights: there is no file {weights}; expected a .safetensors, .pt, .pth or .ckpt file, or one of "
         f"{', '.join(known)}.{nearest(weights, known)}"
     )
 
 
-def _weights_names(architecture: Architecture) -> tuple[str, ...]:
+def weights_names(architecture: Architecture) -> tuple[str, ...]:
+    """Return the names that the architecture's library has for weights of it, beside "pretrained"."""
     if architecture.source == "wrn" or architecture.source == "callable":
         return ()
     return libraries.weights_names(architecture.source, architecture.name)

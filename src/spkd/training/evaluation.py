@@ -229,6 +229,6 @@ def check_finite(network: str, logits: Tensor) -> None:
     """Refuse logits of which one is not finite; ``network`` is named in the error."""
     if not bool(logits.isfinite().all()):
         raise InputError(
-            f"{network}: expected finite logits, got NaN or infinity; its weights are broken or the precision "
-            "is too low for it: try --precision 32-true"
+            f"{network}: expected finite logits, got NaN or infinity; its weights are broken, or the --precision that "
+            "it was trained in was too low for it"
         )

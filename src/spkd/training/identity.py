@@ -15,6 +15,7 @@ from spkd.losses.methods import term_names
 from spkd.models.build import has_foreign_weights
 from spkd.models.saved_model import description_digest, find_meant, read_info
 from spkd.models.spec import names_architecture
+from spkd.models.weights_source import loaded_digest
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe
 
@@ -32,6 +33,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         "teacher_files": files,
         **if_given("teacher_normalisation", request.teacher_normalisation),
         **foreign_weights("teacher_weights", request.teacher, request.teacher_weights),
+        **loaded_weights("teacher_weights", request.teacher, request.teacher_weights, data, image_size),
         "images": data.fingerprint(),
         **unlabelled_images(data),
         "image_size": image_size,
@@ -53,6 +55,14 @@ def foreign_weights(option: str, spec: str | None, weights: str | None) -> dict[
     """
     foreign = spec is not None and weights is not None and has_foreign_weights(spec, weights)
     return {f"{option}_from": "elsewhere"} if foreign else {}
+
+
+def loaded_weights(
+    option: str, spec: str | None, weights: str | None, data: ImageData, image_size: int
+) -> dict[str, str]:
+    """Return a hash of the weights that a user's callable loads by itself: nothing elsewhere."""
+    digest = None if spec is None else loaded_digest(spec, weights, data.channels, image_size)
+    return if_given(f"{option}_loaded", digest)
 
 
 def unlabelled_images(data: ImageData) -> dict[str, str]:

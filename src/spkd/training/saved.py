@@ -18,10 +18,10 @@ from spkd.data.images import ImageData, Images, joined
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
-from spkd.errors import InputError
+from spkd.errors import InputError, one_line
 from spkd.files import is_folder
 from spkd.models.build import HeadMismatch, build_model, model_defaults
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, same_classes
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, composed, same_classes
 from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.devices import make_fabric
@@ -88,7 +88,12 @@ def evaluate_saved(
     if beside is not None and beside.info.image_size != size:
         made = beside.info.image_size
         say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
-    return evaluate(classifier.to(device), batches, data.classes, None if beside is None else beside.to(device))
+    try:
+        return evaluate(classifier.to(device), batches, data.classes, None if beside is None else beside.to(device))
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a user's own network
+        raise InputError(f"model {network}: it fails on images of {size} × {size} pixels: {one_line(error)}") from error
 
 
 def _built(
@@ -119,7 +124,10 @@ def _built(
             differing = f"tells other classes apart than those of {data.name}"
         raise InputError(f"{spec} with {weights} {differing}") from error
     if not built.trained:
-        raise InputError(f"{spec} has random weights: give --weights FILE (or 'pretrained'), or a saved model's folder")
+        raise InputError(
+            f"{spec} has random weights, as far as is known: give --weights FILE, or 'pretrained' for the library's or "
+            "for those that your own callable loads, or a saved model's folder"
+        )
     for note in built.notes:
         say(note)
     return built.classifier
@@ -236,7 +244,7 @@ def _split(data: ImageData, split: str) -> Images:
 
 
 def _check_classes(classifier: Classifier, data: ImageData) -> None:
-    ours, theirs = classifier.info.classes, data.classes
+    ours, theirs = composed(classifier.info.classes), composed(data.classes)
     if len(ours) != len(theirs):
         raise InputError(f"the network tells {len(ours)} classes apart, {data.name} has {len(theirs)}")
     if differing := [f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b]:

@@ -22,7 +22,7 @@ from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
-from spkd.models.build import BuiltModel, build_model, model_defaults
+from spkd.models.build import BuiltModel, build_model, is_of_library, model_defaults
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant
@@ -36,6 +36,7 @@ from spkd.training.identity import (
     file_hashes,
     foreign_weights,
     if_given,
+    loaded_weights,
     tape_identity,
     unlabelled_images,
     with_absolute_code,
@@ -153,8 +154,16 @@ class Setup:
             **unlabelled_images(data),
             **foreign_weights("weights", self.request.model, self.request.weights),
             **foreign_weights("teacher_weights", self.request.teacher, self.request.teacher_weights),
+            **self._loaded_weights(),
         }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+    def _loaded_weights(self) -> dict[str, str]:
+        request = self.request
+        return {
+            **loaded_weights("weights", request.model, request.weights, self.data, self.image_size),
+            **loaded_weights("teacher_weights", request.teacher, request.teacher_weights, self.data, self.image_size),
+        }
 
 
 def pinned(request: Request, setup: Setup) -> Request:
@@ -197,7 +206,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         weights=request.weights,
         own_normalisation=read_normalisation("normalisation", request.normalisation, request.model, request.weights),
         view=data.view,
-        replace_head=request.replace_head,
+        replace_head=request.replace_head or is_of_library(request.model, request.weights),
     )
     notes += student.notes
     recipe = _recipe(request, data, student.trained, notes)
@@ -316,8 +325,8 @@ def _teacher(request: Request, data: ImageData, image_size: int, normalisation: 
     if not built.trained:
         folder = f"./{spec} for the folder of that name" if is_folder(spec) else "such as `spkd train` writes"
         raise InputError(
-            f"--teacher {spec} has random weights, and there is nothing to learn from it: give --teacher_weights "
-            f"FILE (or 'pretrained'), or a run folder as --teacher, {folder}"
+            f"--teacher {spec} has random weights, as far as is known: give --teacher_weights FILE, or 'pretrained' "
+            f"for the library's or for those that your own callable loads, or a run folder as --teacher, {folder}"
         )
     return built
 

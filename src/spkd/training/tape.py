@@ -22,6 +22,7 @@ from spkd.files import reserve, write_text_atomically
 FORMAT = 1
 _HASHED = {
     "teacher_files": "with other weights or code of the teacher",
+    "teacher_weights_loaded": "with other weights of the teacher",
     "images": "of other images",
     "unlabelled": "of other images without a label",
 }
