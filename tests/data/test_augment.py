@@ -163,3 +163,29 @@ def test_the_aspect_of_a_random_part_is_log_uniform():
     parts = [_draw_part(4000, 4000, random.Random(seed)) for seed in range(4000)]
     aspects = sorted(math.log(width / height) for _, _, height, width in parts)
     assert abs(aspects[2000]) < 0.015  # uniform it would be 0.041
+
+
+def test_a_random_part_lies_anywhere_and_its_area_is_uniform():
+    parts = [_draw_part(4000, 4000, random.Random(seed)) for seed in range(10_000)]
+    places = [
+        (top / (4000 - height), left / (4000 - width))
+        for top, left, height, width in parts
+        if max(height, width) < 4000
+    ]
+    for offsets in zip(*places, strict=True):
+        assert sum(offsets) / len(offsets) == pytest.approx(0.5, abs=0.012)  # 4 standard errors
+        assert min(offsets) < 0.01
+        assert max(offsets) > 0.99
+    assert abs(torch.corrcoef(torch.tensor(places).T)[0, 1]) < 0.04
+    # An area up to 3/4 fits at every aspect, so that none of those is drawn again.
+    areas = [height * width / 4000**2 for _, _, height, width in parts]
+    small = [area for area in areas if area < 0.75]
+    assert sum(small) / len(small) == pytest.approx(0.55, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "part"),
+    [(1, 300, (0, 149, 1, 1)), (300, 1, (149, 0, 1, 1)), (30, 300, (0, 130, 30, 40)), (300, 30, (130, 0, 40, 30))],
+)
+def test_of_an_image_too_long_for_any_part_the_middle_is_shown(height, width, part):
+    assert all(_draw_part(height, width, random.Random(seed)) == part for seed in range(5))

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from sklearn import datasets
 
@@ -42,5 +43,10 @@ def test_the_split_is_stratified():
         assert ((torch.bincount(part.targets) - expected).abs() <= 1.5).all()
 
 
-def test_the_split_is_the_same_at_every_call():
-    assert torch.equal(load_digits().test.pixels, load_digits().test.pixels)
+def test_the_normalisation_is_that_of_the_training_images_alone():
+    digits = load_digits()
+    seen = digits.train.pixels.numpy() / 255
+    everything = np.round(datasets.load_digits().images * (255 / 16)) / 255
+    ours = (*digits.normalisation_mean, *digits.normalisation_std)
+    assert ours == pytest.approx((seen.mean(), seen.std()), abs=5.1e-5)
+    assert ours != pytest.approx((everything.mean(), everything.std()), abs=2e-4)

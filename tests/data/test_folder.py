@@ -109,7 +109,9 @@ class TestPixels:
         assert (data.native_size, data.channels, data.flip) == (12, 3, True)
         expected = np.asarray(Image.open(folder / "train" / "b" / "002.png"))
         np.testing.assert_array_equal(data.train.image(6).permute(1, 2, 0).numpy(), expected)
-        assert data.normalisation_mean != (0.485, 0.456, 0.406)
+        seen = np.stack([np.asarray(Image.open(path)) for path in sorted((folder / "train").rglob("*.png"))]) / 255
+        assert data.normalisation_mean == pytest.approx(seen.mean((0, 1, 2)), abs=5.1e-5)
+        assert data.normalisation_std == pytest.approx(seen.std((0, 1, 2)), abs=5.1e-5)
 
     def test_other_images_stay_in_files(self, make_folder):
         data = load_folder(make_folder({"train/a": 4, "train/b": 4, "test/a": 1}, size=None, suffix=".jpg"))

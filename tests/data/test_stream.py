@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spkd.data.images import MemoryImages
+from spkd.data.images import FileImages, MemoryImages
 from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.errors import InputError
 
@@ -89,6 +89,17 @@ class TestDeterminism:
         large = {int(t): v for vs, ts in stream(images, 50).epoch(0) for v, t in zip(vs, ts, strict=True)}
         assert all(torch.equal(small[label], large[label]) for label in large)
 
+    @pytest.mark.parametrize("kind", ["memory", "files"])
+    def test_another_seed_shows_other_views_and_not_only_another_order(self, kind, file_images):
+        images = memory_images() if kind == "memory" else FileImages(file_images.paths, torch.arange(7))
+        first, other = (
+            {int(t): v for vs, ts in stream(images, 4, seed=seed).epoch(0) for v, t in zip(vs, ts, strict=True)}
+            for seed in (0, 1)
+        )
+        common = first.keys() & other.keys()
+        equal = sum(torch.equal(first[label], other[label]) for label in common)
+        assert equal < len(common) / 4 if kind == "memory" else equal == 0  # in memory there are 50 views of each
+
     @pytest.mark.parametrize("start", [0, 2])
     @pytest.mark.parametrize("part", [(0, 1), (1, 2)])
     def test_batches_made_together_are_those_made_one_by_one(self, start, part, monkeypatch):
@@ -138,8 +149,6 @@ class TestContents:
 
     def test_the_label_stays_with_its_file(self, tmp_path: Path):
         from PIL import Image
-
-        from spkd.data.images import FileImages
 
         paths = []
         for label in range(9):

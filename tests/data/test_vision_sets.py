@@ -1,3 +1,4 @@
+import itertools
 import pickle
 
 import numpy as np
@@ -9,6 +10,31 @@ from torchvision import datasets
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.vision_sets import VISION_SETS, load_vision_set
 from spkd.errors import InputError
+
+BY_TRAIN = {"train": True}, None, {"train": False}
+IN_TWO, IN_THREE = [({"split": "train"}, val, {"split": "test"}) for val in (None, {"split": "val"})]
+SETS = {
+    "cifar10": (*BY_TRAIN, True),
+    "cifar100": (*BY_TRAIN, True),
+    "country211": ({"split": "train"}, {"split": "valid"}, {"split": "test"}, True),
+    "dtd": (*IN_THREE, True),
+    "eurosat": ({}, None, None, True),
+    "fashionmnist": (*BY_TRAIN, True),
+    "fgvcaircraft": (*IN_THREE, True),
+    "flowers102": (*IN_THREE, True),
+    "food101": (*IN_TWO, True),
+    "gtsrb": (*IN_TWO, False),
+    "imagenette": ({"split": "train"}, None, {"split": "val"}, True),
+    "kmnist": (*BY_TRAIN, False),
+    "mnist": (*BY_TRAIN, False),
+    "oxfordiiitpet": ({"split": "trainval"}, None, {"split": "test"}, True),
+    "stanfordcars": (*IN_TWO, True),
+    "stl10": (*IN_TWO, True),
+    "sun397": ({}, None, None, True),
+    "svhn": (*IN_TWO, False),
+}
+"""What makes torchvision give training, validation and test images; whether those and their mirror images are of one
+class: letters, digits and road signs are not."""
 
 
 def write_cifar10(root, per_batch=20):
@@ -52,6 +78,9 @@ def test_cifar10(tmp_path):
         assert isinstance(part, MemoryImages)
         assert torch.equal(part.pixels[:, 0, 0, 0].long(), part.targets)
         assert part.pixels[:, 1:, 0, 0].unique(dim=0).tolist() == [[100, 200]]
+    seen = data.train.pixels.numpy() / 255
+    assert data.normalisation_mean == pytest.approx(seen.mean((0, 2, 3)), abs=5.1e-5)
+    assert data.normalisation_std == pytest.approx(seen.std((0, 2, 3)), abs=5.1e-5)
 
 
 def test_dtd(tmp_path):
@@ -149,9 +178,19 @@ def test_a_missing_set_says_what_where_and_how(tmp_path, name):
         assert part in line
 
 
-@pytest.mark.parametrize("name", sorted(VISION_SETS))
-def test_torchvision_has_every_set(name):
-    assert hasattr(datasets, VISION_SETS[name].class_name)
+def test_every_set_is_known():
+    assert set(VISION_SETS) == set(SETS)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_s_splits_are_those_of_torchvision(name, tmp_path):
+    of_set, (*splits, flip) = VISION_SETS[name], SETS[name]
+    assert [of_set.train, of_set.val, of_set.test, of_set.flip] == [*splits, flip]
+    given = [arguments for arguments in splits if arguments is not None]
+    assert all(one != other for one, other in itertools.combinations(given, 2))
+    for arguments in given:
+        with pytest.raises(RuntimeError, match="not found"):  # of arguments that it does not take, another error
+            getattr(datasets, of_set.class_name)(tmp_path, **arguments)
 
 
 def test_a_damaged_set_is_one_line(tmp_path):

@@ -53,6 +53,13 @@ def test_other_forms_are_refused_by_the_option_s_name(text: str, reason: str) ->
         read_normalisation("teacher_normalisation", text, "wrn-16-1", None)
 
 
+def test_a_new_network_is_given_that_of_its_training_images(tiny: str) -> None:
+    setup = set_up(Request(model=tiny))
+    seen = setup.data.train.pixels.numpy() / 255  # type: ignore[attr-defined]
+    own = setup.student.info.normalisation
+    assert (*own.mean, *own.std) == pytest.approx((seen.mean(), seen.std()), abs=5.1e-5)
+
+
 @pytest.fixture(scope="module")
 def request_of_files(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Request:
     """A student that begins with weights in a file, and a teacher with others: nothing says what they were made for."""
