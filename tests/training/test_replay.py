@@ -17,9 +17,8 @@ from spkd import load_model
 from spkd.data.images import Images
 from spkd.data.options import DataOptions
 from spkd.data.seeds import mixed_seed
-from spkd.data.stream import evaluation_batches
+from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.distiller import Distiller
-from spkd.training.batches import make_stream
 from spkd.training.options import Request, Runtime
 from spkd.training.run import run
 from spkd.training.setup import set_up
@@ -93,7 +92,8 @@ def test_a_run_equals_a_plain_loop(
     student, teaching, images = setup.student, setup.teacher, setup.data
     assert teaching is not None
     assert images.test is not None
-    stream, distiller = make_stream(setup, CPU), Distiller(student, teaching, setup.objective)
+    stream = TrainStream(images.train, image_size=8, flip=False, batch_size=30, seed=SEED, device=CPU)
+    distiller = Distiller(student, teaching, setup.objective)
     made: torch.optim.Optimizer
     if optimizer["optimizer"] == "sgd":
         made = torch.optim.SGD(student.parameters(), lr=1.0, momentum=0.8, nesterov=True, weight_decay=0.02)

@@ -111,6 +111,19 @@ def test_the_kept_student_is_the_best_on_validation(finished: Path) -> None:
     assert errors[result["best_epoch"] - 1] == min(errors)
 
 
+def test_the_kept_student_is_not_the_last_where_that_is_worse(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.training.loop.learning_rate", lambda recipe, step, batches: 100.0 * (step >= batches))
+    result = run(Request(model=str(teacher), overrides={"epochs": 2}), tmp_path / "run", CPU, Silent())
+    assert result is not None
+    assert result["best_epoch"] == 1
+    own = evaluate_saved(
+        tmp_path / "run", DataOptions(), split="val", teacher=None, accelerator="cpu", say=lambda line: None
+    )
+    assert own.top1_error == pytest.approx(result["val_error"])
+
+
 def test_the_same_request_gives_the_same_bits_and_another_seed_others(
     tiny: str, teacher: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -196,7 +209,7 @@ def write_unlabelled(folder: Path, count: int = 20) -> Path:
 
 
 def test_images_without_a_label_are_learnt_from_and_belong_to_the_run(tiny: str, teacher: Path, tmp_path: Path) -> None:
-    few = replace(distillation(tiny, teacher), data=DataOptions(train_images=50))
+    few = replace(distillation(tiny, teacher, batch_size=10), data=DataOptions(train_images=50))
     wanted = replace(few, unlabelled=str(write_unlabelled(tmp_path / "more")))
     without = run(few, tmp_path / "without", CPU, Silent())
     result = run(wanted, tmp_path / "run", CPU, Silent())
