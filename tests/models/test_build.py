@@ -12,6 +12,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from spkd.errors import InputError

@@ -24,6 +24,8 @@ from spkd.training.recipe import preset
 
 PAPER_PAIRS = [("wrn-16-1", "wrn-40-1"), ("wrn-16-1", "wrn-16-2"), ("wrn-16-2", "wrn-40-2")]
 PAPER_PAIRS += [("wrn-16-2", "wrn-16-8"), ("wrn-40-2", "wrn-16-8")]
+TAPS = {"sp": ("last",), "kd+sp": ("last",), **dict.fromkeys(("at", "kd+at", "at+sp", "kd+at+sp"), ("stages",))}
+"""The paper takes the similarities of the last stage, attention of all."""
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +90,22 @@ def test_cifar10_is_the_papers_table(root: Path, tmp_path: Path) -> None:
         assert recipe.batch_size == preset(str(request.recipe)).batch_size
         assert (recipe.losses.gamma, recipe.losses.alpha, recipe.losses.temperature) == (3000, 0.9, 4)
         assert (request.data.train_images, request.data.image_size) == (None, None)
-    taps = {str(task.labels["method"]): request.taps for task, request in distilled}
-    assert taps["sp"] == ("last",)
-    assert taps["at"] == ("stages",)
+
+
+@pytest.mark.parametrize(("name", "scale"), sorted(itertools.product(EXPERIMENTS, ("small", "paper"))))
+def test_a_method_is_what_its_label_says_and_compares_the_papers_layers(
+    name: str, scale: str, root: Path, tmp_path: Path
+) -> None:
+    for task, request in trainings(planned(name, scale, root, tmp_path, seeds=1)):
+        label = str(task.labels["method"])
+        if request.teacher is None:
+            assert (label in ("none", "pretraining"), request.method) == (True, "none")
+            continue
+        assert set(term_names(request.method)) == set(label.split("+"))
+        if name == "layers":
+            assert request.taps == (task.labels["setting"],)
+        elif label != "kd":  # which compares none
+            assert request.taps == TAPS[label]
 
 
 def test_a_network_that_is_a_student_too_teaches_with_its_first_seed(root: Path, tmp_path: Path) -> None:

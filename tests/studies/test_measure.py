@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,10 @@ def rows_of_unit_length(features_bchw: np.ndarray) -> np.ndarray:
     return np.array([row / np.sqrt(np.dot(row, row)) for row in matrix])
 
 
+def error(folder: Path) -> float:
+    return float(json.loads((folder / "result.json").read_text())["test_error"])
+
+
 def test_activations_are_spatial_means_of_images_sorted_by_class(study: Path) -> None:
     folder = study / "measurements" / "activations"
     result = measure.activations(folder, CPU, network="none/teacher")
@@ -72,9 +77,19 @@ def test_similarities_are_those_of_plain_loops_and_zero_to_oneself(study: Path) 
     assert matrices.shape == (2, 3, 128, 128)
     assert all(labels.tolist() == sorted(labels.tolist()) for labels in targets)
     assert (result["batches"], result["batch"]) == (7, 128)
-    assert result["sp_loss"]["teacher"] == 0
-    assert 0 < result["sp_loss"]["student"] < 4 / 128
-    assert np.linalg.norm(matrices, axis=-1) == pytest.approx(1.0, abs=1e-5)
+    test = load_digits().test
+    assert test is not None
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(measure._ORDER_SEED)).tolist()
+    expected: dict[str, list[np.ndarray]] = {name: [] for name in networks}
+    for batch in (order[first : first + 128] for first in range(0, 7 * 128, 128)):
+        images = torch.stack([test.image(place) for place in sorted(batch, key=lambda place: int(test.targets[place]))])
+        for name, task in networks.items():
+            expected[name].append(rows_of_unit_length(features(study / task, images)))
+    for found, own in zip(matrices, expected.values(), strict=True):
+        np.testing.assert_allclose(found, own[:3], atol=1e-5)
+    distances = [((a - b) ** 2).sum() / 128**2 for a, b in zip(*expected.values(), strict=True)]
+    assert result["sp_loss"] == {"teacher": 0, "student": pytest.approx(np.mean(distances), rel=1e-4)}
+    assert result["test_errors"] == {name: error(study / task) for name, task in networks.items()}
 
 
 def test_losses_are_those_of_plain_loops(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,4 +110,4 @@ def test_losses_are_those_of_plain_loops(study: Path, monkeypatch: pytest.Monkey
     (point,) = result["points"]
     assert point["sp_loss"] == pytest.approx(np.mean(expected), rel=1e-4)
     assert (point["method"], point["seed"], point["task"]) == ("none", 0, "none/student")
-    assert 0 <= point["test_error"] <= 100
+    assert point["test_error"] == error(study / "none/student") != error(study / "none/teacher")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from spkd.data.load import load_data
@@ -180,3 +181,19 @@ def test_a_weight_may_get_its_first_gradient_later_than_others() -> None:
         optimizer.step()
         reference.step()
         torch.testing.assert_close([early, late], theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_random_numbers_differ_between_processes_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or all processes would drop the same places of their images' features."""
+
+    def drawn(rank: int) -> list[float]:
+        monkeypatch.setattr(Fabric, "global_rank", rank)
+        training, numbers = made(tmp_path), []
+        training.student.register_forward_pre_hook(lambda layer, inputs: numbers.append(torch.rand(()).item()))
+        for images, targets in itertools.islice(training._stream.epoch(0), 2):
+            training._step(images, targets)
+        return numbers
+
+    first, other = drawn(0), drawn(1)
+    assert len({*first, *other}) == 4
+    assert drawn(1) == other

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from spkd.data.options import DataOptions
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
+from spkd.models.saved_model import save_classifier
 from spkd.training import setup as setting_up
 from spkd.training import tape_setup
 from spkd.training.options import Request, Runtime
@@ -393,6 +394,22 @@ def test_what_decides_the_teacher_s_words_is_in_the_identity(tiny: str, teacher:
         assert set_up(wanted).tape_identity()["teacher_files"] != own["teacher_files"]
     finally:
         description.write_text(before)
+
+
+def test_a_tape_of_mirrored_images_is_none_of_images_as_they_are(tmp_path: Path) -> None:
+    for number in range(24):
+        place = tmp_path / "pictures" / f"class {number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(place / f"{number}.png")
+    data = DataOptions(str(tmp_path / "pictures"))
+    save_classifier(set_up(Request(model="wrn-10-1", data=data)).student, tmp_path / "teacher")
+    mirrored = request("wrn-10-1", tmp_path / "teacher", method="kd", data=data, overrides={"batch_size": 4})
+    plain = replace(mirrored, data=replace(data, no_flip=True))
+    one, other = (set_up(wanted).tape_identity() for wanted in (mirrored, plain))
+    assert {name for name in one | other if one.get(name) != other.get(name)} == {"augmentation"}
+    record(mirrored, ["kd"], tmp_path / "tape", CPU, Silent())
+    with pytest.raises(InputError, match="recorded with augmentation "):
+        run(plain, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Silent())
 
 
 def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Path, tmp_path: Path) -> None:

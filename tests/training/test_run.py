@@ -533,19 +533,20 @@ def test_the_head_of_a_library_s_weights_is_replaced(tmp_path: Path, monkeypatch
     assert all(torch.equal(found[name], value) for name, value in expected.items() if not name.startswith("fc."))
 
 
-def test_weights_that_a_callable_loads_are_part_of_run_and_tape(tiny: str, teacher: Path, tmp_path: Path) -> None:
+def test_weights_that_a_callable_loads_are_part_of_run_and_tape(
+    tiny: str, tiny_source: str, teacher: Path, tmp_path: Path
+) -> None:
     weights = tmp_path / "best.pt"
     torch.save(load_file(teacher / "student" / "model.safetensors"), weights)
     (tmp_path / "own.py").write_text(
-        f"import sys, torch\nsys.path.insert(0, {str(Path(tiny.partition(':')[0]).parent)!r})\n"
-        "from tiny import Tiny\n\ndef loads():\n    network = Tiny(width=16)\n"
+        f"{tiny_source}\ndef loads():\n    import torch\n    network = Tiny(width=16)\n"
         f"    network.load_state_dict(torch.load({str(weights)!r}))\n    return network\n"
     )
     request = replace(distillation(tiny, teacher), teacher=f"{tmp_path}/own.py:loads", teacher_weights="pretrained")
     tape = Runtime("cpu", tape=str(tmp_path / "tape"))
     result = run(request, tmp_path / "run", tape, Silent())
     assert result is not None
-    assert result["teacher"]["val_error"] == json.loads((teacher / "result.json").read_text())["val_error"]
+    assert result["teacher_val_error"] == json.loads((teacher / "result.json").read_text())["val_error"]
     before = set_up(request).identity()
     state = load_file(teacher / "student" / "model.safetensors")
     torch.save({name: 2 * value if name.endswith("weight") else value for name, value in state.items()}, weights)

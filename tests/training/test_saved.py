@@ -4,11 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
@@ -145,6 +148,22 @@ def test_weights_are_evaluated_with_the_view_that_is_told_beside_them(tmp_path: 
         for network, given in ((str(tmp_path / "saved"), None), ("wrn-10-1", weights))
     ]
     assert measured[0] == measured[1]
+    classifier = load_classifier(tmp_path / "saved").eval()
+    targets = torch.tensor([int(path.parent.name[-1]) for path in data.rglob("*.png")])
+    whole = torch.stack([resize(picture, [8, 8], antialias=True) for picture in read(data)]) / 255
+    centre = torch.stack([center_crop(resize(picture, [9], antialias=True), [8, 8]) for picture in read(data)]) / 255
+    with torch.no_grad():
+        expected, other = (F.cross_entropy(classifier(images), targets).item() for images in (whole, centre))
+    assert measured[0] == pytest.approx(expected, rel=1e-5)
+    assert measured[0] != pytest.approx(other, rel=1e-3)
+    given = real_images(tmp_path / "saved", DataOptions(str(data)), 30)
+    assert ((given[:, None] - whole).abs().amax((2, 3, 4)) < 1e-6).any(1).all()
+
+
+def read(folder: Path) -> list[Tensor]:
+    return [
+        torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in folder.rglob("*.png")
+    ]
 
 
 def three_classes(folder: Path, height: int = 12) -> Path:
