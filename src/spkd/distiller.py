@@ -34,15 +34,21 @@ class Distiller(nn.Module):
     only moves along with ``to()``. It is frozen: its parameters do not require gradients, it is in eval mode
     whatever ``train()`` is called, and it runs without gradients.
 
-    With several processes under ``torch.distributed``, a step with gradients is one of all of them on one batch, of
-    which each brings its images, at least one and not necessarily as many as the others. Each computes the loss of
-    its own; where a loss compares images with each other, it gathers features of all, so that a similarity matrix is
-    one of the whole batch and not one per device. The gradients, averaged over the processes as
-    ``DistributedDataParallel`` does, and the values are those that one process with the whole batch would have found
-    (with batch norms as they are in evaluation, or synchronised). Either the student or the whole distiller may be
-    wrapped; the distiller, where a loss that is a mean over images has weights to learn, so that these are averaged
-    too. Without gradients every process is by itself. A process that waits in vain for another is ended by the timeout
-    of ``init_process_group``.
+    With several processes under ``torch.distributed``, a step with gradients is one of all of them on one batch:
+
+    - Each passes images of its own, at least one and not necessarily as many as the others.
+    - A loss that compares images with each other gathers the features of all, so that a similarity matrix is that of
+      the whole batch and not one per device.
+    - Values, and gradients once ``DistributedDataParallel`` has averaged them, are those of one process with the whole
+      batch (with batch norms as they are in evaluation, or synchronised).
+    - Either the student or the whole distiller may be wrapped; the distiller, where a loss that is a mean over images
+      has weights to learn, so that these are averaged too.
+    - The processes are those of the default group, whose images must all be different: under tensor parallelism, where
+      some see the same ones, the similarities would be wrong.
+    - Without gradients every process is by itself. One that waits in vain for another is ended by the timeout of
+      ``init_process_group``.
+
+    Gradients that are accumulated over several calls are of as many batches, not of one large one.
 
     Args:
         student: the network to train. Its layers are tapped by hooks; it is not changed otherwise.
@@ -51,10 +57,6 @@ class Distiller(nn.Module):
         objective: what to compute; it names the layers to tap.
         teacher_micro_batch_size: the largest number of images in one pass of the teacher, which bounds its memory and,
             on a processor, keeps its layers in the caches; see :class:`~spkd.taps.Taps`. Default: the whole batch.
-
-    The processes are those of the default group, whose images must all be different: under tensor parallelism, where
-    some see the same ones, the similarities would be wrong. Gradients that are accumulated over several calls are of
-    as many batches, not of one large one.
 
     Attributes:
         student: as given; may be exchanged for a wrapping of the same network. Another network is an ``InputError``.

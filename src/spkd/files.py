@@ -140,7 +140,7 @@ def reserve(path: Path, size: int) -> None:
 
 
 def is_file(path: str | Path) -> bool:
-    """Return whether a text is the path of a file, which a name that is too long and a hidden place are not.
+    """Return whether a text is the path of a file; False, not an error, for a name too long or a place out of reach.
 
     >>> is_file("net.py:Net?blocks=" + 300 * "1")
     False
@@ -151,14 +151,14 @@ def is_file(path: str | Path) -> bool:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Return the same of a folder."""
+    """Return whether a text is the path of a folder, as :func:`is_file` does."""
     with contextlib.suppress(OSError):
         return Path(path).is_dir()
     return False
 
 
 def is_there(path: str | Path) -> bool:
-    """Return the same of a file or a folder."""
+    """Return whether a text is the path of something, as :func:`is_file` does."""
     with contextlib.suppress(OSError):
         return Path(path).exists()
     return False

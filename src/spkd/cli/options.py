@@ -25,9 +25,13 @@ _ARCHITECTURES = (
     "?argument=value&... if need be)"
 )
 _SPECS = f"{_ARCHITECTURES}, or the folder of a run or saved model"
-_WEIGHTS = "'pretrained', the name of torchvision weights, or a .safetensors, .pt, .pth or .ckpt file"
+_WEIGHTS = (
+    "'pretrained' (the library's, or what your callable loads by itself), the name of torchvision weights, or a "
+    ".safetensors, .pt, .pth or .ckpt file"
+)
 _METHOD = (
-    "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class (each with ?weight=...&... if need be)"
+    "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class; with their own weights as in "
+    "sp?weight=300, at?weight=10&layers=last, kd?alpha=0.5&temperature=2"
 )
 _NORMALISATION = f"what its weights were trained with: {NORMALISATIONS} (default: as they say, else by these images)"
 _TRAINING_VIEWS = ("no_flip", "crop_scale")
@@ -111,7 +115,7 @@ def _record_parser() -> ArgumentParser:
         "teacher, images, batch size and seed; student, method and weights are free. The same command goes on after a "
         "stop."
     )
-    parser.add_argument("folder", type=str, help="of the tape")
+    parser.add_argument("folder", type=str, help="folder of the tape")
     _add_networks(parser)
     group = parser.add_argument_group("methods")
     group.add_argument("--methods", type=str, nargs="+", default=["sp+kd"], metavar="METHOD", help=_METHOD)
@@ -122,7 +126,7 @@ def _record_parser() -> ArgumentParser:
 
 def _info_parser() -> ArgumentParser:
     parser = _new_parser("Say what a tape holds.")
-    parser.add_argument("folder", type=str, help="of the tape")
+    parser.add_argument("folder", type=str, help="folder of the tape")
     return parser
 
 
@@ -156,7 +160,7 @@ def predict_parser() -> ArgumentParser:
 def status_parser() -> ArgumentParser:
     """Return the options of ``spkd status``."""
     parser = _new_parser("Show where a study stands: what is done, running, failed or missing.")
-    parser.add_argument("folder", type=str, help="of a comparison or another study")
+    parser.add_argument("folder", type=str, help="folder of a comparison or another study")
     return parser
 
 
@@ -174,7 +178,7 @@ def export_parser() -> ArgumentParser:
         "Write a trained network alone to a file to deploy, which takes images in [0, 1]. The file is checked against "
         "PyTorch on real images before it is put in place."
     )
-    parser.add_argument("folder", type=str, help="of a run or a saved model")
+    parser.add_argument("folder", type=str, help="folder of a run or a saved model")
     _add_text(parser, "format", "onnx, or torch (torch.export)", "onnx")
     _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2)")
     parser.add_argument(
@@ -270,11 +274,13 @@ def _add_images(parser: ArgumentParser) -> None:
 
 
 def _add_weights(group: Any, *, train: bool = True) -> None:
-    _add_text(group, "weights", f"to start from: {_WEIGHTS} (default: random)")
+    _add_text(group, "weights", f"to start from: {_WEIGHTS} (default: random; of a saved model, its own)")
     if train:
         _add_text(group, "normalisation", _NORMALISATION)
         group.add_argument(
-            "--replace_head", action="store_true", help="put a new head on weights made for other classes"
+            "--replace_head",
+            action="store_true",
+            help="put a new head on weights made for other classes (a library's pretrained ones always get one)",
         )
 
 
@@ -286,7 +292,7 @@ def _add_training(
     group = parser.add_argument_group("training")
     _add_text(group, "recipe", _RECIPE)
     if seed:
-        group.add_argument("--seed", type=int, default=0, help="of first weights, batches and augmentation")
+        group.add_argument("--seed", type=int, default=0, help="random seed of first weights, batches and augmentation")
     _add_fields(parser, Recipe, "one by one (not given: as the recipe says)", optional=True, but=left_out)
     _add_fields(parser, Runtime, "running", but=left_out)
 

@@ -22,14 +22,14 @@ class DataOptions:
         data_root: folder in which torchvision's sets lie, or below which a folder is looked for
             (default for torchvision's sets: ./data).
         image_size: side length in pixels that the networks see (default: from the weights or the images).
-        no_flip: show no training image mirrored, for classes that a mirror changes, as letters or left and right
-            (default: folders are mirrored, and torchvision's sets but those of digits, letters and traffic signs).
+        no_flip: mirror no training image, for classes that a mirror changes, as letters or left and right (default:
+            every other one is mirrored, but in torchvision's sets of digits, letters and traffic signs).
         crop_scale: least share of a large image's area that a training crop shows; 1 for the whole image, squeezed to a
             square. Images that are all small squares of one size are shifted by an eighth at the most.
         view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
             out), or whole, squeezed to a square (default: centre, and of small squares the whole).
         download: download a torchvision set that is not there.
-        train_images: use only so many of the training images, every class with its share, always the same ones
+        train_images: train on a fixed part of the training images, so many of them, of each class its share
             (default: all).
         skip_bad_images: leave out images that cannot be read, and count them, instead of stopping.
         workers: processes that read image files; the batches do not depend on it.

@@ -56,8 +56,8 @@ def similarity_matrix(features: Tensor, batch: Tensor | None = None) -> Tensor:
         ``batch`` its rows of those images, ``(r, b)``.
 
     Raises:
-        InputError: when ``features`` or ``batch`` has no batch dimension or no element, or when an image of
-            the one has other than the shape or the dtype of one of the other.
+        InputError: when ``features`` or ``batch`` has no batch dimension or no element, or when they differ in
+            dtype or in a dimension after the first.
 
     >>> similarity_matrix(torch.eye(2)).tolist()
     [[1.0, 0.0], [0.0, 1.0]]

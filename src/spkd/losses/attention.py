@@ -11,9 +11,11 @@ from spkd.taps import Activations, TapPair
 
 
 class AttentionTransferLoss(DistillationLoss):
-    """:func:`spkd.functional.attention_transfer_loss` of one pair of layers; usual weight: β = 1000.
+    """Attention transfer of one pair of layers, ``mean((m_S / ||m_S|| - m_T / ||m_T||)²)``; usual weight: β = 1000.
 
-    Four-dimensional output is read as ``(b, c, h, w)``, unless its dimensions 1 and 2 are equal and differ
+    ``m`` is an image's map, the sum over the channels of the squared features, and the mean is over images and
+    positions (Zagoruyko & Komodakis 2017, as in the authors' code): :func:`spkd.functional.attention_transfer_loss` in
+    two halves. Four-dimensional output is read as ``(b, c, h, w)``, unless its dimensions 1 and 2 are equal and differ
     from dimension 3: that is read as the channels-last ``(b, h, w, c)`` of Swin-like networks. Three-
     dimensional output is tokens ``(b, n, c)``.
 

@@ -45,13 +45,17 @@ class DistillationLoss(nn.Module, ABC):
     def remember(self, teacher: Activations) -> Tensor:
         """Return the least that the loss needs of the teacher for this batch, with the batch dimension first.
 
-        The result carries no gradient: :class:`spkd.losses.objective.Objective` calls this without
-        gradients and detaches what comes back.
+        ``teacher.logits`` are ``(b, k)``, ``teacher.taps[name]`` is what the layer gave, ``(b, ...)``. The result
+        carries no gradient: :class:`spkd.losses.objective.Objective` calls this without gradients and detaches what
+        comes back.
         """
 
     @abstractmethod
     def forward(self, student: Activations, remembered: Tensor) -> Tensor:
-        """Compare the student with what :meth:`remember` returned for this batch: a scalar, unweighted."""
+        """Compare the student with what :meth:`remember` returned for this batch: a scalar, unweighted.
+
+        What a tape has kept comes back rounded to the tape's precision, float16 by default, as float32.
+        """
 
 
 def tapped(activations: Activations, name: str) -> Tensor:

@@ -11,13 +11,19 @@ from spkd.taps import Activations, TapPair
 
 
 class SimilarityPreservingLoss(DistillationLoss):
-    """:func:`spkd.functional.similarity_preserving_loss` of one pair of layers; paper's weight: γ = 3000.
+    """The similarity-preserving loss of one pair of layers, ``||G_T - G_S||_F^2 / b^2``; paper's weight: γ = 3000.
 
-    It needs no labels and no classes in common. Where several processes have divided a batch of b images, each
-    computes the r rows of its own images, with the columns of all.
+    ``G`` are the rows of ``Q Q^T`` at unit L2 length, of features ``Q`` flattened to ``(b, -1)`` (Tung & Mori 2019,
+    equations 1 to 4): :func:`spkd.functional.similarity_preserving_loss` in two halves. It needs no labels
+    and no classes in common. Where several processes have divided a batch of b images, each computes the r rows of its
+    own images, with the columns of all.
 
     Args:
-        pair: the student's layer and the teacher's, of any shape ``(b, ...)``.
+        pair: the student's layer and the teacher's, of any shape ``(b, ...)``, not necessarily the same.
+
+    Raises:
+        InputError: in :meth:`remember` and :meth:`forward`, when a layer was not tapped or gives nothing, or the
+            matrices are of batches of unlike size.
     """
 
     mean_over_images = True
@@ -39,7 +45,8 @@ class SimilarityPreservingLoss(DistillationLoss):
     def forward(self, student: Activations, remembered: Tensor) -> Tensor:
         """Return ``||G_T - G_S||_F^2 / b^2`` with ``remembered`` as G_T, in any floating-point dtype.
 
-        Of a divided batch it is the mean over this process's rows, ``||G_T - G_S||_F^2 / (r b)``.
+        A scalar, float32 (float64 of float64 features). Of a divided batch it is the mean over this process's rows,
+        ``||G_T - G_S||_F^2 / (r b)``.
         """
         features = tapped(student, self.pairs[0].student)
         return matrix_preserving_loss(features, remembered, student.gather(features))

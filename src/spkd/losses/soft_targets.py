@@ -11,9 +11,10 @@ from spkd.taps import Activations
 
 
 class SoftTargetLoss(DistillationLoss):
-    """:func:`spkd.functional.soft_target_loss` of the logits: T² times the divergence at temperature T.
+    """Soft targets, ``T² / b · sum_i KL(softmax(z_T,i / T) || softmax(z_S,i / T))`` of the logits, in nats.
 
-    The usual weight is α = 0.9, with (1 - α) for the cross-entropy.
+    Source: Hinton et al. 2015; :func:`spkd.functional.soft_target_loss` in two halves. The usual weight is
+    α = 0.9, with (1 - α) for the cross-entropy.
 
     Args:
         temperature: T, finite and above zero.
@@ -34,5 +35,5 @@ class SoftTargetLoss(DistillationLoss):
         return teacher.logits.detach()
 
     def forward(self, student: Activations, remembered: Tensor) -> Tensor:
-        """Compare the student's logits with the ``remembered`` ones, in any floating-point dtype."""
+        """Return the scalar of the student's logits ``(b, k)`` and the ``remembered`` ones, in any float dtype."""
         return soft_target_loss(student.logits, remembered, self.temperature)

@@ -36,6 +36,7 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
 
     Raises:
         InputError: for a device that is not there, or a precision that it does not know.
+        RunFailed: when the processes of a run cannot be connected.
     """
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -71,22 +72,25 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
             plugins=None if several else LightningEnvironment(),
         )
 
+    asked = f"--accelerator {runtime.accelerator} cannot be used here with --devices {devices} --precision {precision}"
     try:
         fabric = build("32-true")
-        if precision == "16-mixed" and fabric.device.type == "cpu":
-            # Fabric would quietly take bfloat16 instead.
-            raise ValueError("float16 needs a GPU, bf16-mixed does not")
         if precision != "32-true":
             fabric = build(precision)
-        if fabric.world_size > 1:
-            fabric.launch()
-        return fabric
-    except Exception as error:
+    except Exception as error:  # Fabric raises errors of any kind
         reason = one_line(error).partition(": ")[2].rstrip(".")
-        raise InputError(
-            f"--accelerator {runtime.accelerator} cannot be used here with --devices {devices} --precision "
-            f"{precision}: {reason}. Try --accelerator cpu --precision 32-true"
-        ) from error
+        raise InputError(f"{asked}: {reason}. Try --accelerator cpu --precision 32-true") from error
+    if precision == "16-mixed" and fabric.device.type == "cpu":
+        # Fabric quietly takes bfloat16 instead.
+        raise InputError(f"{asked}: float16 needs a GPU, bf16-mixed does not. Try --precision bf16-mixed")
+    if fabric.world_size > 1:
+        try:
+            fabric.launch()
+        except Exception as error:
+            raise RunFailed(
+                f"the {fabric.world_size} processes of this run do not find each other: {one_line(error)}"
+            ) from error
+    return fabric
 
 
 def _accelerators() -> list[str]:

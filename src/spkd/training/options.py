@@ -71,7 +71,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a run is carried out; nothing here changes what is computed beyond rounding.
+    """How a run is carried out, which is no part of what it is.
+
+    Results are the same but for rounding, with two exceptions: on several devices batch norms see their device's part
+    of a batch, or with ``sync_batchnorm`` the whole; and a float16 tape rounds what the teacher says.
 
     Args:
         accelerator: cpu, cuda, mps, or auto for the best there is.

@@ -235,7 +235,7 @@ def _check_request(request: Request) -> None:
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
     if request.unlabelled is not None and request.teacher is None:
-        raise InputError("--unlabelled: there is nothing to learn from images without a label but by a teacher")
+        raise InputError("--unlabelled: images without a label teach by what a teacher says of them: give --teacher")
     if request.teacher is not None and not term_names(request.method):
         raise InputError("--method none learns nothing from a teacher: leave out --teacher, or name a method")
 

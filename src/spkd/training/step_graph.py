@@ -27,12 +27,13 @@ Compute = Callable[[Tensor, Tensor, Mapping[str, Tensor]], LossBreakdown]
 class StepGraph:
     """Computes losses and gradients, from the fourth step on by replaying a CUDA graph.
 
-    A step of a small network is many hundred small works for the GPU, which waits for Python before each. Replayed, it
-    waits once. With ``ahead``, the teacher looks in the graph at the images of the next step while the student learns
-    from what it said of these: alone, neither fills the GPU. Every work is the same as without a graph.
+    A step of a small network launches hundreds of short kernels, and the GPU waits for Python before each. Replayed, it
+    waits once, and the kernels are the same. With ``ahead``, the teacher looks in the graph at the images of the next
+    step while the student learns from what it said of these: alone, neither fills the GPU. (The compiler's own graphs,
+    ``reduce-overhead``, are several for a step, with Python between them.)
 
-    What Python decides while a step is computed is decided at the recording, for good, and so is which memory of the
-    processor is read. Where the step before the recording draws random numbers from the processor's generators or waits
+    What Python decides while a step is computed, and which memory of the processor is read, is decided at the recording
+    for good. Where the step before the recording draws random numbers from the processor's generators or waits
     for the device, and where the recording fails, steps are computed as they are.
 
     As a context manager it gives the graph and its memory back at the end.
