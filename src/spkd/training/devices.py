@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -144,16 +145,30 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def given_up(error: RuntimeError, runtime: Runtime, to_go_on: str) -> RunFailed | None:
-    """Return what to raise where an error says that another process of the run no longer answers, else None.
+@contextlib.contextmanager
+def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
+    """Raise what ends a run in its midst as :class:`RunFailed`.
 
-    ``to_go_on`` says to the user how what was done is not lost.
+    That is a full memory, and another process of the run that no longer answers; ``to_go_on`` then says to the user how
+    what was done is not lost.
     """
-    text = str(error).lower()
-    signs = ("timed out", "timeout", "connection closed", "connection reset", "nccl", "gloo", "broken pipe")
-    if not is_launched() or not any(sign in text for sign in signs):
-        return None
-    return RunFailed(
-        f"another process of this run has died or has not answered for {runtime.timeout_seconds:g} s "
-        f"({one_line(error)[:120]}); {to_go_on}"
-    )
+    try:
+        yield
+    except RunFailed:
+        raise
+    except RuntimeError as error:
+        import torch
+
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunFailed(
+                "the device's memory is full: a smaller --batch_size or --image_size, --precision bf16-mixed or a run "
+                f"without --compile needs less ({one_line(error)})"
+            ) from error
+        text = str(error).lower()
+        signs = ("timed out", "timeout", "connection closed", "connection reset", "nccl", "gloo", "broken pipe")
+        if not is_launched() or not any(sign in text for sign in signs):
+            raise
+        raise RunFailed(
+            f"another process of this run has died or has not answered for {runtime.timeout_seconds:g} s "
+            f"({one_line(error)[:120]}); {to_go_on}"
+        ) from error

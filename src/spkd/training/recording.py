@@ -13,7 +13,7 @@ from spkd.data.stream import TrainStream
 from spkd.errors import InputError
 from spkd.losses.methods import joined_methods
 from spkd.training.batches import make_stream
-from spkd.training.devices import agreed, given_up, make_fabric
+from spkd.training.devices import agreed, make_fabric, told_in_one_line
 from spkd.training.options import Request, Runtime, seconds
 from spkd.training.playback import Player
 from spkd.training.progress import Display
@@ -48,7 +48,7 @@ def record(
         display.say(f"tape {folder}: {damaged:,} damaged steps, which are recorded again")
     setup = set_up(replace(request, method=joined_methods(methods)), runtime)
     fabric = make_fabric(runtime)
-    try:
+    with told_in_one_line(runtime, "the same command goes on"):
         require_one_tape(setup, runtime, fabric)
         for note in setup.notes:
             display.say(note)
@@ -60,10 +60,6 @@ def record(
                 player = recorder(setup, runtime, distiller, form, stream, fabric, display)
                 if not _record_all(player, stream, setup, fabric, display, deadline):
                     return None
-    except RuntimeError as error:
-        if (told := given_up(error, runtime, "the same command goes on")) is not None:
-            raise told from error
-        raise
     tape = Tape.open(Path(folder))
     if tape is None:
         raise InputError(f"--tape {folder} could not be opened")

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
-from spkd.errors import InputError, RunFailed, one_line
+from spkd.errors import InputError, one_line
 from spkd.files import locked
 from spkd.losses.methods import term_names
 from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
 from spkd.models.saved_model import savable_state, save_classifier
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
-from spkd.training.devices import given_up, make_fabric, require_one_folder
+from spkd.training.devices import make_fabric, require_one_folder, told_in_one_line
 from spkd.training.evaluation import top1_error
 from spkd.training.loop import Limits, Training
 from spkd.training.options import Request, Runtime, seconds
@@ -80,7 +80,7 @@ def run(
     except InputError as error:
         refusal = error
     finished = None if overwrite else folder.result()
-    try:
+    with told_in_one_line(runtime, f"--resume goes on from the last checkpoint in {folder.checkpoint.parent}"):
         # Before the first process writes there.
         found = [refusal is not None, finished is not None, folder.checkpoint.exists()]
         require_one_folder(fabric, "--out", folder.path, found)
@@ -100,16 +100,6 @@ def run(
             )
         limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
         return _train(setup, identity, runtime, limits, fabric, folder, display, resume=resume, overwrite=overwrite)
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(
-            "the device's memory is full: a smaller --batch_size or --image_size, --precision bf16-mixed or a run "
-            f"without --compile needs less ({one_line(error)})"
-        ) from error
-    except RuntimeError as error:
-        to_go_on = f"--resume goes on from the last checkpoint in {folder.checkpoint.parent}"
-        if (told := given_up(error, runtime, to_go_on)) is not None:
-            raise told from error
-        raise
 
 
 def _train(
