@@ -19,6 +19,7 @@ import spkd
 from spkd.cli.main import main
 from spkd.training.recipe import PRESETS
 from spkd.training.run_folder import RunFolder
+from spkd.training.saved import images_in
 
 CPU = ["--accelerator", "cpu"]
 
@@ -396,6 +397,23 @@ def test_taps_shows_both_networks_and_the_pairs(capsys: pytest.CaptureFixture[st
         capsys, "taps", "--teacher", "torchvision/resnet18", "--student", "wrn-10-1", "--taps", "group2=layer3"
     )
     assert "group2=layer3" in named
+
+
+def test_export_is_checked_on_any_images(capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path) -> None:
+    """As of a model that has left its images behind."""
+    shutil.copytree(student / "student", tmp_path / "model")
+    numbers = np.random.default_rng(0)
+    for place in range(130):
+        folder = tmp_path / "any" / str(place % 3)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbers.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(folder / f"{place}.png")
+    given = ["--check_images", str(tmp_path / "any" / "0"), str(tmp_path / "any" / "1"), str(tmp_path / "any" / "2")]
+    assert f"written: {tmp_path}" in succeed(capsys, "export", str(tmp_path / "model"), *given)
+    images = images_in(given[1:], tmp_path / "model", 64)
+    assert images.shape == (44, 1, 8, 8)
+    assert len({image.numpy().tobytes() for image in images}) == 44
+    assert main(["export", str(tmp_path / "model"), "--check_images", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"spkd: error: there is no image {tmp_path / 'none'}\n"
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])

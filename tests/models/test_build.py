@@ -21,6 +21,7 @@ from spkd.models.build import (
     Defaults,
     HeadMismatch,
     build_model,
+    has_pretrained,
     is_of_library,
     is_saved_by_us,
     model_defaults,
@@ -348,6 +349,14 @@ def test_what_a_users_callable_loads_by_itself_is_pretrained_and_random_weights_
 )
 def test_knows_the_weights_of_libraries(spec: str, weights: str | None, is_of: bool) -> None:
     assert is_of_library(spec, weights) == is_of
+
+
+@pytest.mark.parametrize(
+    ("spec", "has"),
+    [("timm/resnet18", True), ("torchvision/resnet18", True), ("timm/botnet50ts_256", False), ("wrn-10-1", False)],
+)
+def test_knows_for_what_libraries_have_weights(spec: str, has: bool) -> None:
+    assert has_pretrained(spec) == has
 
 
 def test_class_names_are_the_same_however_their_accents_are_written(tmp_path: Path) -> None:

@@ -533,6 +533,16 @@ def test_the_head_of_a_library_s_weights_is_replaced(tmp_path: Path, monkeypatch
     assert all(torch.equal(found[name], value) for name, value in expected.items() if not name.startswith("fc."))
 
 
+def test_trained_weights_that_are_not_asked_for_are_told_of(tmp_path: Path) -> None:
+    write_noise(tmp_path / "pictures")
+    data = DataOptions(str(tmp_path / "pictures"), image_size=32)
+    said = "--weights pretrained does better as a rule"
+    for model, told in (("torchvision/shufflenet_v2_x0_5", True), ("wrn-10-1", False)):
+        assert any(note.endswith(said) for note in set_up(Request(model=model, data=data)).notes) == told
+    digits = set_up(Request(model="torchvision/shufflenet_v2_x0_5", data=DataOptions(image_size=32)))
+    assert not any(note.endswith(said) for note in digits.notes)
+
+
 def test_weights_that_a_callable_loads_are_part_of_run_and_tape(
     tiny: str, tiny_source: str, teacher: Path, tmp_path: Path
 ) -> None:

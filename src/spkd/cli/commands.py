@@ -22,6 +22,8 @@ from spkd.training.recipe import Recipe
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+CHECKED = 64
+"""Images on which an exported file is checked."""
 STOPPED = 3
 """Exit code of a run that was stopped in time, with a checkpoint to go on from."""
 
@@ -201,10 +203,13 @@ def export(options: Namespace) -> int:
     """Write a saved network to a file to deploy."""
     from spkd.export import export_model, export_path
     from spkd.report.networks import export_table
-    from spkd.training.saved import own_data, real_images
+    from spkd.training.saved import images_in, own_data, real_images
 
     export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
-    images = real_images(options.folder, own_data(options.folder, _pick(DataOptions, options)), count=64)
+    if options.check_images:
+        images = images_in(options.check_images, options.folder, CHECKED)
+    else:
+        images = real_images(options.folder, own_data(options.folder, _pick(DataOptions, options)), CHECKED)
     report = export_model(options.folder, options.out, options.format, images=images, tolerance=options.tolerance)
     _print(export_table(report))
     print(

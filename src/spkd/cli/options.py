@@ -184,6 +184,8 @@ def export_parser() -> ArgumentParser:
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"
     )
+    text = "images to check the file on, in files or folders of any kind (default: test images)"
+    parser.add_argument("--check_images", type=str, nargs="+", metavar="IMAGE", help=text)
     but = ("image_size", "view", *_TRAINING_VIEWS)
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=but)
     return parser

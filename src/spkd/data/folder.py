@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from spkd.data.decoding import reason
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics
 from spkd.data.splits import complete_splits
 from spkd.errors import InputError, nearest
+from spkd.files import is_file, is_folder
 
 _CODECS = {".avif": "avif", ".jp2": "jpg_2000"}  # what not every Pillow can read, and its name there
 _KNOWN_CODECS = {*features.modules, *features.codecs}  # of others Pillow warns
@@ -176,6 +177,26 @@ def find_files(root: Path) -> FoundFiles:
             found.others.update(Path(name).suffix.lower() for name in others)
         seen.add(place)
     return found
+
+
+def image_files(places: Sequence[str]) -> list[str]:
+    """Return the image files that are meant by files and folders; of a folder all that are below.
+
+    Raises:
+        InputError: when there is no such file or folder, or no image in one.
+    """
+    paths: list[str] = []
+    for place in places:
+        if is_folder(place):
+            inside = find_files(Path(place)).images
+            if not inside:
+                raise InputError(f"there is no image in {place}")
+            paths.extend(inside)
+        elif is_file(place):
+            paths.append(place)
+        else:
+            raise InputError(f"there is no image {place}")
+    return paths
 
 
 def note_of_others(folder: Path, others: Counter[str]) -> list[str]:

@@ -27,6 +27,7 @@ __all__ = [
     "HeadMismatch",
     "build_model",
     "has_foreign_weights",
+    "has_pretrained",
     "is_of_library",
     "is_saved_by_us",
     "model_defaults",
@@ -94,6 +95,12 @@ def is_of_library(spec: str, weights: str | None) -> bool:
     origin = find_origin(spec, weights)
     named = ("pretrained", *weights_names(origin.architecture))
     return origin.architecture.source in ("torchvision", "timm") and origin.weights in named
+
+
+def has_pretrained(spec: str) -> bool:
+    """Return whether torchvision or timm has pretrained weights of a model."""
+    origin = find_origin(spec, None)
+    return origin.info is None and metadata(origin.architecture, "pretrained") is not None
 
 
 def is_saved_by_us(spec: str, weights: str | None) -> bool:

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 
 from spkd.data.checked_files import open_files
-from spkd.data.folder import find_files
+from spkd.data.folder import image_files
 from spkd.data.images import FileImages, Images, MemoryImages
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
-from spkd.files import is_file, is_folder
 from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating
 from spkd.training.batches import evaluation_batch_size
@@ -93,7 +92,7 @@ def predict(
         raise InputError(f"--top must be at least 1, not {top}")
     classifier = load_classifier(network)
     info = classifier.info
-    paths = _files(images)
+    paths = image_files(images)
     opened = open_files(paths, [0] * len(paths), skip_bad_images)
     paths = [paths[place] for place in opened.kept.tolist()]
     seen: Images = opened.images
@@ -121,19 +120,3 @@ def predict(
         for path, (shares, places) in zip(paths, found, strict=True)
     )
     return Predictions(predictions, opened.notes)
-
-
-def _files(images: Sequence[str]) -> list[str]:
-    """Return the files that are meant, those of a folder in the order of their names."""
-    paths: list[str] = []
-    for image in images:
-        if is_folder(image):
-            inside = find_files(Path(image)).images
-            if not inside:
-                raise InputError(f"there is no image in {image}")
-            paths.extend(inside)
-        elif is_file(image):
-            paths.append(image)
-        else:
-            raise InputError(f"there is no image {image}")
-    return paths

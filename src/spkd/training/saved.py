@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from spkd.data.augment import fixed_view, to_unit_range
 from spkd.data.checked_files import SMALL
 from spkd.data.decoding import read_image
+from spkd.data.folder import image_files
 from spkd.data.images import ImageData, Images, joined
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
@@ -151,6 +153,19 @@ def load_image(path: str | Path, info: ModelInfo) -> Tensor:
     height, width = image.shape[1:]
     view = info.view or ("whole" if height == width <= SMALL else "centre")
     return to_unit_range(fixed_view(image, info.image_size, view)).unsqueeze(0)
+
+
+def images_in(places: Sequence[str], folder: str | Path, count: int) -> Tensor:
+    """Return up to ``count`` of the images in files and folders as the network saved in ``folder`` takes them.
+
+    They are evenly spread over what is given, (n, channels, h, w) in [0, 1].
+
+    Raises:
+        InputError: when there is no such network or image, or one cannot be read.
+    """
+    info = load_classifier(folder).info
+    paths = image_files(places)
+    return torch.cat([load_image(path, info) for path in paths[:: math.ceil(len(paths) / count)]])
 
 
 def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:

@@ -22,7 +22,7 @@ from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
-from spkd.models.build import BuiltModel, build_model, is_of_library, model_defaults
+from spkd.models.build import BuiltModel, build_model, has_pretrained, is_of_library, model_defaults
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant
@@ -193,6 +193,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
     notes += _other_sizes(request, image_size)
     notes += _another_view(request, data)
+    notes += _unasked_weights(request, data)
     if data.flip and named_set(request.data) is None:
         notes.append("training images are mirrored half the time; where that changes a class, give --no_flip")
     normalisation = Normalisation(data.normalisation_mean, data.normalisation_std)
@@ -270,6 +271,13 @@ def _another_view(request: Request, data: ImageData) -> list[str]:
     if seen in (None, data.view):
         return []
     return [f"teacher: it was made to see {told[seen]}, and validation shows {told[data.view]}: --view {seen}"]
+
+
+def _unasked_weights(request: Request, data: ImageData) -> list[str]:
+    """Return a line where a network that is to see photographs begins at random though its library has weights."""
+    if request.weights is not None or data.native_size is not None or not has_pretrained(request.model):
+        return []
+    return [f"{request.model} begins with random weights; with few images --weights pretrained does better as a rule"]
 
 
 def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) -> Recipe:
