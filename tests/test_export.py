@@ -138,7 +138,12 @@ def test_a_torch_file_holds_the_classes(saved) -> None:  # type: ignore[no-untyp
 @pytest.mark.parametrize(
     ("channels", "size", "view", "told"),
     [
-        (3, 224, "centre", "RGB, 224 x 224 pixels, the centre of the image after its shorter side was resized to 256;"),
+        (
+            3,
+            224,
+            "centre",
+            "RGB, 224 x 224 pixels, the centre of the image after its shorter side was resized to 256, bilinear;",
+        ),
         (3, 32, "whole", "RGB, 32 x 32 pixels, of the whole image;"),
         (1, 28, None, "1 channel(s), 28 x 28 pixels;"),
     ],

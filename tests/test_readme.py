@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import spkd
+from spkd.export import export_model
 
 ROOT = Path(__file__).parents[1]
 README, PYTHON = ((ROOT / name).read_text() for name in ("README.md", "docs/python.md"))
@@ -21,6 +23,8 @@ def test_python_blocks_run(
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits-teacher").symlink_to(teacher)
     Image.new("RGB", (30, 20), (200, 100, 50)).save(tmp_path / "photo.jpg")
+    if "model.onnx" in block:
+        export_model(teacher, "model.onnx", images=torch.rand(4, 1, 8, 8))
     namespace: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), namespace)
     assert namespace

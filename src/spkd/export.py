@@ -272,7 +272,8 @@ def _told(info: ModelInfo | None, *, classes: str, images: str) -> dict[str, str
     views = {
         None: "",
         "whole": ", of the whole image",
-        "centre": f", the centre of the image after its shorter side was resized to {shorter_side(info.image_size)}",
+        "centre": f", the centre of the image after its shorter side was resized to {shorter_side(info.image_size)}, "
+        "bilinear",
     }
     colour = "RGB" if info.channels == 3 else f"{info.channels} channel(s)"
     size = f"{info.image_size} x {info.image_size} pixels{views[info.view]}"

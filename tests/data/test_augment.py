@@ -1,11 +1,13 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from spkd.data.augment import (
     ASPECT,
@@ -141,6 +143,20 @@ def test_the_centre_is_the_centre():
     assert abs((rows[0, 0] + rows[-1, 0]).item() / 2 - 99.5) < 1.5
     assert abs((columns[0, 0] + columns[0, -1]).item() / 2 - 124.5) < 1.5
     assert abs((rows[-1, 0] - rows[0, 0]).item() - 200 * 99 / 114) < 2
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 60), (3, 61, 40), (3, 30, 29)])
+@pytest.mark.parametrize("size", [8, 28, 64])
+def test_the_centre_is_what_pillow_makes_of_it(shape, size):
+    """In the way in which the page on Python shows it to those who have the exported file alone."""
+    pixels = random_pixels(*shape)
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    scale = round(size * 8 / 7) / min(image.size)
+    image = image.resize([int(scale * side + 1e-9) for side in image.size], Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in image.size)
+    expected = np.array(image.crop((left, top, left + size, top + size)))
+    found = fixed_view(pixels, size, "centre").permute(1, 2, 0).numpy()
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_resizing_keeps_a_plain_image_and_its_type():
