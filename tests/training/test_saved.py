@@ -20,6 +20,7 @@ from spkd.errors import InputError
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
+from spkd.training.evaluation import Evaluation
 from spkd.training.run_folder import MARK
 from spkd.training.saved import data_to_evaluate_on, evaluate_saved, load_image, own_data, real_images
 
@@ -212,6 +213,50 @@ def test_images_are_seen_as_the_model_was_made_to_see_them(height: int, view: st
     alone = [load_image(path, info) for path in (tmp_path / "three").rglob("*.png")]
     for image in seen(view):
         assert sum(torch.equal(one[0], image) for one in alone) == 1
+
+
+def test_new_images_of_some_classes_are_evaluated_whole(tmp_path: Path) -> None:
+    """Even a single image of one class, which could not be divided."""
+    folder = three_classes(tmp_path / "three")
+    info = ModelInfo(
+        "wrn-10-1", tuple(f"class {place}" for place in range(4)), 3, 8, Normalisation((0.5,), (0.5,)), "whole"
+    )
+    torch.manual_seed(0)
+    network = Classifier(WideResNet(10, 1, num_classes=4), info).eval()
+    save_classifier(network, tmp_path / "saved")
+    said: list[str] = []
+
+    def measured(split: str) -> Evaluation:
+        said.clear()
+        return evaluate_saved(
+            tmp_path / "saved",
+            DataOptions(str(folder)),
+            split=split,
+            teacher=None,
+            accelerator="cpu",
+            say=said.append,
+        )
+
+    shutil.rmtree(folder / "class 0")
+    for name in sorted(path.name for path in (folder / "class 1").iterdir())[1:]:
+        (folder / "class 1" / name).unlink()
+    with pytest.raises(InputError, match="class 'class 1' has 1 image to be split"):
+        measured("test")
+    found = measured("all")
+    assert said == ["three has images of 2 of the 4 classes that the network tells apart"]
+    paths = [(path, int(path.parent.name[-1])) for path in sorted(folder.rglob("*.png"))]
+    with torch.no_grad():
+        logits = torch.cat([network(load_image(path, info)) for path, _ in paths])
+    targets = torch.tensor([target for _, target in paths])
+    assert found.images == len(paths) == 11
+    assert found.cross_entropy == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
+    assert found.top1_error == pytest.approx(100 * (logits.argmax(1) != targets).double().mean().item())
+    assert [one.images for one in found.per_class] == [0, 1, 10, 0]
+    shutil.rmtree(folder / "class 2")
+    assert measured("all").images == 1
+    (folder / "class 1").rename(folder / "zebra")
+    with pytest.raises(InputError, match="the network tells 4 classes apart, three has 1"):
+        measured("all")
 
 
 def test_a_network_that_fails_on_the_images_is_one_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import features
 from spkd.data.checked_files import open_files
 from spkd.data.decoding import reason
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics
-from spkd.data.splits import complete_splits
+from spkd.data.splits import Splits, complete_splits
 from spkd.errors import InputError, nearest
 from spkd.files import is_file, is_folder
 
@@ -58,7 +58,7 @@ class _Listing:
     others: Counter[str]
 
 
-def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
+def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = True) -> ImageData:
     """Load a folder of images.
 
     Either ``folder`` holds ``train/`` (or ``training/``), and perhaps ``val/`` (or ``valid/``, ``validation/``) and
@@ -71,6 +71,8 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
     Args:
         folder: an existing folder.
         skip_bad_images: leave out files that cannot be read instead of stopping.
+        divided: whether sets that are missing are cut from the training images. Otherwise they stay empty, and a single
+            class and a single image do.
 
     Raises:
         InputError: when there are fewer than two classes, an empty class, a class of ``val`` or ``test`` that
@@ -79,10 +81,14 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False) -> ImageData:
     roots, notes = _split_roots(folder)
     listings = {split: _list_images(root) for split, root in roots.items()}
     classes = tuple(sorted(_class_folders(roots["train"])))
-    _check_classes(folder, roots, listings, classes)
+    _check_classes(folder, roots, listings, classes, least=2 if divided else 1)
     parts, opened_notes = _open_splits(listings, classes, skip_bad_images)
     _check_none_empty(roots["train"], parts["train"], classes)
-    splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes)
+    if divided:
+        splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes)
+    else:
+        none = parts["train"].select(torch.zeros(0, dtype=torch.int64))
+        splits = Splits(parts["train"], parts.get("val", none), parts.get("test", none), ())
     mean, std = channel_statistics(splits.train)
     others = sum((listing.others for listing in listings.values()), Counter[str]())
     return ImageData(
@@ -235,7 +241,7 @@ def _list_images(root: Path) -> _Listing:
 
 
 def _check_classes(
-    folder: Path, roots: Mapping[str, Path], listings: Mapping[str, _Listing], classes: tuple[str, ...]
+    folder: Path, roots: Mapping[str, Path], listings: Mapping[str, _Listing], classes: tuple[str, ...], least: int
 ) -> None:
     train = roots["train"]
     if not classes:
@@ -262,7 +268,7 @@ def _check_classes(
     for name in classes:
         if name not in filled:
             raise InputError(f"data: class folder {train / name} holds no image; add images or remove it")
-    if len(classes) < 2:
+    if len(classes) < least:
         raise InputError(
             f"data: expected at least two class folders in {train}, got only {classes[0]!r}; "
             f"if the classes lie deeper, give {train / classes[0]} as --data"

@@ -39,6 +39,9 @@ class Images(Protocol):
     def select(self, indices: Tensor) -> Images:
         """Return the images at ``indices`` (int64, shape (m,)), in that order."""
 
+    def relabelled(self, targets: Tensor) -> Images:
+        """Return the same images with other targets (int64, shape (n,))."""
+
 
 @dataclass(frozen=True, eq=False)
 class MemoryImages:
@@ -80,6 +83,10 @@ class MemoryImages:
         """Return the images at ``indices``, copied."""
         return MemoryImages(self.pixels[indices], self.targets[indices])
 
+    def relabelled(self, targets: Tensor) -> MemoryImages:
+        """Return the same images with other targets."""
+        return MemoryImages(self.pixels, targets)
+
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
@@ -113,6 +120,10 @@ class FileImages:
     def select(self, indices: Tensor) -> FileImages:
         """Return the images at ``indices``."""
         return FileImages([self.paths[i] for i in indices.tolist()], self.targets[indices], self.channels)
+
+    def relabelled(self, targets: Tensor) -> FileImages:
+        """Return the same images with other targets."""
+        return FileImages(self.paths, targets, self.channels)
 
 
 @dataclass(frozen=True)

@@ -20,25 +20,25 @@ from spkd.files import is_folder, is_there
 from spkd.imports import split_arguments
 
 
-def load_data(options: DataOptions, unlabelled: str | None = None) -> ImageData:
+def load_data(options: DataOptions, unlabelled: str | None = None, *, divided: bool = True) -> ImageData:
     """Find and load the images that the options name, and those of the folder ``unlabelled``.
 
     ``digits`` and torchvision's names go before folders of the same name; ``./name`` is always a folder.
     Other spellings of the names (``CIFAR-10``) do where there is no such folder. A folder is looked for in
     the working folder, then in ``data_root``. A torchvision set's name may have arguments, as in
-    ``dtd?partition=3``.
+    ``dtd?partition=3``. With ``divided`` false, sets that a folder lacks are not cut from its training images.
 
     Raises:
         InputError: when there is no such set or folder, it cannot be used, or it has fewer training images than
             are asked for; see :func:`spkd.data.folder.load_folder` and
             :func:`spkd.data.vision_sets.load_vision_set`.
     """
-    return kept((options, unlabelled), _load)
+    return kept((options, unlabelled, divided), _load)
 
 
-def _load(named: tuple[DataOptions, str | None]) -> ImageData:
-    options, unlabelled = named
-    data = _load_whole(options)
+def _load(named: tuple[DataOptions, str | None, bool]) -> ImageData:
+    options, unlabelled, divided = named
+    data = _load_whole(options, divided)
     if options.train_images is not None:
         data = _with_fewer(data, options.train_images)
     data = replace(
@@ -49,10 +49,10 @@ def _load(named: tuple[DataOptions, str | None]) -> ImageData:
     return with_unlabelled(data, Path(unlabelled).expanduser(), skip_bad_images=options.skip_bad_images)
 
 
-def _load_whole(options: DataOptions) -> ImageData:
+def _load_whole(options: DataOptions, divided: bool) -> ImageData:
     named = named_set(options)
     if named is None:
-        return load_folder(_find_folder(options), skip_bad_images=options.skip_bad_images)
+        return load_folder(_find_folder(options), skip_bad_images=options.skip_bad_images, divided=divided)
     name, arguments = named
     if name == "digits":
         data = load_digits()

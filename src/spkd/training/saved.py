@@ -65,12 +65,12 @@ def evaluate_saved(
     saved = load_classifier(network) if is_saved else None  # before the images, which may take long
     if saved is not None and normalisation is not None:
         raise InputError(f"--normalisation: {network} is a saved model and brings its own; leave it out")
-    data = load_data(options)
+    data = _loaded(options, split)
     for note in data.notes:
         say(note)
     images = _split(data, split)
     classifier = saved or _built(str(network), weights, normalisation, data, options.image_size, say)
-    _check_classes(classifier, data)
+    images = _numbered_as(classifier, images, data, say)
     device = make_fabric(Runtime(accelerator=accelerator)).device
     size = options.image_size or classifier.info.image_size
     batches = evaluation_batches(
@@ -91,7 +91,8 @@ def evaluate_saved(
         made = beside.info.image_size
         say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
     try:
-        return evaluate(classifier.to(device), batches, data.classes, None if beside is None else beside.to(device))
+        beside = None if beside is None else beside.to(device)
+        return evaluate(classifier.to(device), batches, classifier.info.classes, beside)
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a user's own network
@@ -247,6 +248,16 @@ def _config(folder: str | Path) -> dict[str, Any]:
     return RunFolder(path).config() or RunFolder(path.resolve().parent).config() or {}
 
 
+def _loaded(options: DataOptions, split: str) -> ImageData:
+    """Return the images; those of a folder that cannot be divided whole, where all are asked for."""
+    try:
+        return load_data(options)
+    except InputError:
+        if split != "all":
+            raise
+        return load_data(options, divided=False)
+
+
 def _split(data: ImageData, split: str) -> Images:
     if split not in SPLITS:
         raise InputError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
@@ -258,12 +269,26 @@ def _split(data: ImageData, split: str) -> Images:
     return images
 
 
-def _check_classes(classifier: Classifier, data: ImageData) -> None:
+def _numbered_as(classifier: Classifier, images: Images, data: ImageData, say: Callable[[str], None]) -> Images:
+    """Return the images with the network's numbers of their classes, which may be some of those that it knows.
+
+    Raises:
+        InputError: when the network does not know one of them.
+    """
     ours, theirs = composed(classifier.info.classes), composed(data.classes)
-    if len(ours) != len(theirs):
-        raise InputError(f"the network tells {len(ours)} classes apart, {data.name} has {len(theirs)}")
-    if differing := [f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b]:
-        raise InputError(f"the network's classes are not those of {data.name}: {differing[0]} there")
+    if ours == theirs:
+        return images
+    if not set(theirs) <= set(ours):
+        if len(ours) != len(theirs):
+            unknown = next(name for name in data.classes if composed([name])[0] not in ours)
+            raise InputError(
+                f"the network tells {len(ours)} classes apart, {data.name} has {len(theirs)}, of which it does not "
+                f"know {unknown!r}"
+            )
+        different = next(f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b)
+        raise InputError(f"the network's classes are not those of {data.name}: {different} there")
+    say(f"{data.name} has images of {len(theirs)} of the {len(ours)} classes that the network tells apart")
+    return images.relabelled(torch.tensor([ours.index(name) for name in theirs])[images.targets])
 
 
 def _teacher(folder: Path, named: str | None, student: Classifier) -> Classifier | None:
