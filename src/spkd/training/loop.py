@@ -105,6 +105,8 @@ class Training:
                 ask = torch.compile(distiller.remember, dynamic=False)
         if fabric.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all steps have the same shapes
+            # Said of every DistributedDataParallel that Fabric makes, and of no consequence.
+            warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         self._player = player
         self._trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
         self._module, self._optimizer = fabric.setup(module, _optimizer(self._trained, recipe))
