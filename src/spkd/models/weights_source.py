@@ -115,10 +115,7 @@ def _pretrained(
         raise InputError(
             f"weights: there are no pretrained ones of {architecture.spec}; give a file, or a run folder as the model."
         )
-    network, again = (
-        construct(architecture, classes=None, channels=channels, image_size=image_size, pretrained=True)
-        for _ in range(2)
-    )
+    network, again = (_loading_itself(architecture, channels, image_size) for _ in range(2))
     if _is_random(network, again):
         raise InputError(
             f"weights: 'pretrained' are those that {architecture.spec} loads by itself (when called with "
@@ -126,6 +123,10 @@ def _pretrained(
             "ones. Give a file, or have it load them."
         )
     return network
+
+
+def _loading_itself(architecture: Architecture, channels: int, image_size: int) -> nn.Module:
+    return construct(architecture, classes=None, channels=channels, image_size=image_size, pretrained=True)
 
 
 def _is_random(network: nn.Module, again: nn.Module) -> bool:
@@ -140,7 +141,7 @@ def loaded_digest(spec: str, weights: str | None, channels: int, image_size: int
     if origin.architecture.source != "callable" or origin.weights != "pretrained":
         return None
     digest = hashlib.sha256()
-    for name, value in _pretrained(origin.architecture, None, channels, image_size).state_dict().items():
+    for name, value in _loading_itself(origin.architecture, channels, image_size).state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
