@@ -240,6 +240,11 @@ class TestErrors:
         with pytest.raises(InputError, match=one_line(rf"{place} is a link to what is not there \(gone\)")):
             load_folder(folder)
 
+    def test_a_dead_link_to_a_file_does_no_harm(self, make_folder):
+        folder = make_folder({"ant": 5, "cat": 5})
+        (folder / "labels.csv").symlink_to("gone.csv")
+        assert load_folder(folder).classes == ("ant", "cat")
+
     def test_two_spellings_of_a_split(self, make_folder):
         folder = make_folder({"train/a": 3, "train/b": 3, "test/a": 1, "Testing/a": 1})
         with pytest.raises(InputError, match=one_line("both Testing/ and test/")):

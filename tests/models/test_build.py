@@ -331,7 +331,21 @@ def test_what_a_users_callable_loads_by_itself_is_pretrained_and_random_weights_
     torch.save(network.state_dict(), tmp_path / "best.pt")
     assert loaded_digest(spec, "pretrained", 3, 32) != before
     assert loaded_digest(spec, None, 3, 32) is None
-    for random in (f"{tmp_path}/own.py:Supervised", "spkd.models.wrn:WideResNet?depth=10&width=1"):
+    (tmp_path / "own.py").write_text(
+        (tmp_path / "own.py").read_text() + "\ndef headed():\n    network = loads()\n"
+        "    network[3] = nn.Linear(6, 4)\n    return network\n"
+        "\ndef constant():\n    network = Supervised()\n    nn.init.zeros_(network.aux.weight)\n    return network\n"
+    )
+    state = torch.get_rng_state()
+    digests = {loaded_digest(f"{tmp_path}/own.py:headed", "pretrained", 3, 32) for _ in range(2)}
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(9)
+    assert digests == {loaded_digest(f"{tmp_path}/own.py:headed", "pretrained", 3, 32)}
+    for random in (
+        f"{tmp_path}/own.py:constant",
+        f"{tmp_path}/own.py:Supervised",
+        "spkd.models.wrn:WideResNet?depth=10&width=1",
+    ):
         with pytest.raises(InputError, match="its weights are others each time it is called: random ones"):
             build(random, weights="pretrained")
 

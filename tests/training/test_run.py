@@ -236,7 +236,7 @@ def test_images_without_a_label_need_a_teacher_and_nothing_is_written_among_them
     tiny: str, teacher: Path, tmp_path: Path
 ) -> None:
     more = write_unlabelled(tmp_path / "more")
-    with pytest.raises(InputError, match="--unlabelled: there is nothing to learn"):
+    with pytest.raises(InputError, match="--unlabelled: only a teacher can say anything"):
         run(Request(model=tiny, unlabelled=str(more)), tmp_path / "run", CPU, Silent())
     with pytest.raises(InputError, match="lie in each other"):
         run(replace(distillation(tiny, teacher), unlabelled=str(more)), more / "run", CPU, Silent())
@@ -437,7 +437,7 @@ def test_a_full_memory_is_told_in_one_line(
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr(where, "check" if where is Distiller else "run", fill)
-    with pytest.raises(RunFailed, match=r"^the device's memory is full: .*--batch_size.*Tried to allocate 2 GiB\)$"):
+    with pytest.raises(RunFailed, match=r"^the device's memory is full: smaller batches.*Tried to allocate 2 GiB\)$"):
         run(distillation(tiny, teacher), tmp_path / "run", CPU, Silent())
 
 
@@ -536,7 +536,7 @@ def test_the_head_of_a_library_s_weights_is_replaced(tmp_path: Path, monkeypatch
 def test_trained_weights_that_are_not_asked_for_are_told_of(tmp_path: Path) -> None:
     write_noise(tmp_path / "pictures")
     data = DataOptions(str(tmp_path / "pictures"), image_size=32)
-    said = "--weights pretrained does better as a rule"
+    said = "--weights pretrained usually does better"
     for model, told in (("torchvision/shufflenet_v2_x0_5", True), ("wrn-10-1", False)):
         assert any(note.endswith(said) for note in set_up(Request(model=model, data=data)).notes) == told
     digits = set_up(Request(model="torchvision/shufflenet_v2_x0_5", data=DataOptions(image_size=32)))
@@ -563,6 +563,41 @@ def test_weights_that_a_callable_loads_are_part_of_run_and_tape(
     assert set_up(request).identity() != before
     with pytest.raises(InputError, match=r"was recorded with other weights of the teacher.*\(teacher_weights_loaded\)"):
         run(request, tmp_path / "again", tape, Silent())
+
+
+def test_a_moving_average_is_another_teacher_than_what_lies_beside_it(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    state = load_file(teacher / "student" / "model.safetensors")
+    torch.save({"state_dict": state}, tmp_path / "alone.pt")
+    torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / "both.pt")
+    request = replace(distillation(tiny, teacher), teacher=f"{tiny}?width=16")
+    alone, both = (
+        set_up(replace(request, teacher_weights=str(tmp_path / name))).tape_identity()
+        for name in ("alone.pt", "both.pt")
+    )
+    assert "teacher_weights_taken" not in alone
+    assert both["teacher_weights_taken"] == "moving average"
+
+
+def test_a_teacher_with_a_head_of_its_own_making_is_recorded(
+    tiny: str, tiny_source: str, teacher: Path, tmp_path: Path
+) -> None:
+    """And told as the same one each time, though its head is another at every call."""
+    weights = tmp_path / "best.pt"
+    torch.save(load_file(teacher / "student" / "model.safetensors"), weights)
+    (tmp_path / "own.py").write_text(
+        f"{tiny_source}\ndef headed():\n    import torch\n    network = Tiny(width=16)\n"
+        f"    network.load_state_dict(torch.load({str(weights)!r}))\n"
+        "    last = [name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)][-1]\n"
+        "    old = network.get_submodule(last)\n"
+        "    setattr(network, last, torch.nn.Linear(old.in_features, old.out_features))\n    return network\n"
+    )
+    tape = Runtime("cpu", tape=str(tmp_path / "tape"))
+    request = replace(
+        distillation(tiny, teacher), teacher=f"{tmp_path}/own.py:headed", teacher_weights="pretrained", method="sp"
+    )
+    for name in ("one", "two"):
+        assert run(request, tmp_path / name, tape, Silent()) is not None
+    assert equal(tmp_path / "one", tmp_path / "two")
 
 
 def test_what_is_seen_of_a_large_image_can_be_chosen(tmp_path: Path) -> None:

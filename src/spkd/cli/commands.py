@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections import Counter
@@ -171,7 +172,10 @@ def predict(options: Namespace) -> int:
     for note in found.notes:
         print(note, file=sys.stderr)
     if options.out is None:
-        print(found.csv(), end="", flush=True)
+        try:
+            print(found.csv(), end="", flush=True)
+        except BrokenPipeError:  # `head`, say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     write_text_atomically(Path(options.out), found.csv())
     counts = Counter(one.classes[0] for one in found.predictions)

@@ -72,9 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except RunFailed as error:
         return _fail(str(error), 1)
-    except BrokenPipeError:  # `head`, say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception as error:

@@ -282,7 +282,7 @@ def _add_weights(group: Any, *, train: bool = True) -> None:
         group.add_argument(
             "--replace_head",
             action="store_true",
-            help="put a new head on weights made for other classes (a library's pretrained ones always get one)",
+            help="put a new head on weights made for other classes (on a library's pretrained ones it is by itself)",
         )
 
 

@@ -142,12 +142,14 @@ def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:
 def _class_folders(root: Path) -> list[str]:
     try:
         entries = [entry for entry in root.iterdir() if not passed_over(entry.name)]
+        # A name with an ending is that of a file beside the folders.
+        dead = next((one for one in entries if one.is_symlink() and not one.suffix and not one.exists()), None)
+        folders = [entry.name for entry in entries if entry.is_dir()]
     except OSError as error:
         raise InputError(f"data: cannot look into {root} ({reason(error)}); check its permissions") from error
-    dead = next((entry for entry in entries if entry.is_symlink() and not entry.exists()), None)
     if dead is not None:
         raise InputError(f"data: {dead} is a link to what is not there ({dead.readlink()}); mend or remove it")
-    return [entry.name for entry in entries if entry.is_dir()]
+    return folders
 
 
 def passed_over(name: str) -> bool:

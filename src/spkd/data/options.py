@@ -27,10 +27,10 @@ class DataOptions:
         crop_scale: least share of a large image's area that a training crop shows; 1 for the whole image, squeezed to a
             square. Images that are all small squares of one size are shifted by an eighth at the most.
         view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
-            out), or whole, squeezed to a square (default: centre, and of small squares the whole).
+            out), or whole, squeezed to a square (default: as a
+            trained network was made to see them, else centre, and of small squares the whole).
         download: download a torchvision set that is not there.
-        train_images: train on a fixed part of the training images, so many of them, of each class its share
-            (default: all).
+        train_images: use a fixed part of the training images, so many of them, of each class its share (default: all).
         skip_bad_images: leave out images that cannot be read, and count them, instead of stopping.
         workers: processes that read image files; the batches do not depend on it.
     """

@@ -15,7 +15,7 @@ from spkd.files import is_file, is_folder, is_there
 from spkd.models import libraries
 from spkd.models.classifier import ModelInfo, Normalisation
 from spkd.models.saved_model import find_meant, not_saved, read_info
-from spkd.models.spec import Architecture, construct, names_architecture, parse_spec
+from spkd.models.spec import Architecture, construct, names_architecture, parse_spec, takes
 from spkd.models.weights import read_checkpoint, read_tensors
 
 
@@ -115,12 +115,13 @@ def _pretrained(
         raise InputError(
             f"weights: there are no pretrained ones of {architecture.spec}; give a file, or a run folder as the model."
         )
-    network, again = (_loading_itself(architecture, channels, image_size) for _ in range(2))
-    if _is_random(network, again):
+    network = _loading_itself(architecture, channels, image_size)
+    if takes(architecture, "pretrained"):
+        return network
+    if not any(_says_something(value) for value in _steady(network, architecture, channels, image_size).values()):
         raise InputError(
-            f"weights: 'pretrained' are those that {architecture.spec} loads by itself (when called with "
-            "pretrained=True, if it has that parameter), and its weights are others each time it is called: random "
-            "ones. Give a file, or have it load them."
+            f"weights: 'pretrained' are those that {architecture.spec} loads by itself, and its weights are others "
+            "each time it is called: random ones. Give a file, or have it load them."
         )
     return network
 
@@ -129,19 +130,32 @@ def _loading_itself(architecture: Architecture, channels: int, image_size: int) 
     return construct(architecture, classes=None, channels=channels, image_size=image_size, pretrained=True)
 
 
-def _is_random(network: nn.Module, again: nn.Module) -> bool:
-    """Return whether two networks that were made alike have no matrix or filter in common."""
-    pairs = zip(network.parameters(), again.parameters(), strict=True)
-    return not any(one.dim() > 1 and torch.equal(one, other) for one, other in pairs)
+def _steady(network: nn.Module, architecture: Architecture, channels: int, image_size: int) -> dict[str, Tensor]:
+    """Return what a network has in common with another that is made alike: not what is drawn anew, as a new head is."""
+    with torch.random.fork_rng(devices=[]):
+        again = _loading_itself(architecture, channels, image_size).state_dict()
+    found = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    return {name: value for name, value in found.items() if name in again and torch.equal(value, again[name])}
+
+
+def _says_something(value: Tensor) -> bool:
+    """Return whether a tensor is a matrix or filter that is more than a constant."""
+    return value.dim() > 1 and bool((value != value.flatten()[0]).any())
 
 
 def loaded_digest(spec: str, weights: str | None, channels: int, image_size: int) -> str | None:
-    """Return a hash of the weights that a user's callable loads by itself; None where it is not asked to."""
+    """Return a hash of the weights that a user's callable loads by itself; None where it is not asked to.
+
+    What it draws anew is left out. The random generators stay as they were.
+    """
     origin = find_origin(spec, weights)
     if origin.architecture.source != "callable" or origin.weights != "pretrained":
         return None
     digest = hashlib.sha256()
-    for name, value in _loading_itself(origin.architecture, channels, image_size).state_dict().items():
+    with torch.random.fork_rng(devices=[]):
+        network = _loading_itself(origin.architecture, channels, image_size)
+        steady = _steady(network, origin.architecture, channels, image_size)
+    for name, value in steady.items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

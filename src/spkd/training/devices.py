@@ -76,14 +76,16 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
     asked = f"--accelerator {runtime.accelerator} cannot be used here with --devices {devices} --precision {precision}"
     try:
         fabric = build("32-true")
+        if precision == "16-mixed" and fabric.device.type == "cpu":
+            # Fabric takes bfloat16 instead.
+            raise InputError(f"{asked}: float16 needs a GPU, bf16-mixed does not. Try --precision bf16-mixed")
         if precision != "32-true":
             fabric = build(precision)
+    except InputError:
+        raise
     except Exception as error:  # Fabric raises errors of any kind
         reason = one_line(error).partition(": ")[2].rstrip(".")
         raise InputError(f"{asked}: {reason}. Try --accelerator cpu --precision 32-true") from error
-    if precision == "16-mixed" and fabric.device.type == "cpu":
-        # Fabric quietly takes bfloat16 instead.
-        raise InputError(f"{asked}: float16 needs a GPU, bf16-mixed does not. Try --precision bf16-mixed")
     if fabric.world_size > 1:
         try:
             fabric.launch()
@@ -161,8 +163,8 @@ def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
 
         if isinstance(error, torch.OutOfMemoryError):
             raise RunFailed(
-                "the device's memory is full: a smaller --batch_size or --image_size, --precision bf16-mixed or a run "
-                f"without --compile needs less ({one_line(error)})"
+                "the device's memory is full: smaller batches or images, mixed precision, or a run that is not "
+                f"compiled, need less ({one_line(error)})"
             ) from error
         text = str(error).lower()
         signs = ("timed out", "timeout", "connection closed", "connection reset", "nccl", "gloo", "broken pipe")

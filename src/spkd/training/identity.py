@@ -15,6 +15,7 @@ from spkd.losses.methods import term_names
 from spkd.models.build import has_foreign_weights
 from spkd.models.saved_model import description_digest, find_meant, read_info
 from spkd.models.spec import names_architecture
+from spkd.models.weights import read_checkpoint
 from spkd.models.weights_source import loaded_digest
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe
@@ -34,6 +35,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         **if_given("teacher_normalisation", request.teacher_normalisation),
         **foreign_weights("teacher_weights", request.teacher, request.teacher_weights),
         **loaded_weights("teacher_weights", request.teacher, request.teacher_weights, data, image_size),
+        **averaged_weights("teacher_weights", request.teacher_weights),
         "images": data.fingerprint(),
         **unlabelled_images(data),
         "image_size": image_size,
@@ -63,6 +65,15 @@ def loaded_weights(
     """Return a hash of the weights that a user's callable loads by itself: nothing elsewhere."""
     digest = None if spec is None else loaded_digest(spec, weights, data.channels, image_size)
     return if_given(f"{option}_loaded", digest)
+
+
+def averaged_weights(option: str, weights: str | None) -> dict[str, str]:
+    """Return what an identity holds of a file whose moving average is taken: nothing elsewhere.
+
+    Earlier versions took what lies beside it.
+    """
+    averaged = weights is not None and is_file(weights) and bool(read_checkpoint(Path(weights))[1])
+    return {f"{option}_taken": "moving average"} if averaged else {}
 
 
 def unlabelled_images(data: ImageData) -> dict[str, str]:

@@ -93,6 +93,10 @@ def predict(
     classifier = load_classifier(network)
     info = classifier.info
     paths = image_files(images)
+    if (
+        damaged := next((path for path in paths if any("\ud800" <= sign <= "\udfff" for sign in path)), None)
+    ) is not None:
+        raise InputError(f"the name of the image {damaged!r} is not UTF-8; rename it")
     opened = open_files(paths, [0] * len(paths), skip_bad_images)
     paths = [paths[place] for place in opened.kept.tolist()]
     seen: Images = opened.images

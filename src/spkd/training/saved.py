@@ -287,7 +287,8 @@ def _numbered_as(classifier: Classifier, images: Images, data: ImageData, say: C
             )
         different = next(f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b)
         raise InputError(f"the network's classes are not those of {data.name}: {different} there")
-    say(f"{data.name} has images of {len(theirs)} of the {len(ours)} classes that the network tells apart")
+    if len(theirs) < len(ours):
+        say(f"{data.name} has images of {len(theirs)} of the {len(ours)} classes that the network tells apart")
     return images.relabelled(torch.tensor([ours.index(name) for name in theirs])[images.targets])
 
 

@@ -32,6 +32,7 @@ from spkd.training.identity import (
     CODE_FILE,
     absolute,
     absolute_network,
+    averaged_weights,
     code_name,
     file_hashes,
     foreign_weights,
@@ -163,6 +164,8 @@ class Setup:
         return {
             **loaded_weights("weights", request.model, request.weights, self.data, self.image_size),
             **loaded_weights("teacher_weights", request.teacher, request.teacher_weights, self.data, self.image_size),
+            **averaged_weights("weights", request.weights),
+            **averaged_weights("teacher_weights", request.teacher_weights),
         }
 
 
@@ -236,7 +239,7 @@ def _check_request(request: Request) -> None:
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
     if request.unlabelled is not None and request.teacher is None:
-        raise InputError("--unlabelled: images without a label teach by what a teacher says of them: give --teacher")
+        raise InputError("--unlabelled: only a teacher can say anything of images without a label: give --teacher")
     if request.teacher is not None and not term_names(request.method):
         raise InputError("--method none learns nothing from a teacher: leave out --teacher, or name a method")
 
@@ -266,7 +269,8 @@ def _other_sizes(request: Request, image_size: int) -> list[str]:
 
 def _another_view(request: Request, data: ImageData) -> list[str]:
     """Return a line where the teacher was made to see another part of an image."""
-    seen = None if request.teacher is None else model_defaults(request.teacher, request.teacher_weights).view
+    is_said = request.teacher is None or request.data.view is not None
+    seen = None if is_said else model_defaults(str(request.teacher), request.teacher_weights).view
     told = {"whole": "whole images", "centre": "the centre of images"}
     if seen in (None, data.view):
         return []
@@ -277,7 +281,7 @@ def _unasked_weights(request: Request, data: ImageData) -> list[str]:
     """Return a line where a network that is to see photographs begins at random though its library has weights."""
     if request.weights is not None or data.native_size is not None or not has_pretrained(request.model):
         return []
-    return [f"{request.model} begins with random weights; with few images --weights pretrained does better as a rule"]
+    return [f"{request.model} begins with random weights; with few images, --weights pretrained usually does better"]
 
 
 def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) -> Recipe:

@@ -141,7 +141,8 @@ class Tape:
         own = self.manifest.identity
         wanted = {"teacher_precision": precision, "tape_dtype": dtype}
         there = {"teacher_precision": self.manifest.precision, "tape_dtype": self.manifest.dtype}
-        for name in [*own, *(name for name in identity if name not in own)]:
+        noted = [name for name in identity if name not in own and name != "teacher_weights_loaded"]  # of late only
+        for name in [*own, *noted]:
             if own.get(name) != identity.get(name):
                 self._refuse(name, own.get(name), identity.get(name))
         for name, value in wanted.items():
