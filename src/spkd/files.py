@@ -164,6 +164,15 @@ def is_there(path: str | Path) -> bool:
     return False
 
 
+def is_utf8(name: str) -> bool:
+    """Return whether a file's name can be written as text, which on some systems may be any bytes.
+
+    >>> is_utf8("Fu"), is_utf8(os.fsdecode(b"F\\xfc"))
+    (True, False)
+    """
+    return not any("\ud800" <= sign <= "\udfff" for sign in name)
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()

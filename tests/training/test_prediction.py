@@ -1,5 +1,7 @@
 """New images are seen as in evaluation, and each gets what the network says of it."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,16 @@ def test_broken_files_are_named_or_left_out(teacher: Path, digits: Path, tmp_pat
     found = predict(teacher, images, accelerator="cpu", skip_bad_images=True)
     assert [one.path for one in found.predictions] == [images[1]]
     assert found.notes[0].startswith("left out 1 of 2 files")
+
+
+def test_files_that_are_passed_over_are_counted(teacher: Path, digits: Path, tmp_path: Path) -> None:
+    shutil.copy(digits / "00.png", tmp_path / "one.png")
+    (tmp_path / "two.heic").touch()
+    found = predict(teacher, [str(tmp_path)], accelerator="cpu")
+    assert found.notes == (f"passed over 1 file without an image's ending in {tmp_path}: 1 .heic",)
+    (tmp_path / os.fsdecode(b"F\xdf.png")).touch()
+    with pytest.raises(InputError, match="is not UTF-8; rename it"):
+        predict(teacher, [str(tmp_path)], accelerator="cpu")
 
 
 def test_what_is_not_there_is_one_line(teacher: Path, tmp_path: Path) -> None:

@@ -543,16 +543,26 @@ def test_trained_weights_that_are_not_asked_for_are_told_of(tmp_path: Path) -> N
     assert not any(note.endswith(said) for note in digits.notes)
 
 
-def test_weights_that_a_callable_loads_are_part_of_run_and_tape(
-    tiny: str, tiny_source: str, teacher: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def loading(tiny: str, tiny_source: str, teacher: Path, tmp_path: Path) -> Request:
+    """A distillation from a callable that loads ``best.pt`` by itself, and another in its file with a new head."""
     weights = tmp_path / "best.pt"
     torch.save(load_file(teacher / "student" / "model.safetensors"), weights)
     (tmp_path / "own.py").write_text(
         f"{tiny_source}\ndef loads():\n    import torch\n    network = Tiny(width=16)\n"
         f"    network.load_state_dict(torch.load({str(weights)!r}))\n    return network\n"
+        "\ndef headed():\n    import torch\n    network = loads()\n"
+        "    last = [name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)][-1]\n"
+        "    old = network.get_submodule(last)\n"
+        "    setattr(network, last, torch.nn.Linear(old.in_features, old.out_features))\n    return network\n"
     )
-    request = replace(distillation(tiny, teacher), teacher=f"{tmp_path}/own.py:loads", teacher_weights="pretrained")
+    return replace(distillation(tiny, teacher), teacher=f"{tmp_path}/own.py:loads", teacher_weights="pretrained")
+
+
+def test_weights_that_a_callable_loads_are_part_of_run_and_tape(
+    loading: Request, teacher: Path, tmp_path: Path
+) -> None:
+    request, weights = loading, tmp_path / "best.pt"
     tape = Runtime("cpu", tape=str(tmp_path / "tape"))
     result = run(request, tmp_path / "run", tape, Silent())
     assert result is not None
@@ -578,23 +588,10 @@ def test_a_moving_average_is_another_teacher_than_what_lies_beside_it(tiny: str,
     assert both["teacher_weights_taken"] == "moving average"
 
 
-def test_a_teacher_with_a_head_of_its_own_making_is_recorded(
-    tiny: str, tiny_source: str, teacher: Path, tmp_path: Path
-) -> None:
+def test_a_teacher_with_a_head_of_its_own_making_is_recorded(loading: Request, tmp_path: Path) -> None:
     """And told as the same one each time, though its head is another at every call."""
-    weights = tmp_path / "best.pt"
-    torch.save(load_file(teacher / "student" / "model.safetensors"), weights)
-    (tmp_path / "own.py").write_text(
-        f"{tiny_source}\ndef headed():\n    import torch\n    network = Tiny(width=16)\n"
-        f"    network.load_state_dict(torch.load({str(weights)!r}))\n"
-        "    last = [name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Linear)][-1]\n"
-        "    old = network.get_submodule(last)\n"
-        "    setattr(network, last, torch.nn.Linear(old.in_features, old.out_features))\n    return network\n"
-    )
     tape = Runtime("cpu", tape=str(tmp_path / "tape"))
-    request = replace(
-        distillation(tiny, teacher), teacher=f"{tmp_path}/own.py:headed", teacher_weights="pretrained", method="sp"
-    )
+    request = replace(loading, teacher=f"{tmp_path}/own.py:headed", method="sp")
     for name in ("one", "two"):
         assert run(request, tmp_path / name, tape, Silent()) is not None
     assert equal(tmp_path / "one", tmp_path / "two")

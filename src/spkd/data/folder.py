@@ -16,7 +16,7 @@ from spkd.data.decoding import reason
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics
 from spkd.data.splits import Splits, complete_splits
 from spkd.errors import InputError, nearest
-from spkd.files import is_file, is_folder
+from spkd.files import is_file, is_folder, is_utf8
 
 _CODECS = {".avif": "avif", ".jp2": "jpg_2000"}  # what not every Pillow can read, and its name there
 _KNOWN_CODECS = {*features.modules, *features.codecs}  # of others Pillow warns
@@ -187,24 +187,30 @@ def find_files(root: Path) -> FoundFiles:
     return found
 
 
-def image_files(places: Sequence[str]) -> list[str]:
-    """Return the image files that are meant by files and folders; of a folder all that are below.
+def image_files(places: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the image files that are meant by files and folders, and lines on what is passed over.
+
+    Of a folder they are all that are below.
 
     Raises:
-        InputError: when there is no such file or folder, or no image in one.
+        InputError: when there is no such file or folder, no image in one, or a name is not UTF-8.
     """
     paths: list[str] = []
+    notes: list[str] = []
     for place in places:
         if is_folder(place):
-            inside = find_files(Path(place)).images
-            if not inside:
+            inside = find_files(Path(place))
+            if not inside.images:
                 raise InputError(f"there is no image in {place}")
-            paths.extend(inside)
+            paths.extend(inside.images)
+            notes.extend(note_of_others(Path(place), inside.others))
         elif is_file(place):
             paths.append(place)
         else:
             raise InputError(f"there is no image {place}")
-    return paths
+    if (damaged := next((path for path in paths if not is_utf8(path)), None)) is not None:
+        raise InputError(f"the name of the image {damaged!r} is not UTF-8; rename it")
+    return paths, notes
 
 
 def note_of_others(folder: Path, others: Counter[str]) -> list[str]:
@@ -253,7 +259,7 @@ def _check_classes(
             f"data: expected one folder per class in {train}, got {found}; "
             f"put the images into {train / 'CLASS'} for each class"
         )
-    damaged = next((name for name in classes if any("\ud800" <= sign <= "\udfff" for sign in name)), None)
+    damaged = next((name for name in classes if not is_utf8(name)), None)
     if damaged is not None:
         raise InputError(f"data: the name of the class folder {damaged!r} in {train} is not UTF-8; rename it")
     for split, listing in listings.items():

@@ -92,11 +92,7 @@ def predict(
         raise InputError(f"--top must be at least 1, not {top}")
     classifier = load_classifier(network)
     info = classifier.info
-    paths = image_files(images)
-    if (
-        damaged := next((path for path in paths if any("\ud800" <= sign <= "\udfff" for sign in path)), None)
-    ) is not None:
-        raise InputError(f"the name of the image {damaged!r} is not UTF-8; rename it")
+    paths, notes = image_files(images)
     opened = open_files(paths, [0] * len(paths), skip_bad_images)
     paths = [paths[place] for place in opened.kept.tolist()]
     seen: Images = opened.images
@@ -123,4 +119,4 @@ def predict(
         Prediction(path, tuple(info.classes[place] for place in places), tuple(shares))
         for path, (shares, places) in zip(paths, found, strict=True)
     )
-    return Predictions(predictions, opened.notes)
+    return Predictions(predictions, (*notes, *opened.notes))

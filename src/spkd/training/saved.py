@@ -165,7 +165,7 @@ def images_in(places: Sequence[str], folder: str | Path, count: int) -> Tensor:
         InputError: when there is no such network or image, or one cannot be read.
     """
     info = load_classifier(folder).info
-    paths = image_files(places)
+    paths, _ = image_files(places)
     return torch.cat([load_image(path, info) for path in paths[:: math.ceil(len(paths) / count)]])
 
 

@@ -155,11 +155,12 @@ class Setup:
             **unlabelled_images(data),
             **foreign_weights("weights", self.request.model, self.request.weights),
             **foreign_weights("teacher_weights", self.request.teacher, self.request.teacher_weights),
-            **self._loaded_weights(),
+            **self._weights_taken(),
         }
         return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
-    def _loaded_weights(self) -> dict[str, str]:
+    def _weights_taken(self) -> dict[str, str]:
+        """Return what weights are besides the files that are named: nothing as a rule."""
         request = self.request
         return {
             **loaded_weights("weights", request.model, request.weights, self.data, self.image_size),
