@@ -16,7 +16,16 @@ from types import SimpleNamespace
 import pytest
 
 from spkd.errors import InputError
-from spkd.files import is_file, is_folder, is_there, locked, reserve, write_atomically, write_text_atomically
+from spkd.files import (
+    is_file,
+    is_folder,
+    is_there,
+    locked,
+    require_writable,
+    reserve,
+    write_atomically,
+    write_text_atomically,
+)
 
 UNTOUCHED = "what was there before is untouched"
 
@@ -105,6 +114,17 @@ def test_a_folder_in_the_place_of_the_file_is_one_clear_line(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"cannot write .*x\.txt: Is a directory"):
         write_text_atomically(tmp_path / "x.txt", "x")
     assert list(tmp_path.iterdir()) == [tmp_path / "x.txt"]
+
+
+def test_a_place_is_known_to_be_writable_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    require_writable(tmp_path / "new" / "x.txt")
+    assert list((tmp_path / "new").iterdir()) == []
+    require_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == ""
+    for place in (tmp_path / "file" / "x.txt", tmp_path / "new"):
+        with pytest.raises(InputError, match="cannot write"):
+            require_writable(place)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -46,6 +46,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: Path) -> None:
+    """Return when :func:`write_atomically` may write the file ``path``; parent folders are made.
+
+    For what is written only at the end of long work.
+
+    Raises:
+        InputError: when it is a folder, or its own folder cannot be written.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Have a folder to oneself among the processes that ask for it, however this one ends.

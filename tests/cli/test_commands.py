@@ -414,6 +414,8 @@ def test_export_is_checked_on_any_images(capsys: pytest.CaptureFixture[str], stu
     assert len({image.numpy().tobytes() for image in images}) == 44
     assert main(["export", str(tmp_path / "model"), "--check_images", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err == f"spkd: error: there is no image {tmp_path / 'none'}\n"
+    assert main(["export", str(tmp_path / "model"), *given, "--skip_bad_images"]) == 2
+    assert "--check_images takes files as they are: leave out --skip_bad_images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])
@@ -564,3 +566,11 @@ def test_predict_shows_or_writes_a_line_for_each_image(
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("2 images: ")
     assert told[1] == f"written: {out}"
+
+
+def test_predict_refuses_a_place_that_cannot_be_written_before_it_begins(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.training.prediction.predict", None)
+    assert main(["predict", str(teacher), str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"spkd: error: cannot write {tmp_path}: Is a directory\n"

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from spkd.cli.main import COMMANDS, main
 
@@ -122,6 +123,17 @@ def test_a_tilde_is_the_home_folder_where_a_shell_leaves_it(
     assert str(tmp_path / "home" / "photos") in err
     _, _, err = answer(capsys, "status", "~/study")
     assert str(tmp_path / "home" / "study") in err
+
+
+def test_a_full_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr("spkd.training.prediction.predict", fill)
+    code, _, err = answer(capsys, "predict", "runs/x", "photos")
+    assert code == 1
+    assert err.startswith("spkd: error: the device's memory is full: ")
+    assert err.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

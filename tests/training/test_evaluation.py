@@ -203,7 +203,7 @@ def test_runs_in_eval_mode_without_gradients_and_gives_every_mode_back(measure: 
 
 def test_modes_come_back_after_an_error() -> None:
     model = Lookup(torch.eye(3)).train()
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match="model: it fails on images of 1 × 1 × 1: IndexError"):
         top1_error(model, [(torch.full((1, 1, 1, 1), 99.0), torch.tensor([0]))])
     assert model.training
     assert model.norm.training

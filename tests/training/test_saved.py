@@ -267,7 +267,7 @@ def test_a_network_that_fails_on_the_images_is_one_line(tmp_path: Path) -> None:
     )
     torch.save(torch.nn.ModuleDict({"head": torch.nn.Linear(64, 10)}).state_dict(), tmp_path / "best.pt")
     spec, weights = f"{tmp_path}/own.py:Own", str(tmp_path / "best.pt")
-    line = r"own\.py:Own: it fails on images of 8 × 8 pixels: AssertionError: too many$"
+    line = r"model: it fails on images of 1 × 8 × 8: AssertionError: too many$"
     with pytest.raises(InputError, match=line):
         evaluate_saved(spec, DataOptions(), split="test", teacher=None, accelerator="cpu", say=print, weights=weights)
 

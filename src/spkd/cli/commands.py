@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from spkd.cli.options import DEFAULT_TEACHER
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
-from spkd.files import write_text_atomically
+from spkd.files import require_writable, write_text_atomically
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
@@ -161,6 +161,8 @@ def predict(options: Namespace) -> int:
     """Classify images by a saved network."""
     from spkd.training.prediction import predict as classify
 
+    if options.out is not None:
+        require_writable(Path(options.out))
     found = classify(
         options.network,
         options.images,
@@ -211,6 +213,9 @@ def export(options: Namespace) -> int:
 
     export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
     if options.check_images:
+        useless = [name for name, value in _pick(DataOptions, options).items() if value is not None]
+        if useless:
+            raise InputError(f"--check_images takes files as they are: leave out --{useless[0]}")
         images = images_in(options.check_images, options.folder, CHECKED)
     else:
         images = real_images(options.folder, own_data(options.folder, _pick(DataOptions, options)), CHECKED)

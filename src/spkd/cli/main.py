@@ -17,8 +17,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from spkd import __version__
 from spkd.cli import commands, options
-from spkd.errors import InputError, RunFailed, nearest
-from spkd.training.devices import is_follower, is_launched, leave
+from spkd.errors import InputError, RunFailed, nearest, one_line
+from spkd.training.devices import is_follower, is_full_memory, is_launched, leave
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception as error:
+        if is_full_memory(error):
+            return _fail(
+                f"the device's memory is full: smaller images, or a CPU, need less of it ({one_line(error)})", 1
+            )
         return _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
 
 

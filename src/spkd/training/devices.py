@@ -147,6 +147,12 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
+def is_full_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device has no memory left."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
 @contextlib.contextmanager
 def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
     """Raise what ends a run in its midst as :class:`RunFailed`.
@@ -159,9 +165,7 @@ def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
     except RunFailed:
         raise
     except RuntimeError as error:
-        import torch
-
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_full_memory(error):
             raise RunFailed(
                 "the device's memory is full: smaller batches or images, mixed precision, or a run that is not "
                 f"compiled, need less ({one_line(error)})"

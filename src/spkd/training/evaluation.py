@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spkd.errors import InputError
+from spkd.errors import InputError, one_line
 from spkd.modes import evaluating
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def top1_error(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
         batches: pairs of images and int64 targets (b,), on the model's device.
 
     Raises:
-        InputError: when there are no images.
+        InputError: when there are no images, or the model fails on them.
 
     >>> images, targets = torch.eye(3), torch.tensor([0, 1, 0])
     >>> round(top1_error(nn.Identity(), [(images, targets)]), 2)
@@ -84,7 +84,7 @@ def top1_error(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
     errors = torch.zeros((), dtype=torch.int64)
     with evaluating(model), torch.no_grad():
         for inputs, targets in batches:
-            logits = _logits(model, inputs)
+            logits = logits_on("model", model, inputs)
             right = (logits.argmax(dim=1) == targets) & ~logits.isnan().any(dim=1)
             errors = errors.to(right.device) + (~right).sum()
             images += len(targets)
@@ -111,8 +111,8 @@ def evaluate(
         teacher: the model to compare decisions with; its classes must mean the same as the model's.
 
     Raises:
-        InputError: when there are no images, the model has not ``len(classes)`` logits, a target is out
-            of range, or a logit of either network is not finite.
+        InputError: when there are no images, a network fails on them, the model has not ``len(classes)`` logits, a
+            target is out of range, or a logit of either network is not finite.
 
     >>> images, targets = torch.eye(3), torch.tensor([0, 1, 0])
     >>> evaluation = evaluate(nn.Identity(), [(images, targets)], ["cat", "dog", "owl"])
@@ -122,12 +122,13 @@ def evaluate(
     metrics: _Metrics | None = None
     with evaluating(model, teacher), torch.no_grad():
         for inputs, targets in batches:
-            logits = _logits(model, inputs)
+            logits = logits_on("model", model, inputs)
             if metrics is None:
                 metrics = _Metrics(len(classes), logits.device)
             _check(logits, targets, len(classes))
-            said = None if teacher is None else _logits(teacher, inputs)
-            if said is not None:
+            said = None
+            if teacher is not None:
+                said = logits_on("teacher", teacher, inputs)
                 check_finite("teacher", said)
             metrics.add(logits, targets, said)
     if metrics is None or metrics.images == 0:
@@ -205,12 +206,6 @@ class _Metrics:
 _NO_IMAGES = "batches: expected at least one image to evaluate on, got none; check that the split is not empty"
 
 
-def _logits(model: nn.Module, images: Tensor) -> Tensor:
-    # Called under no_grad, not inference_mode: what a model caches there could never take part in training.
-    logits: Tensor = model(images)
-    return logits.float()
-
-
 def _check(logits: Tensor, targets: Tensor, classes: int) -> None:
     if logits.ndim != 2 or logits.shape[1] != classes:
         raise InputError(
@@ -223,6 +218,21 @@ def _check(logits: Tensor, targets: Tensor, classes: int) -> None:
             f"got {int(targets.min())} to {int(targets.max())}; check the classes of the data"
         )
     check_finite("model", logits)
+
+
+def logits_on(network: str, model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits in float32; ``network`` is named in the error when the model, maybe a user's own, fails.
+
+    To be called under ``no_grad`` and not ``inference_mode``: what a model caches there could never take part in
+    training.
+    """
+    try:
+        return cast("Tensor", model(images)).float()
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        size = " × ".join(map(str, images.shape[1:]))
+        raise InputError(f"{network}: it fails on images of {size}: {one_line(error)}") from error
 
 
 def check_finite(network: str, logits: Tensor) -> None:

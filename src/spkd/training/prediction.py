@@ -19,7 +19,7 @@ from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.devices import make_fabric
-from spkd.training.evaluation import check_finite
+from spkd.training.evaluation import check_finite, logits_on
 from spkd.training.options import Runtime
 
 
@@ -111,7 +111,7 @@ def predict(
     found: list[tuple[list[float], list[int]]] = []
     with evaluating(classifier), torch.no_grad():
         for pixels, _ in batches:
-            logits = classifier(pixels).float()
+            logits = logits_on("model", classifier, pixels)
             check_finite("model", logits)
             largest = logits.softmax(1).topk(min(top, len(info.classes)), dim=1)
             found.extend(zip(largest.values.tolist(), largest.indices.tolist(), strict=True))

@@ -20,7 +20,7 @@ from spkd.data.images import ImageData, Images, joined
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
-from spkd.errors import InputError, one_line
+from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models.build import HeadMismatch, build_model, model_defaults
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation, composed, same_classes
@@ -90,13 +90,8 @@ def evaluate_saved(
     if beside is not None and beside.info.image_size != size:
         made = beside.info.image_size
         say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
-    try:
-        beside = None if beside is None else beside.to(device)
-        return evaluate(classifier.to(device), batches, classifier.info.classes, beside)
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a user's own network
-        raise InputError(f"model {network}: it fails on images of {size} × {size} pixels: {one_line(error)}") from error
+    beside = None if beside is None else beside.to(device)
+    return evaluate(classifier.to(device), batches, classifier.info.classes, beside)
 
 
 def _built(
