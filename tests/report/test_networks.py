@@ -27,12 +27,22 @@ def test_brackets_in_names_of_networks_are_kept() -> None:
 
 
 def test_brackets_in_names_of_classes_are_kept() -> None:
-    classes = (ClassError("[red]", 2, 50.0), ClassError("[/]", 1, 0.0))
-    measured = Evaluation(3, 33.3, None, 0.5, 1.0, None, classes)
+    classes = (ClassError("[red]", 2, 50.0, "[/]", 25.0), ClassError("[/]", 1, 0.0))
+    measured = Evaluation(3, 33.3, 25.0, None, 0.5, 1.0, None, classes)
     text = printed(evaluation_table(measured, per_class=True))
     assert "[red]" in text
     assert "[/]" in text
+    assert "[/] (25.00 %)" in text
     assert "[red]" not in printed(evaluation_table(measured))
+
+
+def test_the_balanced_error_is_shown_where_classes_are_unequal() -> None:
+    for second, shown in ((1, True), (2, False), (0, False)):
+        classes = (ClassError("a", 2, 50.0), ClassError("b", second, 0.0 if second else None))
+        measured = Evaluation(2 + second, 33.3, 12.34, None, 0.5, 1.0, None, classes)
+        text = printed(evaluation_table(measured))
+        assert ("balanced error" in text) == shown
+        assert ("12.34 %" in text) == shown
 
 
 def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:

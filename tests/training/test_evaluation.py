@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import recall_score
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -73,12 +74,22 @@ def test_errors_by_class_are_those_of_the_confusion_matrix(classes: int, count: 
     logits = torch.randn(count, classes, generator=generator)
     targets = torch.randint(classes, (count,), generator=generator)
     result = evaluate(Lookup(logits), in_batches(targets, size), [str(k) for k in range(classes)])
-    confusion = MulticlassConfusionMatrix(classes)(logits.argmax(dim=1), targets)
+    decisions = logits.argmax(dim=1)
+    confusion = MulticlassConfusionMatrix(classes)(decisions, targets)
     assert [one.images for one in result.per_class] == confusion.sum(dim=1).tolist()
     for one, row, right in zip(result.per_class, confusion, confusion.diag().tolist(), strict=True):
         of = int(row.sum())
         assert one.error == (100 * (of - right) / of if of else None)
     assert result.top1_error == 100 * (count - int(confusion.diag().sum())) / count
+    recall = recall_score(targets, decisions, labels=targets.unique(), average="macro")
+    assert result.balanced_error == pytest.approx(100 * (1 - recall))
+    for place, (one, row) in enumerate(zip(result.per_class, confusion.tolist(), strict=True)):
+        most = max(number for other, number in enumerate(row) if other != place)
+        if not most:
+            assert one.taken_for is None
+            continue
+        assert one.taken_for == str(next(k for k, number in enumerate(row) if k != place and number == most))
+        assert one.taken == 100 * most / sum(row)
 
 
 def test_two_hundred_thousand_classes_take_no_matrix_of_classes() -> None:

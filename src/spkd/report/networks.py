@@ -61,6 +61,8 @@ def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> Render
     table.add_column("value", justify="right")
     table.add_row("images", f"{measured.images:,}")
     table.add_row("top-1 error", _percent(measured.top1_error))
+    if len({one.images for one in measured.per_class if one.images}) > 1:
+        table.add_row("balanced error, the mean of the classes'", _percent(measured.balanced_error))
     if measured.top5_error is not None:
         table.add_row("top-5 error", _percent(measured.top5_error))
     table.add_row("cross-entropy", f"{measured.cross_entropy:.4f}")
@@ -72,8 +74,10 @@ def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> Render
     classes = Table("class")
     classes.add_column("images", justify="right")
     classes.add_column("top-1 error", justify="right")
+    classes.add_column("most often taken for")
     for one in measured.per_class:
-        classes.add_row(Text(one.name), f"{one.images:,}", _percent(one.error))
+        taken = "" if one.taken_for is None else f"{one.taken_for} ({_percent(one.taken)})"
+        classes.add_row(Text(one.name), f"{one.images:,}", _percent(one.error), Text(taken))
     return Group(table, classes)
 
 

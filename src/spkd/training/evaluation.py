@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -28,11 +29,15 @@ class ClassError:
         name: the class.
         images: how many images of the class there were.
         error: percent of them that were given another class; None when there were none.
+        taken_for: the class that most of these were given, the first of those with as many; None when there were none.
+        taken: percent of the images of the class that were given ``taken_for``.
     """
 
     name: str
     images: int
     error: float | None
+    taken_for: str | None = None
+    taken: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Evaluation:
     Attributes:
         images: number of images.
         top1_error: percent of images whose largest logit is not the target's.
+        balanced_error: mean of the classes' own top-1 errors in percent, over the classes that there are images of:
+            1 − balanced accuracy. With classes of unequal size it tells of the small ones too.
         top5_error: percent of images whose target is not among the five largest logits; None with
             fewer than six classes, where it says nothing.
         cross_entropy: mean over the images, in nats.
@@ -56,6 +63,7 @@ class Evaluation:
 
     images: int
     top1_error: float
+    balanced_error: float
     top5_error: float | None
     cross_entropy: float
     calibration_error: float
@@ -118,6 +126,8 @@ def evaluate(
     >>> evaluation = evaluate(nn.Identity(), [(images, targets)], ["cat", "dog", "owl"])
     >>> [(one.name, one.error) for one in evaluation.per_class]
     [('cat', 50.0), ('dog', 0.0), ('owl', None)]
+    >>> evaluation.balanced_error, evaluation.per_class[0].taken_for
+    (25.0, 'owl')
     """
     metrics: _Metrics | None = None
     with evaluating(model, teacher), torch.no_grad():
@@ -158,8 +168,8 @@ class _Metrics:
         for metric in (self.calibration, self.top5):
             if metric is not None:
                 metric.to(device)
-        self.per_class = torch.zeros(classes, dtype=torch.int64, device=device)
-        self.right_per_class = torch.zeros_like(self.per_class)
+        self.classes = classes
+        self.pairs: list[Tensor] = []  # of each batch, true class · classes + decision
         self.images = 0
         self.cross_entropy = 0.0
         self.agreements: int | None = None
@@ -168,8 +178,7 @@ class _Metrics:
         decisions = logits.argmax(dim=1)
         self.images += len(targets)
         self.cross_entropy += float(F.cross_entropy(logits, targets, reduction="sum"))
-        self.per_class += torch.bincount(targets, minlength=len(self.per_class))
-        self.right_per_class += torch.bincount(targets[decisions == targets], minlength=len(self.per_class))
+        self.pairs.append(targets * self.classes + decisions)
         # A confidence of exactly 1 would fall past the last bin's open upper edge, into a bin of its own.
         probabilities = logits.softmax(dim=1).clamp(max=1 - 2**-24)
         self.calibration.update(probabilities, targets)
@@ -180,14 +189,17 @@ class _Metrics:
             self.agreements = same + (self.agreements or 0)
 
     def result(self, classes: Sequence[str]) -> Evaluation:
-        images, right = self.per_class.tolist(), self.right_per_class.tolist()
-        per_class = tuple(
-            ClassError(name, of, 100.0 * (of - good) / of if of else None)
-            for name, of, good in zip(classes, images, right, strict=True)
-        )
+        counts: list[Counter[int]] = [Counter() for _ in classes]  # of each class, the decisions
+        pairs, numbers = torch.cat(self.pairs).unique(return_counts=True)
+        for pair, number in zip(pairs.tolist(), numbers.tolist(), strict=True):
+            counts[pair // self.classes][pair % self.classes] = number
+        per_class = tuple(_class_error(classes, place, given) for place, given in enumerate(counts))
+        errors = [one.error for one in per_class if one.error is not None]
+        right = sum(given[place] for place, given in enumerate(counts))
         return Evaluation(
             images=self.images,
-            top1_error=100.0 * (self.images - sum(right)) / self.images,
+            top1_error=100.0 * (self.images - right) / self.images,
+            balanced_error=sum(errors) / len(errors),
             top5_error=self._top5_error(),
             cross_entropy=self.cross_entropy / self.images,
             calibration_error=100.0 * float(self.calibration.compute()),
@@ -201,6 +213,19 @@ class _Metrics:
         # Back to a count, which the metric's float32 quotient only comes near.
         right = round(float(self.top5.compute()) * self.images)
         return 100.0 * (self.images - right) / self.images
+
+
+def _class_error(classes: Sequence[str], place: int, given: Counter[int]) -> ClassError:
+    """Return the error of the class at ``place``, whose images were given these classes, so often each."""
+    name, images = classes[place], given.total()
+    if not images:
+        return ClassError(name, 0, None)
+    wrong = Counter({other: number for other, number in given.items() if other != place})
+    error = 100.0 * wrong.total() / images
+    if not wrong:
+        return ClassError(name, images, error)
+    ((other, number),) = wrong.most_common(1)
+    return ClassError(name, images, error, classes[other], 100.0 * number / images)
 
 
 _NO_IMAGES = "batches: expected at least one image to evaluate on, got none; check that the split is not empty"
