@@ -36,11 +36,11 @@ def test_every_line_of_the_markdown() -> None:
     lines = comparison_markdown(COMPARISON).splitlines()
     assert lines[0] == "**Digits**"
     assert lines[2:7] == [
-        "| method | seeds | val. | median | mean ± s.e.m. | difference to none | 95 % interval | p |",
-        "|:---|---:|---:|---:|---:|---:|---:|---:|",
-        "| none | 2 | 2.25 | 3.50 | 3.50 ± 0.50 | – | – | – |",
-        "| sp | 2 | 1.00 | 2.25 | 2.25 ± 0.25 | −1.25 | −4.43 to +1.93 | 0.13 |",
-        "| kd | 1 | 1.00 | 3.00 | 3.00 | 0.00 | – | – |",
+        "| method | seeds | val. | median | mean ± s.e.m. | difference to none | 95 % interval | p | p (Holm) |",
+        "|:---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| none | 2 | 2.25 | 3.50 | 3.50 ± 0.50 | – | – | – | – |",
+        "| sp | 2 | 1.00 | 2.25 | 2.25 ± 0.25 | −1.25 | −4.43 to +1.93 | 0.13 | 0.25 |",
+        "| kd | 1 | 1.00 | 3.00 | 3.00 | 0.00 | – | – | – |",
     ]
     assert "wrn-10-1 on digits; teacher wrn-28-2 (1.90 %)" in lines[8]
     assert lines[-3:] == ["```", "spkd compare --seeds 2", "```"]
@@ -55,7 +55,7 @@ def test_the_terminals_table_holds_the_same_numbers() -> None:
 
 
 def test_several_p_values_stand_beside_what_they_are_when_corrected_for_their_number() -> None:
-    """The smaller one of two times 2, the larger as it is (Holm 1979)."""
+    """The smaller one of two times 2, the larger as it is (Holm 1979); a third without one counts nevertheless."""
     at = dataclasses.replace(SP, method="at", p_value=0.02)
     two = comparison_markdown(dataclasses.replace(COMPARISON, rows=(NONE, dataclasses.replace(SP, p_value=0.2), at)))
     assert "| p | p (Holm) |" in two
@@ -63,13 +63,14 @@ def test_several_p_values_stand_beside_what_they_are_when_corrected_for_their_nu
     assert "| 0.020 | 0.040 |" in two
     assert "| – | – | – | – |" in two
     assert "p: two-sided t-tests against none, paired by seed; p (Holm): corrected for their number." in two
-    one = comparison_markdown(COMPARISON)
+    one = comparison_markdown(dataclasses.replace(COMPARISON, rows=(NONE, SP)))
     assert "p: two-sided t-test against none, paired by seed." in one
     assert "(Holm)" not in one
+    assert "| 0.13 | 0.25 |" in comparison_markdown(COMPARISON)
 
 
 def test_what_the_differences_are_to_is_named() -> None:
-    text = comparison_markdown(dataclasses.replace(COMPARISON, baseline="kd"))
+    text = comparison_markdown(dataclasses.replace(COMPARISON, rows=(SP, ONCE), baseline="kd"))
     assert "| difference to kd |" in text
     assert "p: two-sided t-test against kd, paired by seed." in text
 
@@ -96,7 +97,7 @@ def test_a_method_with_brackets_or_bars_is_shown_as_it_is() -> None:
 
 @pytest.mark.parametrize("teacher", [{}, {"spec": "wrn-28-2"}, {"spec": "wrn-28-2", "test_error": None}])
 def test_a_teacher_of_unknown_error_gets_none(teacher: dict[str, str | None]) -> None:
-    text = comparison_markdown(dataclasses.replace(COMPARISON, teacher=teacher, command=""))
+    text = comparison_markdown(dataclasses.replace(COMPARISON, teacher=teacher, rows=(NONE, SP), command=""))
     assert "(" not in text
     assert "```" not in text
     assert ("teacher wrn-28-2." in text) == bool(teacher)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from spkd.report.grid import Grid
-from spkd.report.tables import NOT_KNOWN, p_value_text, pairs_text, signed
+from spkd.report.tables import NOT_KNOWN, p_value_text, pairs_text, statistics_cells
 from spkd.studies.building import PRETRAINING
 from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.findings import Line, Pair, added, paper_of
 from spkd.studies.published import SCHEDULE_NOT_KNOWN, Certainty, Published
-from spkd.studies.records import ComparisonRow
 from spkd.studies.reproduction import Record, Reproduction
 
 _STATISTICS = ("seeds", "median", "mean ± s.e.m.", "difference to none", "95 % interval", "p", "p (Holm)")
@@ -88,7 +87,7 @@ def additions(reproduction: Reproduction, pairs: Sequence[Pair]) -> Grid | None:
     rows = []
     for pair in pairs:
         for joined, without, compared in added(pair):
-            cells = _row_cells(compared)
+            cells = statistics_cells(compared)
             rows.append((pair.student, pair.teacher, joined, without, str(compared.pairs or 0), *cells[2:]))
     if not rows:
         return None
@@ -191,19 +190,7 @@ def _statistics(line: Line) -> tuple[str, ...]:
     if line.result is None:
         return (_seeds(line), "unfinished", *[NOT_KNOWN] * (len(_STATISTICS) - 2))
     seeds = f"{_seeds(line)}{pairs_text(line.result)}"
-    return (seeds, *_row_cells(line.result), p_value_text(line.p_holm))
-
-
-def _row_cells(row: ComparisonRow) -> tuple[str, ...]:
-    """Return median, mean, difference, interval and p."""
-    interval = NOT_KNOWN if row.interval is None else f"{signed(row.interval[0])} to {signed(row.interval[1])}"
-    return (
-        f"{row.median:.2f}",
-        f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}",
-        NOT_KNOWN if row.difference is None else signed(row.difference),
-        interval,
-        p_value_text(row.p_value),
-    )
+    return (seeds, *statistics_cells(line.result), p_value_text(line.p_holm))
 
 
 def _setting_notes(reproduction: Reproduction) -> tuple[str, ...]:

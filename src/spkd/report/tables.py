@@ -41,22 +41,27 @@ def _grid(comparison: Comparison) -> Grid:
     difference = f"difference to {comparison.baseline}"
     headings = ["method", "seeds", "val.", "median", "mean ± s.e.m.", difference, "95 % interval", "p"]
     rows = [_cells(row) for row in comparison.rows]
-    tested = [place for place, row in enumerate(comparison.rows) if row.p_value is not None]
-    if len(tested) > 1:
-        corrected = dict(zip(tested, holm([comparison.rows[place].p_value or 0.0 for place in tested]), strict=True))
+    if _is_corrected(comparison):
+        methods = [row for row in comparison.rows if row.method != comparison.baseline]
+        corrected = dict(zip((row.method for row in methods), holm([row.p_value for row in methods]), strict=True))
         headings.append("p (Holm)")
-        rows = [(*row, p_value_text(corrected.get(place))) for place, row in enumerate(rows)]
+        rows = [(*cells, p_value_text(corrected.get(cells[0]))) for cells in rows]
     return Grid(comparison.title, tuple(headings), tuple(rows), (_caption(comparison), *_warnings(comparison)))
 
 
+def _is_corrected(comparison: Comparison) -> bool:
+    """Return whether there are several tests, and one at least has a p-value."""
+    return len(comparison.rows) > 2 and any(row.p_value is not None for row in comparison.rows)
+
+
 def _cells(row: ComparisonRow) -> tuple[str, ...]:
-    interval = NOT_KNOWN
-    if row.interval is not None:
-        interval = f"{signed(row.interval[0])} to {signed(row.interval[1])}"
+    return (row.method, f"{len(row.seeds)}{pairs_text(row)}", f"{mean(row.val_errors):.2f}", *statistics_cells(row))
+
+
+def statistics_cells(row: ComparisonRow) -> tuple[str, ...]:
+    """Return median, mean with its standard error, difference, interval and p-value, as they stand in a table."""
+    interval = NOT_KNOWN if row.interval is None else f"{signed(row.interval[0])} to {signed(row.interval[1])}"
     return (
-        row.method,
-        f"{len(row.seeds)}{pairs_text(row)}",
-        f"{mean(row.val_errors):.2f}",
         f"{row.median:.2f}",
         f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}",
         NOT_KNOWN if row.difference is None else signed(row.difference),
@@ -106,6 +111,6 @@ def _caption(comparison: Comparison) -> str:
             caption += f" ({error:.2f} %)"
     against = f"against {comparison.baseline}, paired by seed"
     test = f"t-test {against}"
-    if sum(row.p_value is not None for row in comparison.rows) > 1:
+    if _is_corrected(comparison):
         test = f"t-tests {against}; p (Holm): corrected for their number"
     return f"{caption}. val.: mean validation error, to choose by. p: two-sided {test}."

@@ -145,16 +145,10 @@ def _compared(label: str, records: Sequence[Record], baseline: ComparisonRow | N
 
 
 def _corrected(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Return the lines, of which the first is the student alone, with Holm's correction.
-
-    What has no p-value yet, or differs by the same in all seeds, counts as one of 1: how many tests there are is
-    decided by what was planned, not by what came out.
-    """
+    """Return the lines, of which the first is the student alone, with Holm's correction."""
     alone, *methods = lines
-    found = [line.result.p_value if line.result is not None else None for line in methods]
-    corrected = holm([1.0 if p_value is None else p_value for p_value in found])
-    tested = zip(methods, found, corrected, strict=True)
-    return (alone, *(replace(line, p_holm=None if raw is None else p_value) for line, raw, p_value in tested))
+    corrected = holm([line.result.p_value if line.result is not None else None for line in methods])
+    return (alone, *(replace(line, p_holm=p_value) for line, p_value in zip(methods, corrected, strict=True)))
 
 
 def added(pair: Pair) -> list[tuple[str, str, ComparisonRow]]:

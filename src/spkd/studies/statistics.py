@@ -95,20 +95,26 @@ def compare_paired(values: Sequence[float], baseline: Sequence[float]) -> Paired
     return PairedComparison(mean, (mean - half_width, mean + half_width), p_value, array.size)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return the p-values corrected for their number (Holm 1979), in their order.
 
     The i-th smallest of m is multiplied by m - i (from i = 0), and none is below one before it nor above 1. Then the
     chance of calling any difference real that is none is at most the level, whatever the tests have in common.
 
+    What has no p-value (nothing finished yet, or the same difference in all seeds) has none after it, but is counted as
+    one of 1: how many tests there are is decided by what was planned, not by what came out.
+
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
+    >>> holm([0.01, None])
+    [0.02, None]
     """
-    corrected = [0.0] * len(p_values)
+    known = sorted((p_value, place) for place, p_value in enumerate(p_values) if p_value is not None)
+    corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
-        corrected[index] = highest
+    for smaller, (p_value, place) in enumerate(known):
+        highest = max(highest, min(1.0, (len(p_values) - smaller) * p_value))
+        corrected[place] = highest
     return corrected
 
 

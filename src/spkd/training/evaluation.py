@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -190,7 +191,7 @@ class _Metrics:
 
     def result(self, classes: Sequence[str]) -> Evaluation:
         counts: list[Counter[int]] = [Counter() for _ in classes]  # of each class, the decisions
-        pairs, numbers = torch.cat(self.pairs).unique(return_counts=True)
+        pairs, numbers = np.unique(torch.cat(self.pairs).cpu().numpy(), return_counts=True)
         for pair, number in zip(pairs.tolist(), numbers.tolist(), strict=True):
             counts[pair // self.classes][pair % self.classes] = number
         per_class = tuple(_class_error(classes, place, given) for place, given in enumerate(counts))
