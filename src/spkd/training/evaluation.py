@@ -155,20 +155,13 @@ class _Metrics:
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+        from torchmetrics.classification import MulticlassCalibrationError
 
         # Never synchronised: one process may evaluate while the others wait or do something else.
         self.calibration: Metric = MulticlassCalibrationError(
             classes, n_bins=CALIBRATION_BINS, norm="l1", validate_args=False, sync_on_compute=False
-        )
-        self.top5: Metric | None = None
-        if classes >= TOP5_CLASSES:
-            self.top5 = MulticlassAccuracy(
-                classes, top_k=5, average="micro", validate_args=False, sync_on_compute=False
-            )
-        for metric in (self.calibration, self.top5):
-            if metric is not None:
-                metric.to(device)
+        ).to(device)
+        self.top5_errors = 0 if classes >= TOP5_CLASSES else None
         self.classes = classes
         self.pairs: list[Tensor] = []  # of each batch, true class · classes + decision
         self.images = 0
@@ -183,8 +176,8 @@ class _Metrics:
         # A confidence of exactly 1 would fall past the last bin's open upper edge, into a bin of its own.
         probabilities = logits.softmax(dim=1).clamp(max=1 - 2**-24)
         self.calibration.update(probabilities, targets)
-        if self.top5 is not None:
-            self.top5.update(logits, targets)
+        if self.top5_errors is not None:
+            self.top5_errors += int((logits.topk(5, dim=1).indices != targets.unsqueeze(1)).all(dim=1).sum())
         if teacher_logits is not None and teacher_logits.shape == logits.shape:
             same = int((teacher_logits.argmax(dim=1) == decisions).sum())
             self.agreements = same + (self.agreements or 0)
@@ -201,19 +194,12 @@ class _Metrics:
             images=self.images,
             top1_error=100.0 * (self.images - right) / self.images,
             balanced_error=sum(errors) / len(errors),
-            top5_error=self._top5_error(),
+            top5_error=None if self.top5_errors is None else 100.0 * self.top5_errors / self.images,
             cross_entropy=self.cross_entropy / self.images,
             calibration_error=100.0 * float(self.calibration.compute()),
             agreement=None if self.agreements is None else 100.0 * self.agreements / self.images,
             per_class=per_class,
         )
-
-    def _top5_error(self) -> float | None:
-        if self.top5 is None:
-            return None
-        # Back to a count, which the metric's float32 quotient only comes near.
-        right = round(float(self.top5.compute()) * self.images)
-        return 100.0 * (self.images - right) / self.images
 
 
 def _class_error(classes: Sequence[str], place: int, given: Counter[int]) -> ClassError:
