@@ -208,7 +208,7 @@ def test_batches_of_one_of_two_and_of_all_are_checked(
             logits: Tensor = network(batch)
         return logits + 0.01 if len(batch) == wrong else logits
 
-    monkeypatch.setattr(spkd.export, "_converted", lambda *_: (b"content", run))
+    monkeypatch.setattr(spkd.export, "_in_format", lambda *_: (b"content", run))
     with pytest.raises(InputError, match=f"on a batch of {wrong}, more than"):
         export_network(network, tmp_path / "x.onnx", images=images)
     assert seen == [size for size in (1, 2, 5) if size <= wrong]

@@ -26,7 +26,7 @@ from spkd.modes import evaluating
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18  # what PyTorch's exporter writes natively; onnxruntime reads it since 1.14
-_LATENCY_REPEATS = 30
+LATENCY_REPEATS = 30
 
 Runner = Callable[[Tensor], Tensor]
 
@@ -88,8 +88,8 @@ def export_model(
     return export_network(classifier, path, format, images=images, tolerance=tolerance, info=classifier.info)
 
 
-def export_path(folder: Path, out: Path | None, format: str) -> Path:
-    """Return where an export of ``folder`` goes.
+def export_path(folder: Path, out: Path | None, format: str, name: str = "model") -> Path:
+    """Return where an export of ``folder`` goes, to a file of this ``name`` where none is said.
 
     Raises:
         InputError: for an unknown format, or a file name that does not end as the format's files do.
@@ -101,9 +101,9 @@ def export_path(folder: Path, out: Path | None, format: str) -> Path:
         raise InputError(f"format: expected {' or '.join(SUFFIXES)}, got {format!r}.{nearest(format, SUFFIXES)}")
     suffix = SUFFIXES[format]
     if out is None:
-        return folder / "export" / f"model{suffix}"
+        return folder / "export" / f"{name}{suffix}"
     if out.is_dir():
-        return out / f"model{suffix}"
+        return out / f"{name}{suffix}"
     if out.suffix != suffix:
         raise InputError(
             f"out: expected a file name ending in {suffix} for the format {format}, got {out.name!r}; "
@@ -132,6 +132,46 @@ def export_network(
         InputError: when there are no images, the network cannot be converted, its logits are not finite, the
             exported ones differ, or the file cannot be written. Nothing is written then.
     """
+    exported = converted(network, format, images=images, tolerance=tolerance, info=info)
+    report = ExportReport(
+        path=path,
+        format=format,
+        bytes=len(exported.content),
+        source_bytes=weight_bytes(network),
+        max_difference=exported.max_difference,
+        relative_difference=exported.relative_difference,
+        latency_torch_ms=latency_ms(network, images[:1].to("cpu", torch.float32), LATENCY_REPEATS),
+        latency_exported_ms=latency_ms(exported.run, images[:1].to("cpu", torch.float32), LATENCY_REPEATS),
+    )
+    write_atomically(path, lambda temporary: _write(temporary, exported.content))
+    return report
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A network in another format, which gives the same logits.
+
+    Attributes:
+        content: what the file is to hold.
+        run: gives the logits of images (n, channels, h, w), from the content alone.
+        max_difference: as of :class:`ExportReport`.
+        relative_difference: as of :class:`ExportReport`.
+    """
+
+    content: bytes
+    run: Runner
+    max_difference: float
+    relative_difference: float
+
+
+def converted(
+    network: nn.Module, format: str, *, images: Tensor, tolerance: float, info: ModelInfo | None
+) -> Converted:
+    """Convert a network and check the outcome, as :func:`export_network` says, without writing anything.
+
+    Raises:
+        InputError: as :func:`export_network` does.
+    """
     if format not in SUFFIXES:
         raise InputError(f"format: expected {' or '.join(SUFFIXES)}, got {format!r}")
     if not (math.isfinite(tolerance) and tolerance > 0):
@@ -141,21 +181,10 @@ def export_network(
         batches = [images[:size] for size in (1, 2, len(images))]
         with torch.no_grad():
             expected = [network(batch) for batch in batches]
-        latency_torch = latency_ms(network, batches[0], _LATENCY_REPEATS)
-        content, run = _converted(network, batches[1], format, info)
+        content, run = _in_format(network, batches[1], format, info)
     difference = _check(run, batches, expected, tolerance, format)
-    report = ExportReport(
-        path=path,
-        format=format,
-        bytes=len(content),
-        source_bytes=_weight_bytes(network),
-        max_difference=difference,
-        relative_difference=difference / max(1e-30, *(float(logits.abs().max()) for logits in expected)),
-        latency_torch_ms=latency_torch,
-        latency_exported_ms=latency_ms(run, batches[0], _LATENCY_REPEATS),
-    )
-    write_atomically(path, lambda temporary: _write(temporary, content))
-    return report
+    relative = difference / max(1e-30, *(float(logits.abs().max()) for logits in expected))
+    return Converted(content, run, difference, relative)
 
 
 def _at_least_three(images: Tensor) -> Tensor:
@@ -200,11 +229,11 @@ def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance
     return largest
 
 
-def _converted(network: nn.Module, example: Tensor, format: str, info: ModelInfo | None) -> tuple[bytes, Runner]:
+def _in_format(network: nn.Module, example: Tensor, format: str, info: ModelInfo | None) -> tuple[bytes, Runner]:
     """Return the file's content, and a function that runs it."""
     shapes = ({0: Dim("batch")},)
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
             if format == "torch":
                 return _torch_file(program, info)
@@ -236,7 +265,6 @@ def _torch_file(program: ExportedProgram, info: ModelInfo | None) -> tuple[bytes
 
 def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], info: ModelInfo | None) -> tuple[bytes, Runner]:
     import onnx
-    import onnxruntime
 
     exported = torch.onnx.export(
         program,
@@ -254,6 +282,13 @@ def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], info: Mo
     _remove_traces(model)
     onnx.helper.set_model_props(model, _told(info, classes="classes", images="images"))
     content = model.SerializeToString()
+    return content, onnx_runner(content)
+
+
+def onnx_runner(content: bytes) -> Runner:
+    """Return what runs an exported ONNX file's content on the CPU, in as many threads as PyTorch."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -262,7 +297,7 @@ def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], info: Mo
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
-    return content, run
+    return run
 
 
 def _told(info: ModelInfo | None, *, classes: str, images: str) -> dict[str, str]:
@@ -298,7 +333,7 @@ def _remove_traces(model: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporters' progress prints and their notes to their own developers from the user."""
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
@@ -312,7 +347,8 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _weight_bytes(network: nn.Module) -> int:
+def weight_bytes(network: nn.Module) -> int:
+    """Return the size of a network's parameters and buffers."""
     tensors = (*network.parameters(), *network.buffers())
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -416,6 +417,23 @@ def test_export_is_checked_on_any_images(capsys: pytest.CaptureFixture[str], stu
     assert capsys.readouterr().err == f"spkd: error: there is no image {tmp_path / 'none'}\n"
     assert main(["export", str(tmp_path / "model"), *given, "--skip_bad_images"]) == 2
     assert "--check_images takes files as they are: leave out --skip_bad_images" in capsys.readouterr().err
+
+
+def test_export_in_8_bits_tells_what_it_costs_on_validation_images(
+    capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "small.onnx"
+    shown = succeed(capsys, "export", str(student), "--int8", "--out", str(out))
+    assert f"written: {out}" in shown
+    errors = re.findall(r"│ onnx(?:, int8)? +│ +[\d.]+ kB │ +[\d.]+ ms │ +([\d.]+) % │", shown)
+    assert float(errors[0]) == pytest.approx(json.loads((student / "result.json").read_text())["val_error"], abs=0.01)
+    assert re.search(r"in 8-bit integers [\d.]+ % of the 297 validation images keep their class", shown)
+    for wrong, line in (
+        (["--format", "torch"], "--int8 makes an ONNX file"),
+        (["--check_images", "x.png"], "--int8 needs labelled images"),
+    ):
+        assert main(["export", str(student), "--int8", *wrong]) == 2
+        assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 
-from spkd.report.networks import evaluation_table, gain_text, network_table
+from spkd.quantisation import Int8Report
+from spkd.report.networks import evaluation_table, gain_text, int8_table, int8_text, network_table
 from spkd.studies.records import NetworkRow
 from spkd.training.evaluation import ClassError, Evaluation
 
@@ -43,6 +45,16 @@ def test_the_balanced_error_is_shown_where_classes_are_unequal() -> None:
         text = printed(evaluation_table(measured))
         assert ("balanced error" in text) == shown
         assert ("12.34 %" in text) == shown
+
+
+def test_what_8_bits_cost_is_warned_of_from_a_point_on() -> None:
+    for error, warned in ((4.5, True), (4.0, True), (3.9, False), (1.0, False)):
+        report = Int8Report(Path("m.onnx"), 100, 400, 380, 1.0, 2.0, 3.0, 1234, error, 3.0, 98.765)
+        text = int8_text(report)
+        assert text.startswith("in 8-bit integers 98.77 % of the 1,234 validation images keep their class")
+        assert ("warning: " in text) == warned
+        assert (f"{error - 3:.2f} points more" in text) == warned
+        assert f"│ {error:.2f} % │" in " ".join(printed(int8_table(report)).split())
 
 
 def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:

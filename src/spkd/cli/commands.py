@@ -211,6 +211,8 @@ def export(options: Namespace) -> int:
     from spkd.report.networks import export_table
     from spkd.training.saved import images_in, own_data, real_images
 
+    if options.int8:
+        return _export_int8(options)
     export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
     if options.check_images:
         useless = [name for name, value in _pick(DataOptions, options).items() if value is not None]
@@ -225,6 +227,31 @@ def export(options: Namespace) -> int:
         f"largest difference of a logit: {report.relative_difference:.1g} of the largest logit "
         f"(allowed: {options.tolerance:g})"
     )
+    print(f"written: {report.path}")
+    return 0
+
+
+def _export_int8(options: Namespace) -> int:
+    from spkd.quantisation import export_int8
+    from spkd.report.networks import int8_table, int8_text
+    from spkd.training.saved import images_to_quantise_with, own_data, real_images
+
+    if options.format != "onnx":
+        raise InputError("--int8 makes an ONNX file: leave out --format")
+    if options.check_images:
+        raise InputError("--int8 needs labelled images to measure on: give --data, not --check_images")
+    data = own_data(options.folder, _pick(DataOptions, options))
+    calibration, labelled = images_to_quantise_with(options.folder, data)
+    report = export_int8(
+        options.folder,
+        options.out,
+        images=real_images(options.folder, data, CHECKED),
+        calibration=calibration,
+        labelled=labelled,
+        tolerance=options.tolerance,
+    )
+    _print(int8_table(report))
+    print(int8_text(report))
     print(f"written: {report.path}")
     return 0
 

@@ -180,7 +180,9 @@ def export_parser() -> ArgumentParser:
     )
     parser.add_argument("folder", type=str, help="folder of a run or a saved model")
     _add_text(parser, "format", "onnx, or torch (torch.export)", "onnx")
-    _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2)")
+    text = "compute in 8-bit integers, and tell on validation images what that costs (ONNX only)"
+    parser.add_argument("--int8", action="store_true", help=text)
+    _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2, in 8 bits model-int8.onnx)")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"
     )

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spkd.export import ExportReport
+from spkd.quantisation import Int8Report
 from spkd.studies.records import NetworkRow, weak_teacher
 from spkd.training.evaluation import Evaluation
 
@@ -90,6 +91,30 @@ def export_table(report: ExportReport) -> Table:
     table.add_row("PyTorch", decimal(report.source_bytes), f"{report.latency_torch_ms:.2f} ms")
     table.add_row(report.format, decimal(report.bytes), f"{report.latency_exported_ms:.2f} ms")
     return table
+
+
+def int8_table(report: Int8Report) -> Table:
+    """Return a table that sets a file in 8-bit integers beside the network that it came from."""
+    table = Table()
+    table.add_column("form")
+    for heading in ("size", "CPU latency, one image", "validation error"):
+        table.add_column(heading, justify="right")
+    for form, size, latency, error in (
+        ("PyTorch", report.source_bytes, report.source_latency_ms, None),
+        ("onnx", report.float_bytes, report.float_latency_ms, report.float_error),
+        ("onnx, int8", report.bytes, report.latency_ms, report.error),
+    ):
+        table.add_row(form, decimal(size), f"{latency:.2f} ms", _percent(error))
+    return table
+
+
+def int8_text(report: Int8Report) -> str:
+    """Return in words how often 8-bit integers decide otherwise, with a warning where they cost a point or more."""
+    text = f"in 8-bit integers {report.agreement:.2f} % of the {report.images:,} validation images keep their class"
+    loss = report.error - report.float_error
+    if loss < 1:
+        return text
+    return f"{text}\nwarning: {loss:.2f} points more validation errors; without --int8 the file is exact"
 
 
 def _percent(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from spkd.training.options import Runtime
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import STREAMED_SIZE
 
+CALIBRATION = 512
+"""Images that the ranges of a quantised network's activations are taken from, at most."""
+Batches = Iterator[tuple[Tensor, Tensor]]
 SPLITS = ("test", "val", "train", "all")
 """On what a network may be evaluated; all is the three together."""
 
@@ -172,14 +175,50 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
     """
     info = load_classifier(folder).info
     data = load_data(options)
-    if data.channels != info.channels and data.channels != 1:
+    _check_channels(info, data, options)
+    few = _split(data, "test")
+    few = few.select(torch.arange(min(count, len(few))))
+    return torch.cat([pixels for pixels, _ in _seen(few, info)])
+
+
+def images_to_quantise_with(folder: str | Path, options: DataOptions) -> tuple[Iterator[Tensor], Batches]:
+    """Return training images to calibrate with and labelled validation images, as the network in ``folder`` takes them.
+
+    The training images are up to ``CALIBRATION`` in number, evenly spread over the set, and without augmentation.
+
+    Returns:
+        Batches (n, channels, h, w) in [0, 1], and pairs of such batches and targets, numbered as the network does.
+
+    Raises:
+        InputError: when there is no such network, or it does not know the images.
+    """
+    classifier = load_classifier(folder)
+    data = load_data(options)
+    _check_channels(classifier.info, data, options)
+    places = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).round().long()
+    labelled = _numbered_as(classifier, data.val, data, print)
+    calibration, validation = (_seen(images, classifier.info) for images in (data.train.select(places), labelled))
+    return (pixels for pixels, _ in calibration), validation
+
+
+def _seen(images: Images, info: ModelInfo) -> Batches:
+    """Iterate over images as a network takes them, and their targets."""
+    cpu = torch.device("cpu")
+    batches = evaluation_batches(
+        images,
+        image_size=info.image_size,
+        batch_size=evaluation_batch_size(info.image_size, cpu),
+        device=cpu,
+        view=info.view,
+    )
+    return ((pixels.expand(-1, info.channels, -1, -1), targets) for pixels, targets in batches)
+
+
+def _check_channels(info: ModelInfo, data: ImageData, options: DataOptions) -> None:
+    if data.channels not in (1, info.channels):
         raise InputError(
             f"--data {options.data} has images of {data.channels} channels, the network takes {info.channels}"
         )
-    batches = evaluation_batches(
-        _split(data, "test"), image_size=info.image_size, batch_size=count, device=torch.device("cpu"), view=info.view
-    )
-    return next(iter(batches))[0].expand(-1, info.channels, -1, -1)
 
 
 def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:

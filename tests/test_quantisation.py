@@ -1,0 +1,157 @@
+"""A file in 8-bit integers computes what its arithmetic says, and the report what the file does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spkd.errors import InputError
+from spkd.export import converted, export_model, onnx_runner
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.saved_model import save_classifier
+from spkd.models.wrn import WideResNet
+from spkd.quantisation import export_int8, quantised
+
+CLASSES = ("null", "eins", "zwei", "drei")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Classifier]:
+    """A run folder with a grey-image classifier whose normalisation matters and whose batch norms have seen images."""
+    torch.manual_seed(3)
+    info = ModelInfo("wrn-10-2", CLASSES, 1, 8, Normalisation((0.3,), (0.2,)))
+    classifier = Classifier(WideResNet(10, 2, num_classes=4, in_channels=1), info)
+    classifier.train()
+    with torch.no_grad():
+        for _ in range(20):
+            classifier(torch.rand(32, 1, 8, 8))
+    classifier.eval()
+    save_classifier(classifier, tmp_path / "run" / "student")
+    return tmp_path / "run", classifier
+
+
+def batches(count: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield torch.rand(size, 1, 8, 8, generator=generator), torch.randint(4, (size,), generator=generator)
+
+
+def answers(path: Path, images: Tensor) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def test_the_file_answers_nearly_alike_and_the_report_counts_what_it_does(
+    saved: tuple[Path, Classifier], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, classifier = saved
+    report = export_int8(
+        folder,
+        images=torch.rand(6, 1, 8, 8),
+        calibration=(images for images, _ in batches(4, 32, seed=0)),
+        labelled=[*batches(3, 40, seed=1), *batches(1, 7, seed=2)],
+    )
+    assert report.path == folder / "export" / "model-int8.onnx"
+    assert [path.name for path in report.path.parent.iterdir()] == [report.path.name]
+    assert capfd.readouterr() == ("", "")
+    images, targets = (torch.cat(parts) for parts in zip(*batches(3, 40, seed=1), *batches(1, 7, seed=2), strict=True))
+    with torch.no_grad():
+        expected = classifier(images).numpy()
+    found = answers(report.path, images)
+    assert 0 < np.abs(found - expected).mean() < 0.05 * np.abs(expected).mean()
+    assert report.images == 127
+    assert report.error == pytest.approx(100 * (found.argmax(1) != targets.numpy()).mean())
+    assert report.float_error == pytest.approx(100 * (expected.argmax(1) != targets.numpy()).mean())
+    assert report.agreement == pytest.approx(100 * (found.argmax(1) == expected.argmax(1)).mean())
+    assert min(report.latency_ms, report.float_latency_ms, report.source_latency_ms) > 0
+    assert report.bytes == report.path.stat().st_size
+    assert report.bytes < 0.4 * report.float_bytes
+
+
+def test_inputs_outputs_and_metadata_are_those_of_the_float_file(saved: tuple[Path, Classifier]) -> None:
+    folder, _ = saved
+    images = torch.rand(3, 1, 8, 8)
+    calibration = (pixels for pixels, _ in batches(1, 8, 0))
+    whole = export_model(folder, images=images)
+    small = export_int8(folder, images=images, calibration=calibration, labelled=batches(1, 8, 1))
+    assert whole.bytes == small.float_bytes
+    exact, coarse = onnx.load(whole.path), onnx.load(small.path)
+    assert coarse.metadata_props == exact.metadata_props
+    assert coarse.graph.input == exact.graph.input
+    assert coarse.graph.output == exact.graph.output
+    exact_weights, weights = (
+        [one for one in model.graph.initializer if len(one.dims) == 4 and max(one.dims) > 1]
+        for model in (exact, coarse)
+    )
+    assert len(weights) == len(exact_weights) > 9
+    assert {one.data_type for one in weights} == {onnx.TensorProto.INT8}
+    assert not any(node.doc_string for node in coarse.graph.node)
+    for count in (1, 2, 9):
+        assert answers(small.path, torch.rand(count, 1, 8, 8)).shape == (count, 4)
+
+
+def test_a_layer_s_sums_are_those_of_whole_numbers_worked_out_by_hand() -> None:
+    """Signed weights with a scale for each output, activations from their least value to the greatest."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    with torch.no_grad():
+        network[1].weight[3] *= 50  # a scale for all outputs would round the others' weights away
+    calibration = torch.rand(64, 3, 2, 2) * 4 - 1
+    content = converted(network, "onnx", images=calibration, tolerance=1e-4, info=None).content
+    found = onnx_runner(quantised(content, [calibration[:40], calibration[40:]]))(calibration)
+    weight, bias = (parameter.detach().double() for parameter in network[1].parameters())
+    least, greatest = float(calibration.min()), float(calibration.max())
+    step = (greatest - least) / 255
+    seen = (calibration.flatten(1).double() / step).round() * step
+    scales = weight.abs().amax(dim=1, keepdim=True) / 127
+    expected = seen @ ((weight / scales).round() * scales).T + bias
+    step_of_logits = float(expected.max() - expected.min()) / 255
+    assert float((found - expected).abs().max()) < 0.75 * step_of_logits  # half a step, and its own rounding
+    with torch.no_grad():
+        assert not torch.equal(found, network(calibration))
+
+
+def test_values_beyond_those_of_calibration_are_cut_off() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    content = converted(network, "onnx", images=torch.rand(3, 3, 2, 2), tolerance=1e-4, info=None).content
+    run = onnx_runner(quantised(content, [torch.rand(64, 3, 2, 2)]))
+    one, two = (run(torch.full((1, 3, 2, 2), value)) for value in (1.0, 2.0))
+    assert torch.equal(one, two)
+
+
+def test_what_cannot_be_quantised_leaves_the_earlier_file(
+    saved: tuple[Path, Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = saved
+    path = folder / "export" / "model-int8.onnx"
+    path.parent.mkdir()
+    path.write_text("earlier")
+
+    def export(calibration: object, labelled: object) -> None:
+        export_int8(folder, images=torch.rand(3, 1, 8, 8), calibration=calibration, labelled=labelled)  # type: ignore[arg-type]
+
+    def unreadable() -> Iterator[Tensor]:
+        yield torch.rand(4, 1, 8, 8)
+        raise InputError("cannot read b.jpg")
+
+    with pytest.raises(InputError, match=r"^cannot read b\.jpg$"):
+        export(unreadable(), batches(1, 4, 0))
+    with pytest.raises(InputError, match="onnxruntime cannot put the network into 8-bit integers: ") as caught:
+        export(iter(()), batches(1, 4, 0))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="labelled: expected at least one image"):
+        export([torch.rand(4, 1, 8, 8)], [])
+    assert path.read_text() == "earlier"
+
+
+def test_a_wrong_name_is_answered_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=re.escape("ending in .onnx")):
+        export_int8(tmp_path, tmp_path / "x.pt2", images=torch.rand(1), calibration=[], labelled=[])
