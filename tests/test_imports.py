@@ -209,3 +209,62 @@ def test_the_code_of_a_class_is_that_of_what_it_derives_from_too(tmp_path: Path)
     base.write_text("class Base:\n    factor = 1\n")
     assert code_digest(own) == before
     assert code_digest(import_object(f"{derived}:import_object")) == code_digest(object)
+
+
+NEIGHBOURS = {
+    "a constant": ("from noticed_a import WIDTH\n", "noticed_a.py"),
+    "all": ("from noticed_b import *\n", "noticed_b.py"),
+    "inside a function": ("def late():\n    import noticed_c\n", "noticed_c.py"),
+    "of a folder": ("import noticed_d.deep.settings as settings\n", "noticed_d/deep/settings.py"),
+    "of a package": ("from noticed_e.settings import WIDTH\n", "noticed_e/__init__.py"),
+    "through another": ("import noticed_f\n", "noticed_g.py"),
+    "a submodule": ("from noticed_h import settings\n", "noticed_h/settings.py"),
+}
+
+
+@pytest.mark.parametrize("how", NEIGHBOURS)
+def test_every_neighbour_that_is_imported_is_part_of_the_code(tmp_path: Path, how: str) -> None:
+    statement, where = NEIGHBOURS[how]
+    files = {file for _, file in NEIGHBOURS.values()} | {"noticed_e/settings.py", "noticed_h/__init__.py"}
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, "WIDTH = 8\n")
+    write(tmp_path / "noticed_f.py", "def late():\n    from noticed_g import WIDTH\n")
+    reference = f"{tmp_path / 'net.py'}:make"
+    write(tmp_path / "net.py", f"{statement}def make():\n    return 1\n")
+    try:
+        before = code_digest(import_object(reference), reference)
+        write(tmp_path / "unused.py", "")
+        assert code_digest(import_object(reference), reference) == before
+        write(tmp_path / where, "WIDTH = 32\n")
+        assert code_digest(import_object(reference), reference) != before
+    finally:
+        for name in [name for name in sys.modules if name.startswith("noticed_")]:
+            del sys.modules[name]
+
+
+def test_the_code_of_a_package_s_module_is_that_of_what_it_imports_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "noticed_package"
+    (package / "inner").mkdir(parents=True)
+    for name in ("__init__.py", "settings.py", "inner/__init__.py", "inner/late.py", "unused.py"):
+        write(package / name, "WIDTH = 8\n")
+    write(tmp_path / "noticed_beside.py", "")
+    lines = "import noticed_beside\nfrom ..settings import WIDTH\n\n\ndef make():\n    from . import late\n"
+    write(package / "inner" / "net.py", lines)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    reference = "noticed_package.inner.net:make"
+    try:
+        digests = [code_digest(import_object(reference), reference)]
+        for name in ("settings.py", "inner/late.py", "__init__.py", "inner/__init__.py", "unused.py"):
+            write(package / name, "WIDTH = 32\n")
+            digests.append(code_digest(import_object(reference), reference))
+        write(tmp_path / "noticed_beside.py", "WIDTH = 32\n")
+        digests.append(code_digest(import_object(reference), reference))
+    finally:
+        for name in [name for name in sys.modules if name.startswith("noticed_")]:
+            del sys.modules[name]
+    assert len(set(digests)) == 5
+    assert digests[4] == digests[5] == digests[6]

@@ -14,6 +14,7 @@ import inspect
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import cast
@@ -111,7 +112,8 @@ def code_digest(found: object, reference: str | None = None) -> str:
     where = "" if reference is None else reference.rpartition(":")[0]
     if where and where.partition(".")[0] not in _LIBRARIES:
         first = _import_file(where) if where.endswith(".py") else _import_module(where)
-        for file in sorted(_own_files(first, first, set()), key=lambda file: (file.name, file)):
+        files = _with_imported(_own_files(first, first, set()), first)
+        for file in sorted(files, key=lambda file: (file.name, file)):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     for one in classes:
         module = getattr(one, "__module__", None) or ""
@@ -125,7 +127,7 @@ def code_digest(found: object, reference: str | None = None) -> str:
 
 
 def _own_files(module: ModuleType, first: ModuleType, known: set[Path]) -> set[Path]:
-    """Return, with ``known``, the file of a module and of those below it that it uses.
+    """Return, with ``known``, the file of a module and of those below it whose classes and functions it has.
 
     Below ``first``: what lies in its folder, or of a package's module what is of the same package.
     """
@@ -147,12 +149,70 @@ def _own_files(module: ModuleType, first: ModuleType, known: set[Path]) -> set[P
 
 
 def _belongs(module: ModuleType, first: ModuleType) -> bool:
-    file, own = getattr(module, "__file__", None), getattr(first, "__file__", None)
-    if file is None or own is None or "site-packages" in Path(file).parts:
+    file = getattr(module, "__file__", None)
+    if file is None or "site-packages" in Path(file).parts:
         return False
-    if first.__name__.startswith(_USER):
-        return Path(file).resolve().is_relative_to(Path(own).resolve().parent)
-    return module.__name__.partition(".")[0] == first.__name__.partition(".")[0]
+    if _package(first) is None:
+        return Path(file).resolve().is_relative_to(_root(first))
+    return module.__name__.partition(".")[0] == _package(first)
+
+
+def _package(module: ModuleType) -> str | None:
+    """Return the name of the outermost package that a module is of, None where it is of none."""
+    name = module.__name__.partition(".")[0]
+    return None if name == module.__name__ and not hasattr(module, "__path__") else name
+
+
+def _root(module: ModuleType) -> Path:
+    """Return the folder in which a module lies, or its outermost package."""
+    file = Path(str(module.__file__)).resolve()
+    return file.parents[module.__name__.count(".") + hasattr(module, "__path__")]
+
+
+def _with_imported(files: set[Path], first: ModuleType) -> set[Path]:
+    """Return the files, and those below ``first`` that their import statements name, at any place in them."""
+    found = set(files)
+    waiting = [file for file in files if "site-packages" not in file.parts]
+    while waiting:
+        for file in _imported_by(waiting.pop(), first):
+            if file not in found:
+                found.add(file)
+                waiting.append(file)
+    return found
+
+
+def _imported_by(file: Path, first: ModuleType) -> Iterator[Path]:
+    try:
+        statements = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):  # an extension module, say
+        return
+    package = _package(first)
+    for one in statements:
+        if isinstance(one, ast.Import):
+            named = [(_root(first), alias.name.split(".")) for alias in one.names]
+        elif isinstance(one, ast.ImportFrom):
+            place = file.parents[one.level - 1] if one.level else _root(first)
+            above = one.module.split(".") if one.module else []
+            if one.level and (its_own := place / "__init__.py").is_file():
+                yield its_own
+            named = [(place, [*above, alias.name]) for alias in one.names]
+        else:
+            continue
+        for place, parts in named:
+            if place != _root(first) or package in (None, parts[0]):
+                yield from _files_of(place, parts)
+
+
+def _files_of(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield the files of the packages and of the module that a dotted name means in a folder."""
+    for part in parts:
+        below = folder / part
+        if (file := below / "__init__.py").is_file():
+            yield file.resolve()
+        elif (file := folder / f"{part}.py").is_file():
+            yield file.resolve()
+            return
+        folder = below
 
 
 def failure(error: BaseException, file: str | None = None) -> str:

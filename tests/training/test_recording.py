@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,42 @@ def test_an_own_loss_with_random_numbers_plays_what_it_recorded(tiny: str, teach
     trained(wanted, tmp_path / "played", taped)
     assert_same_run(tmp_path / "live", tmp_path / "recorded")
     assert_same_run(tmp_path / "live", tmp_path / "played")
+
+
+def test_random_numbers_of_a_loss_do_not_depend_on_other_terms(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    """A comparison's tape is recorded with all its methods' terms, and each student has some of them."""
+    one, other, tape = tmp_path / "one.py", tmp_path / "other.py", tmp_path / "tape"
+    one.write_text(RANDOM)
+    other.write_text(RANDOM.replace("Projected", "Other"))
+    methods = [f"{one}:Projected?weight=0.01", f"{other}:Other?weight=0.01"]
+    record(request(tiny, teacher, method=methods[0]), methods, tape, replace(CPU, tape_dtype="float32"), Silent())
+    for method in methods:
+        wanted, name = request(tiny, teacher, method=method), method.partition(":")[2]
+        trained(wanted, tmp_path / f"live {name}")
+        trained(wanted, tmp_path / f"played {name}", replace(CPU, tape=str(tape)))
+        assert_same_run(tmp_path / f"live {name}", tmp_path / f"played {name}")
+    first, second = (
+        next(iter(set_up(request(tiny, teacher, method=method, seed=seed)).objective.terms)).loss.directions
+        for method, seed in ((methods[0], 0), (methods[0], 1))
+    )
+    assert not torch.equal(first, second)
+
+
+def test_of_a_tape_that_is_widened_what_is_there_stays(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taped = replace(CPU, tape=str(tmp_path / "tape"), tape_dtype="float32")
+    trained(request(tiny, teacher, method="sp"), tmp_path / "first", taped)
+    written: set[str] = set()
+    write = Tape.write
+
+    def watched(self: Tape, step: int, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        written.update(values)
+        return write(self, step, values)
+
+    monkeypatch.setattr(Tape, "write", watched)
+    trained(request(tiny, teacher, method="sp+kd"), tmp_path / "wider", taped)
+    assert written == {"logits"}
 
 
 def test_an_own_loss_sees_a_bfloat16_teacher_in_float32(tiny: str, teacher: Path, tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from spkd.errors import InputError, nearest, one_line
 from spkd.imports import code_digest, import_object, split_arguments
@@ -43,6 +46,7 @@ def build_objective(
     *,
     cross_entropy: float | None = None,
     criterion: Criterion | None = None,
+    seed: int | None = None,
 ) -> Objective:
     """Make the objective that ``method`` names.
 
@@ -65,6 +69,9 @@ def build_objective(
 
     ``cross_entropy`` is the weight of the cross-entropy where it is not to be the method's; 0 for a student that learns
     without labels. ``criterion`` takes its place, as :class:`~spkd.losses.objective.Objective` says.
+
+    With a ``seed`` the random numbers of PyTorch that an own loss is made with are those of the seed, of the loss and
+    of its teacher layer, whatever other terms there are; without, they are the next ones.
 
     Raises:
         InputError: for an unknown, doubled or empty term, an unknown or unfit argument, a class that is no
@@ -89,7 +96,7 @@ def build_objective(
             if request.name == "kd":
                 weight_of_labels = 1 - used.alpha
         else:
-            terms += _own_terms(request, pairs, is_only=names[request.name.rpartition(":")[2]] == 1)
+            terms += _own_terms(request, pairs, is_only=names[request.name.rpartition(":")[2]] == 1, seed=seed)
     for term in terms:
         if term.weight == 0:
             raise InputError(f"the term {term.name} of method {method!r} has weight 0; leave the term out")
@@ -242,7 +249,7 @@ def _labelled(name: str, pairs: Sequence[TapPair]) -> list[tuple[str, TapPair]]:
     ]
 
 
-def _own_terms(request: _Request, pairs: Sequence[TapPair], *, is_only: bool) -> list[Term]:
+def _own_terms(request: _Request, pairs: Sequence[TapPair], *, is_only: bool, seed: int | None) -> list[Term]:
     """Return the terms of an own loss, called by its class, and by its file as well unless its name is the only one."""
     reference = request.name
     loss_class = import_object(reference)
@@ -267,16 +274,35 @@ def _own_terms(request: _Request, pairs: Sequence[TapPair], *, is_only: bool) ->
     label = loss_class.__name__ if is_only else f"{where.stem}.{loss_class.__name__}"
     memory = f"{loss_class.__name__} {_digest(loss_class, reference, arguments)}"
     if "pair" not in parameters:
-        return [Term(label, weight, _make(reference, loss_class, arguments), memory)]
-    return [
-        Term(name, weight, _make(reference, loss_class, {"pair": pair, **arguments}), f"{memory} of {pair.teacher}")
-        for name, pair in _labelled(label, pairs)
-    ]
+        with _random_numbers_of(seed, memory):
+            return [Term(label, weight, _make(reference, loss_class, arguments), memory)]
+    terms = []
+    for name, pair in _labelled(label, pairs):
+        of_layer = f"{memory} of {pair.teacher}"
+        with _random_numbers_of(seed, of_layer):
+            loss = _make(reference, loss_class, {"pair": pair, **arguments})
+        terms.append(Term(name, weight, loss, of_layer))
+    return terms
+
+
+@contextlib.contextmanager
+def _random_numbers_of(seed: int | None, memory: str) -> Iterator[None]:
+    """Have random numbers that depend on the seed and what is remembered alone, and leave the others as they are.
+
+    A tape may have been recorded with other terms before or behind this one.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        digest = hashlib.sha256(f"{seed} {memory}".encode()).digest()
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        yield
 
 
 def _digest(loss_class: type[DistillationLoss], reference: str, arguments: dict[str, object]) -> str:
     """Return a hash of what decides what an own loss remembers: its code, also of its neighbours, and its arguments."""
-    told = f"{code_digest(loss_class, reference)} {loss_class.__qualname__} {sorted(arguments.items())!r}"
+    told = f"{code_digest(loss_class, reference)} {loss_class.__qualname__} {sorted(arguments.items())!r} seeded"
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 

@@ -75,7 +75,10 @@ class Player:
                 "has a checkpoint with --resume, records that part again"
             )
         said = said_of_all(self._distiller, self._objective, images)
-        return self._tape.rounded(step, said) if self._part else self._tape.write(step, said)
+        # What is there stays: another run may be playing it.
+        there = {memory: value for memory in said for value in (self._tape.read(step, [memory]) or {}).values()}
+        missing = {memory: value for memory, value in said.items() if memory not in there}
+        return {**there, **(self._tape.rounded(step, missing) if self._part else self._tape.write(step, missing))}
 
     def _to_device(self, value: Tensor) -> Tensor:
         if self._device.type != "cuda":

@@ -395,7 +395,8 @@ def _played_objective(
 
 def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe) -> Objective:
     """Return the objective; random numbers that a loss starts from are those of the seed, with a teacher or a tape."""
-    torch.manual_seed(mixed_seed(Use.LOSSES, request.seed))
+    seed = mixed_seed(Use.LOSSES, request.seed)
+    torch.manual_seed(seed)
     smoothing = recipe.label_smoothing
     criterion = nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none") if smoothing else None
-    return build_objective(request.method, pairs, recipe.losses, criterion=criterion)
+    return build_objective(request.method, pairs, recipe.losses, criterion=criterion, seed=seed)
