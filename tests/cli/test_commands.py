@@ -18,6 +18,9 @@ from scipy import stats
 
 import spkd
 from spkd.cli.main import main
+from spkd.data import load as loading
+from spkd.data.images import ImageData
+from spkd.data.options import DataOptions
 from spkd.training.recipe import PRESETS
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import images_in
@@ -306,6 +309,24 @@ def test_compare_stops_in_time(capsys: pytest.CaptureFixture[str], tiny: str, te
     assert main(["compare", *options, *CPU, "--max_time", "0", "--out", str(tmp_path / "compare")]) == 3
     assert "stopped" in capsys.readouterr().err
     assert not (tmp_path / "compare" / "comparison.json").exists()
+
+
+def test_images_are_loaded_once_for_all_that_is_done_with_them_here(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[DataOptions] = []
+    load = loading._load_whole
+
+    def watched(options: DataOptions, divided: bool) -> ImageData:
+        loaded.append(options)
+        return load(options, divided)
+
+    monkeypatch.setattr(loading, "_load_whole", watched)
+    options = ["--teacher", str(teacher), "--student", tiny, "--epochs", "1", *CPU]
+    assert main(["distill", *options, "--alone", "--out", str(tmp_path / "run")]) == 0
+    assert len(loaded) == 1
+    assert main(["compare", *options, "--max_time", "0", "--out", str(tmp_path / "compare")]) == 3
+    assert len(loaded) == 2
 
 
 def test_a_failed_run_is_reported_and_the_others_are_kept(

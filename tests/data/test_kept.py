@@ -1,6 +1,6 @@
 """A process loads the same images once where it was told to keep them."""
 
-from spkd.data.kept import keep_last, kept
+from spkd.data.kept import keep_last, keeping_last, kept
 
 
 def test_the_last_is_kept_as_long_as_it_is_wanted() -> None:
@@ -13,14 +13,13 @@ def test_the_last_is_kept_as_long_as_it_is_wanted() -> None:
     for _ in range(2):
         assert kept("a", load) == "A"
     assert loaded == ["a", "a"]
-    keep_last(True)
-    try:
+    with keeping_last():
         assert [kept(key, load) for key in "abbab"] == ["A", "B", "B", "A", "B"]
-        keep_last(True)
+        keep_last()
+        with keeping_last():
+            assert kept("b", load) == "B"
         assert kept("b", load) == "B"
         assert loaded == [*"aa", "a", "b", "a", "b"]
-    finally:
-        keep_last(False)
     assert kept("b", load) == "B"
     assert loaded[-1] == "b"
     assert len(loaded) == 7

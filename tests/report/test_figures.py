@@ -118,6 +118,12 @@ def test_the_key_says_that_several_p_values_are_not_corrected() -> None:
     assert said in comparisons_figure([COMPARISON, COMPARISON]).get_supxlabel()
 
 
+def test_the_key_names_what_the_tests_are_against() -> None:
+    for rows in ((NONE, SP), (NONE, SP, dataclasses.replace(SP, method="at"))):
+        against = dataclasses.replace(COMPARISON, rows=rows, baseline="kd")
+        assert " against kd" in key(comparison_figure(against)).get_text()
+
+
 def test_the_key_explains_error_bars_where_there_are_some() -> None:
     without = tuple(dataclasses.replace(row, sem=None) for row in COMPARISON.rows)
     for rows, explained in ((COMPARISON.rows, True), (without, False)):

@@ -404,6 +404,36 @@ def test_of_a_tape_that_is_widened_what_is_there_stays(
     assert written == {"logits"}
 
 
+FLAT = """
+from torch import nn
+from torch.nn import functional as F
+
+
+class Flat(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(in_channels, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        first = F.relu(self.norm1(self.conv1(images)))
+        return self.head(F.relu(self.norm2(self.conv2(first))).mean((2, 3)))
+"""
+
+
+def test_a_teacher_whose_last_norm_is_folded_away_is_not_loaded_again(tiny: str, tmp_path: Path) -> None:
+    code = tmp_path / "flat.py"
+    code.write_text(FLAT)
+    save_classifier(set_up(Request(model=f"{code}:Flat")).student, tmp_path / "flat")
+    taped = replace(CPU, tape=str(tmp_path / "tape"))
+    wanted = request(tiny, tmp_path / "flat", method="sp")
+    first = trained(wanted, tmp_path / "first", taped)
+    assert first["compared_layers"] == ["body=norm2"]
+    assert set_up(replace(wanted, seed=0), taped).teacher is None
+    assert trained(wanted, tmp_path / "second", taped)["compared_layers"] == first["compared_layers"]
+
+
 def test_an_own_loss_sees_a_bfloat16_teacher_in_float32(tiny: str, teacher: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text(RANDOM)

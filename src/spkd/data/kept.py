@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -11,16 +12,26 @@ Value = TypeVar("Value")
 _kept: dict[Any, Any] | None = None  # the last value, by what it was loaded for; None in a process that keeps nothing
 
 
-def keep_last(keep: bool) -> None:
-    """Have this process keep the last images that it loads, until it loads others; or let it not.
+def keep_last() -> None:
+    """Have this process keep the last images that it loads, until it loads others.
 
     What changes on the disk meanwhile is not seen.
     """
     global _kept
-    if not keep:
-        _kept = None
-    elif _kept is None:
+    if _kept is None:
         _kept = {}
+
+
+@contextmanager
+def keeping_last() -> Iterator[None]:
+    """Do as :func:`keep_last` does for a while."""
+    global _kept
+    before = _kept
+    keep_last()
+    try:
+        yield
+    finally:
+        _kept = before
 
 
 def kept(key: Key, load: Callable[[Key], Value]) -> Value:

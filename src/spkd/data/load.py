@@ -33,7 +33,8 @@ def load_data(options: DataOptions, unlabelled: str | None = None, *, divided: b
             are asked for; see :func:`spkd.data.folder.load_folder` and
             :func:`spkd.data.vision_sets.load_vision_set`.
     """
-    return kept((options, unlabelled, divided), _load)
+    # At which size they will be seen does not matter here.
+    return kept((replace(options, image_size=None), unlabelled, divided), _load)
 
 
 def _load(named: tuple[DataOptions, str | None, bool]) -> ImageData:

@@ -73,9 +73,10 @@ def _key(comparisons: Sequence[Comparison]) -> str:
     rows = [row for comparison in comparisons for row in comparison.rows]
     drawn = "dots: one seed each    diamond: mean" + " ± s.e.m." * any(row.sem is not None for row in rows)
     tested = sum(row.p_value is not None for row in rows)
+    against = f"against {comparisons[0].baseline}"
     if tested > 1:
-        return f"{drawn}\np: paired t-tests against none, not corrected for their number"
-    return drawn + "    p: paired t-test against none" * tested
+        return f"{drawn}\np: paired t-tests {against}, not corrected for their number"
+    return drawn + f"    p: paired t-test {against}" * tested
 
 
 def _panel_size(comparison: Comparison) -> tuple[float, float]:

@@ -134,6 +134,6 @@ def _carry_out(job: Job, folder: str) -> Outcome:
     with contextlib.suppress(OSError):  # a study with absolute paths alone needs no such folder on every machine
         os.chdir(folder)
     torch.set_num_threads(1)
-    keep_last(True)
+    keep_last()
     with stop_signals():
         return carry_out(job)

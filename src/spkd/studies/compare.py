@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spkd.data.kept import keeping_last
 from spkd.errors import InputError
 from spkd.losses.methods import method_label
 from spkd.models.saved_model import find_meant
@@ -141,6 +142,7 @@ def _baseline(methods: Sequence[str], against: str | None) -> str:
     return label
 
 
+@keeping_last()
 def _requests(request: Request, methods: Sequence[str], out: Path, overwrite: bool) -> tuple[dict[str, Request], str]:
     """Return each method's request, all with one image size and recipe, and the data's name; try each once.
 

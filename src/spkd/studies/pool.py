@@ -174,7 +174,7 @@ def _signals_blocked() -> Iterator[None]:
 def _serve(connection: Connection) -> None:
     """Carry out the jobs that come until there are no more, a signal says to stop, or the parent is dead."""
     end_with_parent()
-    keep_last(True)
+    keep_last()
     with stop_signals() as received, contextlib.suppress(EOFError, OSError):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         while not received:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from spkd.data.kept import keep_last
+from spkd.data.kept import keeping_last
 from spkd.errors import InputError
 from spkd.studies.options import RunnerOptions
 from spkd.studies.schedule import Schedule
@@ -145,8 +145,7 @@ def _earlier(
     finished: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, str] = {}
     by_name = {task.name: task for task in tasks}
-    keep_last(True)
-    try:
+    with keeping_last():
         for task in in_order(tasks):
             if (reason := earlier_failure(task, folder, forget=options.retry_failed)) is not None:
                 failed[task.name] = reason
@@ -158,8 +157,6 @@ def _earlier(
                     continue
                 if result is not None:
                     finished[task.name] = result
-    finally:
-        keep_last(False)
     for task in tasks:
         if isinstance(task.work, Recording):
             _settle_recording(task, tasks, finished, failed)

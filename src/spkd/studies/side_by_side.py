@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from spkd.data.kept import keeping_last
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.losses.methods import term_names
@@ -30,6 +31,7 @@ TEACHER_EPOCHS = 60
 """Epochs of the digits' own teacher: a teacher with little more to know has little to teach."""
 
 
+@keeping_last()
 def distill(
     request: Request,
     out: str | Path,

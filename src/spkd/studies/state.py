@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.errors import InputError, RunFailed
-from spkd.files import write_text_atomically
+from spkd.files import locked, write_text_atomically
 from spkd.studies.tasks import Label, Task
 from spkd.training.run_folder import FAILED, RUNNING, RunFolder
 from spkd.training.signals import stop_signals
@@ -93,12 +93,13 @@ def save_plan(tasks: Sequence[Task], folder: Path) -> None:
     Raises:
         InputError: when the folder cannot be written.
     """
-    earlier = (_read(folder / PLAN) or {}).get("tasks", [])
-    plan = {task["name"]: task for task in earlier}
-    for task in tasks:
-        plan[task.name] = {"name": task.name, "kind": task.kind, "labels": dict(task.labels), "after": task.after}
-    text = json.dumps({"tasks": list(plan.values())}, indent=2, ensure_ascii=False)
-    write_text_atomically(folder / PLAN, text + "\n")
+    with locked(folder, wait=True):
+        earlier = (_read(folder / PLAN) or {}).get("tasks", [])
+        plan = {task["name"]: task for task in earlier}
+        for task in tasks:
+            plan[task.name] = {"name": task.name, "kind": task.kind, "labels": dict(task.labels), "after": task.after}
+        text = json.dumps({"tasks": list(plan.values())}, indent=2, ensure_ascii=False)
+        write_text_atomically(folder / PLAN, text + "\n")
 
 
 def study_state(folder: Path) -> tuple[TaskState, ...]:

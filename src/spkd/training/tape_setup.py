@@ -126,7 +126,8 @@ def _widen(tape: Tape, setup: Setup, full: Mapping[str, Tensor], last: Mapping[s
 
 def _manifest(setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: TrainStream, images: Tensor) -> Manifest:
     try:
-        ends = tuple(candidate.name for candidate in block_ends(form.network, images))
+        # Of the teacher itself: where a norm was folded away, its block ends elsewhere.
+        ends = tuple(candidate.name for candidate in block_ends(setup.teacher or form.network, images))
     except InputError:
         ends = ()  # a network of vectors, whose layers are named by hand
     return Manifest(
