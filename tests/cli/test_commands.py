@@ -43,6 +43,11 @@ def student(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+def failing(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    return capsys.readouterr().err
+
+
 def test_train_says_what_it_made(capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path) -> None:
     out = tmp_path / "runs" / "teacher"
     printed = succeed(capsys, "train", "--model", tiny, "--data", "digits", "--epochs", "1", *CPU, "--out", str(out))
@@ -419,6 +424,39 @@ def test_taps_shows_both_networks_and_the_pairs(capsys: pytest.CaptureFixture[st
         capsys, "taps", "--teacher", "torchvision/resnet18", "--student", "wrn-10-1", "--taps", "group2=layer3"
     )
     assert "group2=layer3" in named
+
+
+def test_colour_files_are_read_as_grey_where_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for place in range(40):
+        folder = tmp_path / "photos" / f"{place % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shade = (200, 0, 0) if place % 2 else (0, 0, 60 + place)
+        Image.new("RGB", (10, 8), shade).save(folder / f"{place}.png")
+    options = ["train", "--model", "wrn-10-1", "--data", str(tmp_path / "photos"), "--image_size", "8"]
+    run = ["--epochs", "1", "--batch_size", "8", "--recipe", "digits", *CPU, "--out", str(tmp_path / "run")]
+    succeed(capsys, *options, "--grey", *run)
+    assert spkd.load_model(tmp_path / "run").info.channels == 1
+    assert "of another configuration: grey was True, is False" in failing(capsys, *options, *run, "--resume")
+    succeed(capsys, "evaluate", str(tmp_path / "run"))
+    succeed(capsys, "export", str(tmp_path / "run"))
+    succeed(capsys, "export", str(tmp_path / "run"), "--int8")
+    succeed(capsys, "predict", str(tmp_path / "run"), str(tmp_path / "photos"))
+    succeed(
+        capsys,
+        "distill",
+        "--teacher",
+        str(tmp_path / "run"),
+        "--student",
+        "wrn-10-1",
+        *options[3:],
+        "--grey",
+        *run[:-1],
+        str(tmp_path / "student"),
+    )
+    wrong = ["distill", "--teacher", str(tmp_path / "run"), "--student", "wrn-10-1", *options[3:], *run]
+    assert "or read the images as grey ones (--grey)" in failing(capsys, *wrong)
 
 
 def test_export_is_checked_on_any_images(capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path) -> None:

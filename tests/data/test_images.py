@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from spkd.data.images import IMAGENET_MEAN, IMAGENET_STD, FileImages, ImageData, MemoryImages, channel_statistics
+from spkd.data.decoding import read_image
+from spkd.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    FileImages,
+    ImageData,
+    MemoryImages,
+    channel_statistics,
+    in_grey,
+)
 from spkd.errors import InputError
 
 
@@ -39,6 +49,18 @@ def test_file_images_select(file_images):
 def test_file_images_refuse_two_channels():
     with pytest.raises(InputError, match=r"^channels: expected 1 \(grey\) or 3 \(colour\), got 2$"):
         FileImages([], torch.zeros(0, dtype=torch.int64), channels=2)
+
+
+def test_grey_is_pillow_s(file_images):
+    pixels = torch.randint(0, 256, (50, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[0] = torch.arange(81, dtype=torch.uint8).view(9, 9) * 3
+    grey = in_grey(MemoryImages(pixels, torch.arange(50)))
+    assert torch.equal(grey.targets, torch.arange(50))
+    for image, seen in zip(pixels, grey.pixels, strict=True):
+        expected = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L"))
+        assert np.array_equal(seen.numpy(), expected[None])
+    assert in_grey(grey) is grey
+    assert torch.equal(in_grey(file_images).image(0), read_image(file_images.paths[0], 1))
 
 
 def test_channel_statistics_agree_with_numpy():

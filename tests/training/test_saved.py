@@ -36,6 +36,24 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
         own_data("nowhere", {"workers": 0})
 
 
+def test_a_network_of_grey_images_is_evaluated_on_a_folder_of_any(teacher: Path, tmp_path: Path) -> None:
+    data = load_data(DataOptions())
+    assert data.test is not None
+    for place in range(len(data.test)):
+        folder = tmp_path / "new" / data.classes[int(data.test.targets[place])]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(data.test.image(place)[0].numpy())
+        image.convert("RGB" if place % 2 else "L").save(folder / f"{place}.png")
+
+    def error(options: DataOptions, split: str) -> float:
+        measured = evaluate_saved(teacher, options, split=split, teacher=None, accelerator="cpu", say=print)
+        assert measured.images == 1000
+        return measured.top1_error
+
+    assert error(DataOptions(str(tmp_path / "new")), "all") == error(DataOptions(), "test")
+    assert real_images(teacher, DataOptions(str(tmp_path / "new")), 4).shape == (4, 1, 8, 8)
+
+
 def test_a_network_with_weights_is_not_the_run_in_a_folder_of_its_name(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,7 +188,7 @@ def export_parser() -> ArgumentParser:
     )
     text = "images to check the file on, in files or folders of any kind (default: test images)"
     parser.add_argument("--check_images", type=str, nargs="+", metavar="IMAGE", help=text)
-    but = ("image_size", "view", *_TRAINING_VIEWS)
+    but = ("image_size", "view", "grey", *_TRAINING_VIEWS)
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=but)
     return parser
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -171,6 +171,17 @@ class ImageData:
         """Return the images that a student is trained on: those with a label, then those without."""
         return self.train if self.unlabelled is None else joined(self.train, self.unlabelled)
 
+    def in_grey(self) -> ImageData:
+        """Return the same data with images of one channel."""
+        if self.channels == 1:
+            return self
+        train, val = in_grey(self.train), in_grey(self.val)
+        test = None if self.test is None else in_grey(self.test)
+        mean, std = channel_statistics(train)
+        return replace(
+            self, channels=1, train=train, val=val, test=test, normalisation_mean=mean, normalisation_std=std
+        )
+
     def fingerprint(self) -> str:
         """Return a hash of which images are in which split and class, the unlabelled ones left out.
 
@@ -218,6 +229,22 @@ def joined(first: Images, second: Images) -> Images:
     if isinstance(first, FileImages) and isinstance(second, FileImages):
         return FileImages([*first.paths, *second.paths], targets, first.channels)
     raise TypeError(f"images of one kind can be joined, not {type(first).__name__} and {type(second).__name__}")
+
+
+def in_grey(images: Images) -> Images:
+    """Return the images with one channel, the luma of ITU-R 601 as Pillow rounds it; grey ones as they are.
+
+    >>> colours = torch.tensor([[255, 0, 0], [7, 7, 7]], dtype=torch.uint8).view(2, 3, 1, 1)
+    >>> in_grey(MemoryImages(colours, torch.tensor([0, 1]))).image(0).item()
+    76
+    """
+    if isinstance(images, FileImages):
+        return FileImages(images.paths, images.targets, channels=1)
+    if not isinstance(images, MemoryImages) or images.pixels.shape[1] == 1:
+        return images
+    red, green, blue = (channel.int() for channel in images.pixels.unbind(1))
+    luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return MemoryImages(luma.to(torch.uint8).unsqueeze(1), images.targets)
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

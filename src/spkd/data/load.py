@@ -40,6 +40,8 @@ def load_data(options: DataOptions, unlabelled: str | None = None, *, divided: b
 def _load(named: tuple[DataOptions, str | None, bool]) -> ImageData:
     options, unlabelled, divided = named
     data = _load_whole(options, divided)
+    if options.grey:
+        data = data.in_grey()
     if options.train_images is not None:
         data = _with_fewer(data, options.train_images)
     data = replace(

@@ -24,6 +24,7 @@ class DataOptions:
         image_size: side length in pixels that the networks see (default: from the weights or the images).
         no_flip: mirror no training image, for classes that a mirror changes, as letters or left and right (default:
             every other one is mirrored, but in torchvision's sets of digits, letters and traffic signs).
+        grey: read colour images as grey ones, for networks of one channel (a trained one is shown them so by itself).
         crop_scale: least share of a large image's area that a training crop shows; 1 for the whole image, squeezed to a
             square. Images that are all small squares of one size are shifted by an eighth at the most.
         view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
@@ -40,6 +41,7 @@ class DataOptions:
     image_size: int | None = None
     train_images: int | None = None
     no_flip: bool = False
+    grey: bool = False
     crop_scale: float = CROP_SCALE
     view: Literal["whole", "centre"] | None = None
     download: bool = False

@@ -129,10 +129,12 @@ class Classifier(nn.Module):
         self.network_channels = input_channels(network, info.channels, info.image_size)
         repeated = info.channels == 1 and self.network_channels == 3
         if info.channels != self.network_channels and not repeated:
+            way_out = f"build the model for {info.channels} (with timm: ?in_chans={info.channels})"
+            if self.network_channels == 1:
+                way_out += ", or read the images as grey ones (--grey)"
             raise InputError(
                 f"model {info.spec}: its first convolution takes {self.network_channels} channel(s) and the "
-                f"images have {info.channels}; build the model for {info.channels} "
-                f"(with timm: ?in_chans={info.channels})."
+                f"images have {info.channels}; {way_out}."
             )
         for name, values in (("mean", info.normalisation.mean), ("std", info.normalisation.std)):
             self.register_buffer(name, _per_channel(values, self.network_channels), persistent=False)

@@ -12,7 +12,7 @@ import torch
 
 from spkd.data.checked_files import open_files
 from spkd.data.folder import image_files
-from spkd.data.images import FileImages, Images, MemoryImages
+from spkd.data.images import in_grey
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.models.saved_model import load_classifier
@@ -95,18 +95,15 @@ def predict(
     paths, notes = image_files(images)
     opened = open_files(paths, [0] * len(paths), skip_bad_images)
     paths = [paths[place] for place in opened.kept.tolist()]
-    seen: Images = opened.images
-    if info.channels == 1:
-        seen = FileImages(paths, seen.targets, channels=1)
     device = make_fabric(Runtime(accelerator=accelerator)).device
     classifier.to(device)
     batches = evaluation_batches(
-        seen,
+        in_grey(opened.images) if info.channels == 1 else opened.images,
         image_size=info.image_size,
         batch_size=evaluation_batch_size(info.image_size, device),
         device=device,
         workers=workers,
-        view=info.view or ("whole" if isinstance(opened.images, MemoryImages) else "centre"),
+        view=info.view,
     )
     found: list[tuple[list[float], list[int]]] = []
     with evaluating(classifier), torch.no_grad():

@@ -16,7 +16,7 @@ from spkd.data.augment import fixed_view, to_unit_range
 from spkd.data.checked_files import SMALL
 from spkd.data.decoding import read_image
 from spkd.data.folder import image_files
-from spkd.data.images import ImageData, Images, joined
+from spkd.data.images import ImageData, Images, in_grey, joined
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
@@ -74,6 +74,8 @@ def evaluate_saved(
     images = _split(data, split)
     classifier = saved or _built(str(network), weights, normalisation, data, options.image_size, say)
     images = _numbered_as(classifier, images, data, say)
+    if classifier.info.channels == 1:
+        images = in_grey(images)
     device = make_fabric(Runtime(accelerator=accelerator)).device
     size = options.image_size or classifier.info.image_size
     batches = evaluation_batches(
@@ -204,6 +206,8 @@ def images_to_quantise_with(folder: str | Path, options: DataOptions) -> tuple[I
 def _seen(images: Images, info: ModelInfo) -> Batches:
     """Iterate over images as a network takes them, and their targets."""
     cpu = torch.device("cpu")
+    if info.channels == 1:
+        images = in_grey(images)
     batches = evaluation_batches(
         images,
         image_size=info.image_size,
@@ -215,7 +219,7 @@ def _seen(images: Images, info: ModelInfo) -> Batches:
 
 
 def _check_channels(info: ModelInfo, data: ImageData, options: DataOptions) -> None:
-    if data.channels not in (1, info.channels):
+    if info.channels not in (1, 3, data.channels):
         raise InputError(
             f"--data {options.data} has images of {data.channels} channels, the network takes {info.channels}"
         )
