@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,31 @@ CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
 """A file of code in the spec of a network or a method."""
 
 
+def run_identity(request: Request, config: Mapping[str, Any], data: ImageData, image_size: int) -> str:
+    """Return a hash of a run's configuration, of the weights and code files that it names, and of the images.
+
+    Where these lie is left out.
+    """
+    config = {name: value for name, value in config.items() if name not in ("data", "data_root", "unlabelled")}
+    for name in ("model", "student", "teacher"):
+        if name in config:
+            config[name] = "a saved model" if find_meant(config[name]) is not None else code_name(config[name])
+    for name in ("weights", "teacher_weights"):
+        if config.get(name) is not None and Path(config[name]).is_file():
+            config[name] = "a file"
+    config["method"] = CODE_FILE.sub(lambda found: Path(found[0]).name, request.method)
+    decided = {
+        "config": config,
+        "files": file_hashes(request),
+        "images": data.fingerprint(),
+        "seen": [data.flip, data.normalisation_mean, data.normalisation_std],
+        **unlabelled_images(data),
+        **weights_taken("weights", request.model, request.weights, data, image_size),
+        **weights_taken("teacher_weights", request.teacher, request.teacher_weights, data, image_size),
+    }
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+
+
 def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Recipe) -> dict[str, Any]:
     """Return everything that decides what the teacher says of each batch, by name."""
     files = file_hashes(replace(request, model="", weights=None, method="none"))
@@ -33,9 +61,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         "teacher_weights": None if "teacher_weights" in files else request.teacher_weights,
         "teacher_files": files,
         **if_given("teacher_normalisation", request.teacher_normalisation),
-        **foreign_weights("teacher_weights", request.teacher, request.teacher_weights),
-        **loaded_weights("teacher_weights", request.teacher, request.teacher_weights, data, image_size),
-        **averaged_weights("teacher_weights", request.teacher_weights),
+        **weights_taken("teacher_weights", request.teacher, request.teacher_weights, data, image_size),
         "images": data.fingerprint(),
         **unlabelled_images(data),
         "image_size": image_size,
@@ -50,30 +76,23 @@ def if_given(option: str, value: str | None) -> dict[str, str]:
     return {} if value is None else {option: value}
 
 
-def foreign_weights(option: str, spec: str | None, weights: str | None) -> dict[str, str]:
-    """Return what an identity holds of weights in a saved model's architecture that are not its own: nothing else.
-
-    Earlier versions took that model's normalisation for theirs.
-    """
-    foreign = spec is not None and weights is not None and has_foreign_weights(spec, weights)
-    return {f"{option}_from": "elsewhere"} if foreign else {}
-
-
-def loaded_weights(
+def weights_taken(
     option: str, spec: str | None, weights: str | None, data: ImageData, image_size: int
 ) -> dict[str, str]:
-    """Return a hash of the weights that a user's callable loads by itself: nothing elsewhere."""
-    digest = None if spec is None else loaded_digest(spec, weights, data.channels, image_size)
-    return if_given(f"{option}_loaded", digest)
+    """Return what an identity holds of weights besides their name and file: nothing as a rule.
 
-
-def averaged_weights(option: str, weights: str | None) -> dict[str, str]:
-    """Return what an identity holds of a file whose moving average is taken: nothing elsewhere.
-
-    Earlier versions took what lies beside it.
+    Of weights in a saved model's architecture that are not its own, since earlier versions took that model's
+    normalisation for theirs; of those that a user's callable loads by itself, a hash; of a file whose moving average
+    is taken, since earlier versions took what lies beside it.
     """
-    averaged = weights is not None and is_file(weights) and bool(read_checkpoint(Path(weights))[1])
-    return {f"{option}_taken": "moving average"} if averaged else {}
+    taken = {}
+    if spec is not None and weights is not None and has_foreign_weights(spec, weights):
+        taken[f"{option}_from"] = "elsewhere"
+    if spec is not None and (digest := loaded_digest(spec, weights, data.channels, image_size)) is not None:
+        taken[f"{option}_loaded"] = digest
+    if weights is not None and is_file(weights) and read_checkpoint(Path(weights))[1]:
+        taken[f"{option}_taken"] = "moving average"
+    return taken
 
 
 def unlabelled_images(data: ImageData) -> dict[str, str]:

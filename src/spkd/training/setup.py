@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,21 +23,14 @@ from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model, has_pretrained, is_of_library, model_defaults
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
-from spkd.models.saved_model import find_meant
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
 from spkd.training.identity import (
-    CODE_FILE,
     absolute,
     absolute_network,
-    averaged_weights,
-    code_name,
-    file_hashes,
-    foreign_weights,
     if_given,
-    loaded_weights,
+    run_identity,
     tape_identity,
-    unlabelled_images,
     with_absolute_code,
 )
 from spkd.training.normalisation import read_normalisation
@@ -133,41 +124,8 @@ class Setup:
         return named.data if named.data in VISION_SETS else str(absolute(named.data))
 
     def identity(self) -> str:
-        """Return a hash of the configuration, of the weights and code files that it names, and of the images.
-
-        Where these lie is left out.
-        """
-        config, data = self.config(), self.data
-        for name in ("data", "data_root", "unlabelled"):
-            config.pop(name, None)
-        for name in ("model", "student", "teacher"):
-            if name in config:
-                config[name] = "a saved model" if find_meant(config[name]) is not None else code_name(config[name])
-        for name in ("weights", "teacher_weights"):
-            if config.get(name) is not None and Path(config[name]).is_file():
-                config[name] = "a file"
-        config["method"] = CODE_FILE.sub(lambda found: Path(found[0]).name, self.request.method)
-        decided = {
-            "config": config,
-            "files": file_hashes(self.request),
-            "images": data.fingerprint(),
-            "seen": [data.flip, data.normalisation_mean, data.normalisation_std],
-            **unlabelled_images(data),
-            **foreign_weights("weights", self.request.model, self.request.weights),
-            **foreign_weights("teacher_weights", self.request.teacher, self.request.teacher_weights),
-            **self._weights_taken(),
-        }
-        return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
-
-    def _weights_taken(self) -> dict[str, str]:
-        """Return what weights are besides the files that are named: nothing as a rule."""
-        request = self.request
-        return {
-            **loaded_weights("weights", request.model, request.weights, self.data, self.image_size),
-            **loaded_weights("teacher_weights", request.teacher, request.teacher_weights, self.data, self.image_size),
-            **averaged_weights("weights", request.weights),
-            **averaged_weights("teacher_weights", request.teacher_weights),
-        }
+        """Return a hash of everything that decides the result, wherever it lies."""
+        return run_identity(self.request, self.config(), self.data, self.image_size)
 
 
 def pinned(request: Request, setup: Setup) -> Request:
