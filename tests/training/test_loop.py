@@ -22,7 +22,7 @@ from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
 from spkd.training.devices import make_fabric
-from spkd.training.loop import PENDING_STEPS, Limits, Training, _looking_ahead, _optimizer
+from spkd.training.loop import PENDING_STEPS, Training, _looking_ahead, _optimizer
 from spkd.training.options import Runtime
 from spkd.training.progress import Silent
 from spkd.training.recipe import Precision, preset
@@ -68,7 +68,7 @@ def test_one_process_sees_what_fabrics_wrapper_shows(precision: Precision, dtype
 def test_losses_that_wait_to_be_read_are_in_the_checkpoint(tmp_path: Path) -> None:
     """As on a GPU, where reading each step's would wait for the device."""
     whole, stopped = made(tmp_path / "whole"), made(tmp_path / "stopped")
-    assert whole.run("", Limits())
+    assert whole.run("", math.inf, None)
     stopped._patience = math.inf
     stopped._distiller.train()
     for images, targets in itertools.islice(stopped._stream.epoch(0), 3):
@@ -77,7 +77,7 @@ def test_losses_that_wait_to_be_read_are_in_the_checkpoint(tmp_path: Path) -> No
     stopped.save()
     resumed = made(tmp_path / "stopped")
     assert resumed.restore()
-    assert resumed.run("", Limits())
+    assert resumed.run("", math.inf, None)
     assert resumed.state.rows == whole.state.rows
 
 
@@ -145,7 +145,7 @@ def test_a_network_that_comes_in_eval_mode_is_trained(tmp_path: Path) -> None:
     training = made(tmp_path)
     training.student.eval()
     norm = next(one for one in training.student.modules() if isinstance(one, torch.nn.BatchNorm2d))
-    assert training.run("", Limits())
+    assert training.run("", math.inf, None)
     assert norm.num_batches_tracked == training._stream.batches_per_epoch
 
 

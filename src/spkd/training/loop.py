@@ -10,7 +10,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -40,14 +39,6 @@ READING_SECONDS = 0.1
 
 COMPILED_NETWORKS = 64
 """Combinations of networks and losses that one process may compile; equal ones share what was compiled."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When the loop saves and when it stops: seconds between checkpoints, and the time at which to stop."""
-
-    checkpoint_seconds: float = 30.0
-    deadline: float | None = None
 
 
 class Training:
@@ -162,9 +153,10 @@ class Training:
         }
         save_checkpoint(self._folder.checkpoint, self.state, tensors)
 
-    def run(self, title: str, limits: Limits) -> bool:
+    def run(self, title: str, checkpoint_seconds: float, deadline: float | None) -> bool:
         """Train to the end, or to the deadline or a signal to stop; return whether the end was reached.
 
+        A checkpoint is written every ``checkpoint_seconds`` and at the end; ``deadline`` is as of ``time.time()``.
         SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one at once.
 
         Raises:
@@ -182,10 +174,9 @@ class Training:
                 for images, targets, upcoming in _looking_ahead(batches, 0 if self._graph is None else 1):
                     self._step(images, targets, upcoming)
                     self.state.seconds += time.perf_counter() - begun
-                    now = time.monotonic()
-                    stop = bool(received) or (limits.deadline is not None and now >= limits.deadline)
+                    stop = bool(received) or (deadline is not None and time.time() >= deadline)
                     stop = agreed(self._fabric, self._steps_done(), stop)
-                    if stop or now - saved >= limits.checkpoint_seconds:
+                    if stop or time.monotonic() - saved >= checkpoint_seconds:
                         self.save()
                         saved = time.monotonic()
                     if stop:

@@ -14,7 +14,7 @@ from spkd.errors import InputError
 from spkd.losses.methods import joined_methods
 from spkd.training.batches import make_stream
 from spkd.training.devices import agreed, make_fabric, told_in_one_line
-from spkd.training.options import Request, Runtime, seconds
+from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
 from spkd.training.progress import Display
 from spkd.training.setup import Setup, set_up
@@ -40,8 +40,7 @@ def record(
     Raises:
         InputError: for whatever the user can mend, such as a tape of another teacher or a full disk.
     """
-    limit = seconds(runtime.max_time)
-    deadline = None if limit is None else time.monotonic() + limit
+    deadline = runtime.deadline()
     runtime = replace(runtime, tape=str(folder))
     earlier = Tape.open(Path(folder))
     if earlier is not None and (damaged := earlier.forget_damaged()):
@@ -88,7 +87,7 @@ def _record_all(
                 images_done += stream.size(batch)
                 rate = images_done / (time.perf_counter() - begun)
                 display.update(step, f"epoch {epoch + 1}/{epochs}, {rate:,.0f} images/s")
-                stop = bool(received) or (deadline is not None and time.monotonic() >= deadline)
+                stop = bool(received) or (deadline is not None and time.time() >= deadline)
                 if agreed(fabric, step, stop):
                     return False
     return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,8 +23,8 @@ from spkd.models.saved_model import savable_state, save_classifier
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.devices import make_fabric, require_one_folder, told_in_one_line
 from spkd.training.evaluation import top1_error
-from spkd.training.loop import Limits, Training
-from spkd.training.options import Request, Runtime, seconds
+from spkd.training.loop import Training
+from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
 from spkd.training.progress import Display
 from spkd.training.result import result_of
@@ -68,8 +67,7 @@ def run(
         InputError: for whatever the user can mend; nothing has been written then, or what was there stays.
         RunFailed: when the loss is not finite, the device's memory is full, or another process of the run has died.
     """
-    began = time.monotonic()
-    limit = seconds(runtime.max_time)
+    deadline = runtime.deadline()
     folder = RunFolder(Path(out))
     setup = set_up(request, runtime)
     fabric = make_fabric(runtime, setup.recipe.precision)
@@ -98,15 +96,14 @@ def run(
                 "warning: this processor has no instructions for bfloat16 and emulates them: --precision 32-true is "
                 "many times as quick"
             )
-        limits = Limits(runtime.checkpoint_seconds, None if limit is None else began + limit)
-        return _train(setup, identity, runtime, limits, fabric, folder, display, resume=resume, overwrite=overwrite)
+        return _train(setup, identity, runtime, deadline, fabric, folder, display, resume=resume, overwrite=overwrite)
 
 
 def _train(
     setup: Setup,
     identity: str,
     runtime: Runtime,
-    limits: Limits,
+    deadline: float | None,
     fabric: Fabric,
     folder: RunFolder,
     display: Display,
@@ -138,7 +135,7 @@ def _train(
         if alone and gains_from_compiling(fabric.device, steps, setup.image_size):
             display.say("--compile makes the steps of a small network several times as quick on a GPU")
         with display:
-            through = training.run(_title(setup), limits)
+            through = training.run(_title(setup), runtime.checkpoint_seconds, deadline)
         if not through:
             return None
         state = training.state
