@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from spkd.data.augment import shorter_side
 from spkd.errors import InputError, nearest, one_line
-from spkd.files import write_atomically
+from spkd.files import write_bytes_atomically
 from spkd.models.classifier import ModelInfo
 from spkd.models.cost import latency_ms
 from spkd.models.saved_model import load_classifier
@@ -143,7 +143,7 @@ def export_network(
         latency_torch_ms=latency_ms(network, images[:1].to("cpu", torch.float32), LATENCY_REPEATS),
         latency_exported_ms=latency_ms(exported.run, images[:1].to("cpu", torch.float32), LATENCY_REPEATS),
     )
-    write_atomically(path, lambda temporary: _write(temporary, exported.content))
+    write_bytes_atomically(path, exported.content)
     return report
 
 
@@ -341,10 +341,6 @@ def quiet() -> Iterator[None]:
         for library in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
             warnings.filterwarnings("ignore", category=UserWarning, module=library.replace(".", r"\."))
         yield
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def weight_bytes(network: nn.Module) -> int:

@@ -17,7 +17,7 @@ from spkd.errors import InputError
 _held: set[int] = set()  # handles of the locks of this process
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``path``, then move the result into place.
 
     The temporary file is flushed to the disk before the move and removed when anything fails, so
@@ -114,20 +114,12 @@ def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
 
     Serialise in memory and use this where a library reports a full disk by an error of its own.
     """
-    write_atomically(path, lambda temporary: _write_bytes(temporary, content))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, as :func:`write_atomically` does."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _write_bytes(path: Path, content: bytes | memoryview) -> None:
-    path.write_bytes(content)
+    write_bytes_atomically(path, text.encode())
 
 
 def _umask() -> int:

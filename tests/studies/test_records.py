@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
-from pathlib import Path
 
 import pytest
 import scipy.stats
 
 from spkd.errors import InputError
-from spkd.studies.records import (
-    Comparison,
-    ComparisonRow,
-    comparison_row,
-    save_comparison,
-    save_csv,
-    to_csv,
-    to_json,
-)
+from spkd.studies.records import Comparison, ComparisonRow, comparison_row, to_csv, to_json
 
 NONE = comparison_row("none", [0, 1, 2, 3], [3.4, 3.9, 3.1, 4.0], [2.0, 2.4, 2.1, 2.2])
 SP = comparison_row("sp", [3, 1, 2, 0], [2.2, 2.0, 2.4, 2.3], [1.0, 1.1, 1.2, 1.3], NONE)
@@ -85,10 +77,8 @@ def test_a_row_made_by_hand_is_checked_too() -> None:
         ComparisonRow("sp", (1, 2), (2.0, 3.0), (1.0,), 2.5, 2.5, 0.5)
 
 
-def test_the_json_file_holds_the_comparison(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "comparison.json"
-    save_comparison(COMPARISON, path)
-    data = json.loads(path.read_text(encoding="utf-8"))
+def test_the_json_file_holds_the_comparison() -> None:
+    data = json.loads(to_json(COMPARISON))
     assert (data["title"], data["teacher"], data["software"]) == (
         COMPARISON.title,
         COMPARISON.teacher,
@@ -107,13 +97,9 @@ def test_the_json_file_has_the_rows_that_other_programs_read() -> None:
     assert data["rows"][0]["p_value"] is None
 
 
-def test_csv_has_one_line_for_each_run(tmp_path: Path) -> None:
+def test_csv_has_one_line_for_each_run() -> None:
     odd = dataclasses.replace(COMPARISON, rows=(dataclasses.replace(SP, method='my.py:Loss?name="a,b"'),))
-    path = tmp_path / "comparison.csv"
-    save_csv(odd, path)
-    assert path.read_text(encoding="utf-8") == to_csv(odd)
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = list(csv.DictReader(io.StringIO(to_csv(odd), newline="")))
     assert [line["method"] for line in lines] == ['my.py:Loss?name="a,b"'] * 4
     assert [(int(line["seed"]), float(line["test_error"])) for line in lines] == [
         (3, 2.2),

@@ -78,7 +78,8 @@ def distill(options: Namespace) -> int:
 
 def compare(options: Namespace) -> int:
     """Compare methods over seeds."""
-    from spkd.report.figures import write_comparison_figure
+    from spkd.report.drawing import write_figure
+    from spkd.report.figures import comparison_figure
     from spkd.report.tables import comparison_markdown, comparison_table
     from spkd.studies.compare import compare as compare_methods
     from spkd.training.run import slug
@@ -100,7 +101,7 @@ def compare(options: Namespace) -> int:
     if comparison is None:
         return _stopped("the same command goes on")
     _print(comparison_table(comparison))
-    write_comparison_figure(comparison, out / "comparison.png")
+    write_figure(comparison_figure(comparison), out / "comparison.png")
     write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
     print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
     return 0

@@ -9,14 +9,13 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spkd.errors import InputError
-from spkd.report.drawing import COLOURS, GREY, write_figure
+from spkd.report.drawing import COLOURS, GREY
 from spkd.report.tables import p_value_text, pairs_text
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow
 
@@ -99,18 +98,6 @@ def _draw_panel(axes: Axes, comparison: Comparison, title_width: int) -> None:
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def write_comparison_figure(comparison: Comparison, path: Path) -> tuple[Path, Path]:
-    """Draw the comparison into ``path`` with the suffix ``.png``, and beside it with ``.svg``.
-
-    Returns:
-        The paths of the PNG and the SVG.
-
-    Raises:
-        InputError: for a comparison without rows, or a folder that cannot be written.
-    """
-    return write_figure(comparison_figure(comparison), path)
 
 
 def _draw_row(axes: Axes, column: int, row: ComparisonRow, colour: str, seeds: list[int]) -> None:

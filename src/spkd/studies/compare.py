@@ -9,17 +9,11 @@ from typing import Any
 
 from spkd.data.kept import keeping_last
 from spkd.errors import InputError
+from spkd.files import write_text_atomically
 from spkd.losses.methods import method_label
 from spkd.models.saved_model import find_meant
 from spkd.studies.options import RunnerOptions
-from spkd.studies.records import (
-    BASELINE,
-    Comparison,
-    ComparisonRow,
-    comparison_row,
-    save_comparison,
-    save_csv,
-)
+from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, to_csv, to_json
 from spkd.studies.runner import run_study
 from spkd.studies.side_by_side import alone_request, request_with_teacher, teacher_errors
 from spkd.studies.state import read_running
@@ -97,8 +91,8 @@ def compare(
         command=command,
         software=software(),
     )
-    save_comparison(comparison, out / "comparison.json")
-    save_csv(comparison, out / "comparison.csv")
+    write_text_atomically(out / "comparison.json", to_json(comparison))
+    write_text_atomically(out / "comparison.csv", to_csv(comparison))
     return comparison
 
 

@@ -8,10 +8,8 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from spkd.errors import InputError
-from spkd.files import write_text_atomically
 from spkd.studies.statistics import PairedComparison, compare_paired, summarise
 
 BASELINE = "none"
@@ -181,11 +179,6 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps(dataclasses.asdict(comparison), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def save_comparison(comparison: Comparison, path: Path) -> None:
-    """Write ``comparison.json`` to ``path``, atomically."""
-    write_text_atomically(path, to_json(comparison))
-
-
 def to_csv(comparison: Comparison) -> str:
     """Return one line for each run: method, seed, test_error, val_error (percent).
 
@@ -202,8 +195,3 @@ def to_csv(comparison: Comparison) -> str:
         for line in zip(row.seeds, row.test_errors, row.val_errors, strict=True):
             writer.writerow([row.method, *line])
     return text.getvalue()
-
-
-def save_csv(comparison: Comparison, path: Path) -> None:
-    """Write :func:`to_csv` to ``path``, atomically."""
-    write_text_atomically(path, to_csv(comparison))
