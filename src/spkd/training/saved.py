@@ -68,7 +68,7 @@ def evaluate_saved(
     saved = load_classifier(network) if is_saved else None  # before the images, which may take long
     if saved is not None and normalisation is not None:
         raise InputError(f"--normalisation: {network} is a saved model and brings its own; leave it out")
-    data = _loaded(options, split)
+    data = load_data(options, divided=split != "all")
     for note in data.notes:
         say(note)
     images = _split(data, split)
@@ -86,7 +86,7 @@ def evaluate_saved(
         workers=options.workers,
         view=options.view or classifier.info.view,
     )
-    if is_saved and images_changed(network, data):
+    if is_saved and split != "all" and images_changed(network, data):
         say(
             f"warning: the images have changed since {network} was trained; those it is evaluated on may be among "
             "those it was trained on"
@@ -284,16 +284,6 @@ def _config(folder: str | Path) -> dict[str, Any]:
     if not is_folder(path):
         return {}
     return RunFolder(path).config() or RunFolder(path.resolve().parent).config() or {}
-
-
-def _loaded(options: DataOptions, split: str) -> ImageData:
-    """Return the images; those of a folder that cannot be divided whole, where all are asked for."""
-    try:
-        return load_data(options)
-    except InputError:
-        if split != "all":
-            raise
-        return load_data(options, divided=False)
 
 
 def _split(data: ImageData, split: str) -> Images:
