@@ -224,6 +224,21 @@ def test_a_head_is_not_put_in_the_place_of_a_layer_that_gives_no_logits(tmp_path
         build(spec, 6, weights=str(tmp_path / "w.pt"))
 
 
+def test_weights_of_two_heads_are_refused_where_only_one_can_be_made_to_fit(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        OWN + "\nclass Auxiliary(Supervised):\n    def __init__(self):\n        super().__init__()\n"
+        "        del self.fc\n        self.fc = nn.Linear(6, 4)\n"
+    )
+    spec = f"{tmp_path}/own.py:Auxiliary"
+    state = build(spec, 4).classifier.network.state_dict()
+    heads = {name: value[:1].expand(6, *value.shape[1:]) for name, value in state.items() if "body" not in name}
+    torch.save({**state, **heads}, tmp_path / "w.pt")
+    with pytest.raises(
+        InputError, match=r"does not fit .*:Auxiliary: 2 of another shape \(aux.weight: 6x6 in the file"
+    ):
+        build(spec, 6, weights=str(tmp_path / "w.pt"))
+
+
 @pytest.mark.parametrize("arguments", ["body=6", "body=10", "body=6&convolution=true"])
 @pytest.mark.parametrize("classes", [5, 10])
 def test_takes_the_number_of_classes_of_a_users_network_from_its_weights(

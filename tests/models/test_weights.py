@@ -193,8 +193,6 @@ def test_names_what_does_not_fit(state: dict[str, Tensor]) -> None:
         "1 missing from the file (conv.bias); 1 unknown to the network (extra.weight); "
         "1 of another shape (conv.weight: 4x1x3x3 in the file, 4x3x3x3 in the network)"
     )
-    with pytest.raises(ValueError, match="missing"):
-        load(network(), found)
 
 
 def test_lists_a_few_of_many_names() -> None:
@@ -214,7 +212,7 @@ def test_tells_a_head_from_another_mismatch(state: dict[str, Tensor]) -> None:
 def test_loads_all_but_the_head(state: dict[str, Tensor]) -> None:
     target = network(7)
     head = target.get_submodule("fc").weight.clone()
-    load(target, match(target, state), without_head=True)
+    load(target, match(target, state))
     loaded = target.state_dict()
     assert torch.equal(loaded["fc.weight"], head)
     assert all(torch.equal(loaded[name], state[name]) for name in state if not name.startswith("fc."))

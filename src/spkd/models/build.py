@@ -216,19 +216,19 @@ class _Builder:
         if found.problems and own is None:
             unsaid = self.wanted is None and requires(self.architecture, "num_classes")
             hint = f" Give its number of classes: {with_classes(self.architecture.spec)}." if unsaid else ""
-            raise InputError(
-                f"weights: {source.label} does not fit {self.architecture.spec}: {found.complaint()}.{hint}"
-            )
+            raise InputError(self._misfit(source, found) + hint)
         if own and self.wanted in (None, own):
             network = self._with_head(network, outputs, own)
             outputs = own
             found, _ = self._match(network, outputs, source)
+            if found.problems:
+                raise InputError(self._misfit(source, found))
         elif own is not None:
             if not self.replace or self.wanted is None:
                 has = f"a head of {own} classes" if own else "no head"
                 raise self._mismatch(f"{source.label} has {has}", own, outputs)
             notes.append(self._replaced(f"of {own} classes" if own else "that the weights lack"))
-        load(network, found, without_head=own is not None)
+        load(network, found)
         # One for another image size may have had its position embeddings resized.
         if source.folder is not None and own is None and read_info(source.folder).image_size == self.image_size:
             check_answer(network, source.folder)
@@ -263,6 +263,9 @@ class _Builder:
         if again.problems < found.problems:
             return again, [f"weights: names or position embeddings were converted as {library} does"]
         return found, []
+
+    def _misfit(self, source: Weights, found: Match) -> str:
+        return f"weights: {source.label} does not fit {self.architecture.spec}: {found.complaint()}."
 
     def _with_head(self, network: nn.Module, outputs: int, classes: int) -> nn.Module:
         if takes(self.architecture, "num_classes"):

@@ -203,14 +203,8 @@ def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     )
 
 
-def load(network: nn.Module, found: Match, without_head: bool = False) -> None:
-    """Copy the matched tensors into the network; with ``without_head``, all but those of another shape.
-
-    Raises:
-        ValueError: when the match has problems and ``without_head`` is not set.
-    """
-    if found.problems and not without_head:
-        raise ValueError(found.complaint())
+def load(network: nn.Module, found: Match) -> None:
+    """Copy the matched tensors into the network, but for those of another shape, as a head's may be."""
     # Over the network's own state dict, which carries the layers' versions: some layers ask for theirs.
     state = network.state_dict()
     state.update((name, value) for name, value in found.tensors.items() if name not in found.reshaped)
