@@ -16,21 +16,20 @@ from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from spkd.errors import InputError
-from spkd.models.build import (
-    BuiltModel,
+from spkd.models.build import BuiltModel, build_model
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.libraries import adapt
+from spkd.models.network import HeadMismatch
+from spkd.models.saved_model import load_classifier, save_classifier
+from spkd.models.weights import match
+from spkd.models.weights_source import (
     Defaults,
-    HeadMismatch,
-    build_model,
     has_pretrained,
     is_of_library,
     is_saved_by_us,
+    loaded_digest,
     model_defaults,
 )
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation
-from spkd.models.libraries import adapt
-from spkd.models.saved_model import load_classifier, save_classifier
-from spkd.models.weights import match
-from spkd.models.weights_source import loaded_digest
 from spkd.models.wrn import WideResNet
 
 DATA = Normalisation((0.3,), (0.2,))

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import spkd
 from spkd.errors import InputError
-from spkd.models.build import build_model, model_defaults
+from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import description_digest, load_classifier, read_info, save_classifier
+from spkd.models.weights_source import model_defaults
 
 HALF = Normalisation((0.5,), (0.25,))
 

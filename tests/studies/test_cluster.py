@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from spkd.errors import InputError
 from spkd.studies.cluster import Cluster, has_gpus
-from spkd.studies.runner import RunnerOptions, StudyState, run_study
-from spkd.studies.state import read_running
+from spkd.studies.options import RunnerOptions
+from spkd.studies.runner import run_study
+from spkd.studies.state import StudyState, read_running
 from spkd.studies.tasks import Task
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Silent

@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 
 from spkd.errors import InputError, RunFailed
 from spkd.studies import state
+from spkd.studies.options import RunnerOptions
 from spkd.studies.pool import Pool, visible_gpus
-from spkd.studies.runner import RunnerOptions, StudyState, run_study
-from spkd.studies.state import claimed, read_running, study_state
+from spkd.studies.runner import run_study
+from spkd.studies.state import StudyState, claimed, read_running, study_state
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.studies.work import Job, tape_folder
 from spkd.training.options import Request, Runtime

@@ -16,22 +16,10 @@ from spkd.models.network import HeadMismatch, count_logits, replace_head
 from spkd.models.saved_model import check_answer, read_info
 from spkd.models.spec import Architecture, construct, requires, takes, with_classes
 from spkd.models.weights import Match, load, match
-from spkd.models.weights_source import Origin, Weights, find_origin, metadata, read_weights, weights_names
+from spkd.models.weights_source import Origin, Weights, find_origin, read_weights
 
 # A network that cannot be made without a number of classes is made with this one, to be held against the weights.
 _TRIAL_CLASSES = 10
-
-__all__ = [
-    "BuiltModel",
-    "Defaults",
-    "HeadMismatch",
-    "build_model",
-    "has_foreign_weights",
-    "has_pretrained",
-    "is_of_library",
-    "is_saved_by_us",
-    "model_defaults",
-]
 
 
 @dataclass(frozen=True)
@@ -47,65 +35,6 @@ class BuiltModel:
     classifier: Classifier
     trained: bool
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What the metadata of a model's weights say; None where there are none.
-
-    Attributes:
-        image_size: side length of the images.
-        normalisation: what the weights expect of the images.
-        view: what they were made to see of an image.
-    """
-
-    image_size: int | None
-    normalisation: Normalisation | None
-    view: Literal["whole", "centre"] | None = None
-
-
-def model_defaults(spec: str, weights: str | None) -> Defaults:
-    """Return the image size and normalisation that the weights of a model were made for.
-
-    They come from a saved model's ``model.json``, or from torchvision's or timm's metadata of the pretrained
-    weights (also for a local file of weights for such an architecture). For other weights in a saved model's
-    architecture, the size is the saved model's. Nothing is built or downloaded.
-
-    Raises:
-        InputError: for an unknown model, or an unknown name of weights.
-    """
-    origin = find_origin(spec, weights)
-    if (described := origin.described) is not None:
-        return Defaults(described.image_size, described.normalisation, described.view)
-    own_size = None if origin.info is None else origin.info.image_size
-    known = None if origin.weights is None else metadata(origin.architecture, origin.weights)
-    if known is None:
-        return Defaults(own_size, None)
-    return Defaults(own_size or known.image_size, Normalisation(known.mean, known.std))
-
-
-def has_foreign_weights(spec: str, weights: str | None) -> bool:
-    """Return whether a saved model's architecture is to get weights of which its description says nothing."""
-    origin = find_origin(spec, weights)
-    return origin.info is not None and origin.described is None
-
-
-def is_of_library(spec: str, weights: str | None) -> bool:
-    """Return whether the weights are pretrained ones of torchvision or timm."""
-    origin = find_origin(spec, weights)
-    named = ("pretrained", *weights_names(origin.architecture))
-    return origin.architecture.source in ("torchvision", "timm") and origin.weights in named
-
-
-def has_pretrained(spec: str) -> bool:
-    """Return whether torchvision or timm has pretrained weights of a model."""
-    origin = find_origin(spec, None)
-    return origin.info is None and metadata(origin.architecture, "pretrained") is not None
-
-
-def is_saved_by_us(spec: str, weights: str | None) -> bool:
-    """Return whether the weights are those of a saved model, whose ``model.json`` says what they were trained with."""
-    return find_origin(spec, weights).described is not None
 
 
 def build_model(

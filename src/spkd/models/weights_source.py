@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,21 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """What the metadata of a model's weights say; None where there are none.
+
+    Attributes:
+        image_size: side length of the images.
+        normalisation: what the weights expect of the images.
+        view: what they were made to see of an image.
+    """
+
+    image_size: int | None
+    normalisation: Normalisation | None
+    view: Literal["whole", "centre"] | None = None
+
+
 def find_origin(spec: str, weights: str | None) -> Origin:
     """Return what a model's spec and its weights mean; nothing is built or downloaded.
 
@@ -63,7 +79,51 @@ def find_origin(spec: str, weights: str | None) -> Origin:
     return Origin(parse_spec(info.spec), weights, info, _info_beside(weights))
 
 
-def metadata(architecture: Architecture, weights: str) -> libraries.Pretrained | None:
+def model_defaults(spec: str, weights: str | None) -> Defaults:
+    """Return the image size and normalisation that the weights of a model were made for.
+
+    They come from a saved model's ``model.json``, or from torchvision's or timm's metadata of the pretrained
+    weights (also for a local file of weights for such an architecture). For other weights in a saved model's
+    architecture, the size is the saved model's. Nothing is built or downloaded.
+
+    Raises:
+        InputError: for an unknown model, or an unknown name of weights.
+    """
+    origin = find_origin(spec, weights)
+    if (described := origin.described) is not None:
+        return Defaults(described.image_size, described.normalisation, described.view)
+    own_size = None if origin.info is None else origin.info.image_size
+    known = None if origin.weights is None else _metadata(origin.architecture, origin.weights)
+    if known is None:
+        return Defaults(own_size, None)
+    return Defaults(own_size or known.image_size, Normalisation(known.mean, known.std))
+
+
+def has_foreign_weights(spec: str, weights: str | None) -> bool:
+    """Return whether a saved model's architecture is to get weights of which its description says nothing."""
+    origin = find_origin(spec, weights)
+    return origin.info is not None and origin.described is None
+
+
+def is_of_library(spec: str, weights: str | None) -> bool:
+    """Return whether the weights are pretrained ones of torchvision or timm."""
+    origin = find_origin(spec, weights)
+    named = ("pretrained", *_weights_names(origin.architecture))
+    return origin.architecture.source in ("torchvision", "timm") and origin.weights in named
+
+
+def has_pretrained(spec: str) -> bool:
+    """Return whether torchvision or timm has pretrained weights of a model."""
+    origin = find_origin(spec, None)
+    return origin.info is None and _metadata(origin.architecture, "pretrained") is not None
+
+
+def is_saved_by_us(spec: str, weights: str | None) -> bool:
+    """Return whether the weights are those of a saved model, whose ``model.json`` says what they were trained with."""
+    return find_origin(spec, weights).described is not None
+
+
+def _metadata(architecture: Architecture, weights: str) -> libraries.Pretrained | None:
     """Return what the architecture's library says of the weights, or of its own where they are a file; else None.
 
     Raises:
@@ -71,7 +131,7 @@ def metadata(architecture: Architecture, weights: str) -> libraries.Pretrained |
     """
     if architecture.source == "wrn" or architecture.source == "callable":
         return None
-    named = weights in weights_names(architecture)
+    named = weights in _weights_names(architecture)
     if weights != "pretrained" and not named:
         _check_file(architecture, weights)
     return libraries.pretrained(architecture.source, architecture.name, weights if named else None)
@@ -90,10 +150,10 @@ def read_weights(origin: Origin, channels: int, image_size: int) -> Weights | No
         file = Path(weights)
         folder = file.parent if described is origin.info else None
         return Weights(weights, read_tensors(file), described.normalisation, described.classes, folder)
-    known = metadata(architecture, weights)
+    known = _metadata(architecture, weights)
     normalisation = Normalisation(known.mean, known.std) if known is not None else None
     classes = known.classes if known is not None else None
-    if weights == "pretrained" or weights in weights_names(architecture):
+    if weights == "pretrained" or weights in _weights_names(architecture):
         network = _pretrained(architecture, known, channels, image_size)
         return Weights(f"weights {weights!r}", network.state_dict(), normalisation, classes)
     _check_file(architecture, weights)
@@ -165,14 +225,14 @@ def _check_file(architecture: Architecture, weights: str) -> None:
     """Check that weights which are no known name are a file."""
     if is_there(weights):
         return
-    known = ["pretrained", *weights_names(architecture)]
+    known = ["pretrained", *_weights_names(architecture)]
     raise InputError(
         f"weights: there is no file {weights}; expected a .safetensors, .pt, .pth or .ckpt file, or one of "
         f"{', '.join(known)}.{nearest(weights, known)}"
     )
 
 
-def weights_names(architecture: Architecture) -> tuple[str, ...]:
+def _weights_names(architecture: Architecture) -> tuple[str, ...]:
     """Return the names that the architecture's library has for weights of it, beside "pretrained"."""
     if architecture.source == "wrn" or architecture.source == "callable":
         return ()

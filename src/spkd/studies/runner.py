@@ -20,8 +20,6 @@ from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.signals import stop_signals
 
-__all__ = ["RunnerOptions", "StudyState", "run_study"]
-
 
 class Workers(Protocol):
     """Where jobs are carried out: :class:`~spkd.studies.pool.Pool`, :class:`~spkd.studies.cluster.Cluster`."""

@@ -15,11 +15,10 @@ from spkd.data.images import ImageData
 from spkd.files import is_file, is_there, sha256
 from spkd.imports import code_digest, import_object
 from spkd.losses.methods import term_names
-from spkd.models.build import has_foreign_weights
 from spkd.models.saved_model import description_digest, find_meant, read_info
 from spkd.models.spec import names_architecture
 from spkd.models.weights import read_checkpoint
-from spkd.models.weights_source import loaded_digest
+from spkd.models.weights_source import has_foreign_weights, loaded_digest
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe
 

@@ -8,9 +8,10 @@ import torch
 
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
-from spkd.models.build import build_model, model_defaults
+from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
+from spkd.models.weights_source import model_defaults
 from spkd.pairing import Candidate, block_ends, pair_taps
 from spkd.taps import TapPair
 from spkd.training.setup import STREAMED_SIZE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from spkd.data.images import IMAGENET_MEAN, IMAGENET_STD
 from spkd.errors import InputError
-from spkd.models.build import is_saved_by_us
 from spkd.models.classifier import Normalisation
+from spkd.models.weights_source import is_saved_by_us
 from spkd.training.options import NORMALISATIONS
 
 

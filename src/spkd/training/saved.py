@@ -22,9 +22,11 @@ from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import is_folder
-from spkd.models.build import HeadMismatch, build_model, model_defaults
+from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation, composed, same_classes
+from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved
+from spkd.models.weights_source import model_defaults
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate

@@ -20,9 +20,10 @@ from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.losses.methods import build_objective, method_label, term_names
 from spkd.losses.objective import Objective
-from spkd.models.build import BuiltModel, build_model, has_pretrained, is_of_library, model_defaults
+from spkd.models.build import BuiltModel, build_model
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
+from spkd.models.weights_source import has_pretrained, is_of_library, model_defaults
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
 from spkd.training.identity import (
