@@ -6,12 +6,12 @@ import math
 import random
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from spkd.data.options import CROP_SCALE
+from spkd.data.options import CROP_SCALE, View
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest width / height of a training view."""
@@ -132,7 +132,7 @@ def shorter_side(size: int) -> int:
     return round(size * 8 / 7)
 
 
-def fixed_view(image: Tensor, size: int, view: Literal["whole", "centre"]) -> Tensor:
+def fixed_view(image: Tensor, size: int, view: View) -> Tensor:
     """Return an image as it is evaluated: whole, or its centre after its shorter side was resized to 8/7 of that.
 
     Args:

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from spkd.data.decoding import read_image
-from spkd.data.options import CROP_SCALE
+from spkd.data.options import CROP_SCALE, View
 from spkd.errors import InputError
 
 READ_FILES = 64
@@ -160,12 +160,12 @@ class ImageData:
     notes: tuple[str, ...] = ()
     unlabelled: Images | None = None
     crop_scale: float = CROP_SCALE
-    chosen_view: Literal["whole", "centre"] | None = None
+    chosen_view: View | None = None
 
     @property
-    def view(self) -> Literal["whole", "centre"]:
-        """What is seen of an image in evaluation; where nothing was said, small ones in memory are given whole."""
-        return self.chosen_view or ("whole" if isinstance(self.train, MemoryImages) else "centre")
+    def view(self) -> View:
+        """What is seen of an image in evaluation; where nothing was said, as :func:`usual_view`."""
+        return self.chosen_view or usual_view(self.train)
 
     def seen(self) -> Images:
         """Return the images that a student is trained on: those with a label, then those without."""
@@ -219,6 +219,15 @@ def _fingerprint(beginning: str, splits: Mapping[str, Images | None]) -> str:
         elif isinstance(images, MemoryImages):
             digest.update(images.pixels.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def usual_view(images: Images) -> View:
+    """Return what is seen of images in evaluation where nothing is said: those in memory whole, of others the centre.
+
+    >>> usual_view(MemoryImages(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0])))
+    'whole'
+    """
+    return "whole" if isinstance(images, MemoryImages) else "centre"
 
 
 def joined(first: Images, second: Images) -> Images:

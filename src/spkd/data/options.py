@@ -8,6 +8,9 @@ from typing import Literal
 from spkd.errors import InputError
 from spkd.files import is_folder
 
+View = Literal["whole", "centre"]
+"""What is seen of a large image in evaluation: the whole, squeezed to a square, or a square out of its middle."""
+
 CROP_SCALE = 0.35
 """Least share of a large image's area that a training view shows, where none is said."""
 
@@ -43,7 +46,7 @@ class DataOptions:
     no_flip: bool = False
     grey: bool = False
     crop_scale: float = CROP_SCALE
-    view: Literal["whole", "centre"] | None = None
+    view: View | None = None
     download: bool = False
     skip_bad_images: bool = False
     workers: int = 2

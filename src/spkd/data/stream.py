@@ -11,7 +11,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ from spkd.data.augment import (
     to_unit_range,
 )
 from spkd.data.decoding import usable_cpus
-from spkd.data.images import Images, MemoryImages
-from spkd.data.options import CROP_SCALE
+from spkd.data.images import Images, MemoryImages, usual_view
+from spkd.data.options import CROP_SCALE, View
 from spkd.data.seeds import Use, mixed_seed
 from spkd.errors import InputError
 
@@ -172,7 +172,7 @@ def evaluation_batches(
     batch_size: int,
     device: torch.device,
     workers: int = 0,
-    view: Literal["whole", "centre"] | None = None,
+    view: View | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate once over all images, in order and without augmentation.
 
@@ -183,7 +183,7 @@ def evaluation_batches(
         device: where the batches are wanted.
         workers: processes that read files (0: this one).
         view: ``whole``, resized where their size is another, or ``centre``, cut out after the shorter side has been
-            resized to 8/7 of ``image_size``. Default: images in memory whole, of others the centre.
+            resized to 8/7 of ``image_size``. Default: as :func:`~spkd.data.images.usual_view`.
 
     Returns:
         Pairs as :meth:`TrainStream.epoch` gives them.
@@ -194,12 +194,13 @@ def evaluation_batches(
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     _check_size(image_size)
-    is_in_memory = isinstance(images, MemoryImages)
-    view = view or ("whole" if is_in_memory else "centre")
-    if isinstance(images, MemoryImages) and view == "whole":
-        return _whole_images(images, image_size, batch_size, device)
+    view = view or usual_view(images)
+    if isinstance(images, MemoryImages):
+        if view == "whole":
+            return _whole_images(images, image_size, batch_size, device)
+        workers = 0
     batches = _parts(torch.arange(len(images)), batch_size)
-    return _from_files(_FixedViews(images, image_size, view), batches, device, 0 if is_in_memory else workers)
+    return _from_files(_FixedViews(images, image_size, view), batches, device, workers)
 
 
 def _whole_images(
@@ -251,7 +252,7 @@ class _FixedViews(Dataset[_Item]):
 
     images: Images
     size: int
-    view: Literal["whole", "centre"]
+    view: View
 
     def __getitem__(self, index: int) -> _Item:
         try:

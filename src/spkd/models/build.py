@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models import libraries
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, composed
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, View, composed
 from spkd.models.network import HeadMismatch, count_logits, replace_head
 from spkd.models.saved_model import check_answer, read_info
 from spkd.models.spec import Architecture, construct, requires, takes, with_classes
@@ -46,7 +45,7 @@ def build_model(
     normalisation: Normalisation,
     weights: str | None = None,
     own_normalisation: Normalisation | None = None,
-    view: Literal["whole", "centre"] | None = None,
+    view: View | None = None,
     replace_head: bool = False,
 ) -> BuiltModel:
     """Build the network that ``spec`` means, load its weights and give it its normalisation.

@@ -16,6 +16,9 @@ from spkd.errors import InputError
 from spkd.models.network import input_channels
 from spkd.taps import logits_of
 
+View = Literal["whole", "centre"]
+"""What a network was made to see of an image, see :class:`ModelInfo`."""
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -72,7 +75,7 @@ class ModelInfo:
     channels: int
     image_size: int
     normalisation: Normalisation
-    view: Literal["whole", "centre"] | None = None
+    view: View | None = None
 
     def __post_init__(self) -> None:
         classes: object = self.classes

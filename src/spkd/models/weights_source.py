@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from spkd.errors import InputError, nearest
 from spkd.files import is_file, is_folder, is_there
 from spkd.models import libraries
-from spkd.models.classifier import ModelInfo, Normalisation
+from spkd.models.classifier import ModelInfo, Normalisation, View
 from spkd.models.saved_model import find_meant, not_saved, read_info
 from spkd.models.spec import Architecture, construct, names_architecture, parse_spec, takes
 from spkd.models.weights import read_checkpoint, read_tensors
@@ -61,7 +60,7 @@ class Defaults:
 
     image_size: int | None
     normalisation: Normalisation | None
-    view: Literal["whole", "centre"] | None = None
+    view: View | None = None
 
 
 def find_origin(spec: str, weights: str | None) -> Origin:
