@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from spkd.distiller import Distiller
     from spkd.errors import InputError
+    from spkd.export import export_model
     from spkd.functional import (
         attention_map,
         attention_transfer_loss,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from spkd.models.saved_model import save_model
     from spkd.pairing import block_ends, pair_taps
     from spkd.taps import Activations, TapPair, Taps
-    from spkd.training.saved import load_image
+    from spkd.training.evaluation import evaluate
+    from spkd.training.own_images import load_image
 
 _HOMES = {
     "Activations": "spkd.taps",
@@ -54,7 +56,9 @@ _HOMES = {
     "attention_transfer_loss": "spkd.functional",
     "block_ends": "spkd.pairing",
     "build_objective": "spkd.losses.methods",
-    "load_image": "spkd.training.saved",
+    "evaluate": "spkd.training.evaluation",
+    "export_model": "spkd.export",
+    "load_image": "spkd.training.own_images",
     "load_model": "spkd.models.saved_model:load_classifier",
     "pair_taps": "spkd.pairing",
     "save_model": "spkd.models.saved_model",
@@ -84,6 +88,8 @@ __all__ = [
     "attention_transfer_loss",
     "block_ends",
     "build_objective",
+    "evaluate",
+    "export_model",
     "load_image",
     "load_model",
     "pair_taps",

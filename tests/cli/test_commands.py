@@ -21,9 +21,9 @@ from spkd.cli.main import main
 from spkd.data import load as loading
 from spkd.data.images import ImageData
 from spkd.data.options import DataOptions
+from spkd.training.own_images import images_in
 from spkd.training.recipe import PRESETS
 from spkd.training.run_folder import RunFolder
-from spkd.training.saved import images_in
 
 CPU = ["--accelerator", "cpu"]
 

@@ -87,7 +87,7 @@ def test_the_fingerprint_is_of_pixels_classes_and_splits():
             MemoryImages(*part) for part in zip(pixels.split(parts), torch.tensor(targets).split(parts), strict=True)
         ]
         data = ImageData("own", classes, 1, *split, 4, False, (0.5,), (0.5,))
-        return data.fingerprint()
+        return data.fingerprint
 
     other = pixels.clone()
     other[5, 0, 3, 3] += 1

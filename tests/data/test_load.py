@@ -75,7 +75,7 @@ def test_fewer_training_images_are_stratified_and_always_the_same():
     pixels = [{tuple(data.train.image(i).flatten().tolist()) for i in range(len(data.train))} for data in (some, more)]
     assert pixels[0] < pixels[1]
     assert len(more.train) == 100
-    assert some.fingerprint() == load_data(DataOptions(train_images=50)).fingerprint() != whole.fingerprint()
+    assert some.fingerprint == load_data(DataOptions(train_images=50)).fingerprint != whole.fingerprint
     assert torch.equal(some.test.targets, whole.test.targets)
     assert torch.equal(some.val.targets, whole.val.targets)
     assert "training set: 50 of the 500 images" in some.notes[-1]

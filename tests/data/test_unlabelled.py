@@ -76,11 +76,11 @@ def test_beside_grey_images_they_are_read_as_grey(tmp_path: Path) -> None:
 def test_labels_are_as_they_were_and_what_was_added_has_a_fingerprint(small: ImageData, tmp_path: Path) -> None:
     first = with_unlabelled(small, pictures(tmp_path / "one", {"a.png": (8, 8)}))
     moved = with_unlabelled(small, (tmp_path / "one").rename(tmp_path / "two"))
-    assert first.fingerprint() == small.fingerprint()
-    assert small.unlabelled_fingerprint() is None
-    assert first.unlabelled_fingerprint() == moved.unlabelled_fingerprint()
+    assert first.fingerprint == small.fingerprint
+    assert small.unlabelled_fingerprint is None
+    assert first.unlabelled_fingerprint == moved.unlabelled_fingerprint
     save_picture(tmp_path / "two" / "a.png", (8, 8), 7)
-    assert with_unlabelled(small, tmp_path / "two").unlabelled_fingerprint() != first.unlabelled_fingerprint()
+    assert with_unlabelled(small, tmp_path / "two").unlabelled_fingerprint != first.unlabelled_fingerprint
 
 
 @pytest.mark.parametrize("height", [8, 9], ids=["in memory", "in files"])

@@ -17,8 +17,8 @@ from spkd.errors import InputError
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
+from spkd.training.own_images import load_image
 from spkd.training.prediction import predict
-from spkd.training.saved import load_image
 
 
 @pytest.fixture(scope="module")

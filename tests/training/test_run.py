@@ -27,13 +27,16 @@ from spkd.files import locked
 from spkd.models.saved_model import save_classifier
 from spkd.studies.side_by_side import distill
 from spkd.taps import Taps
+from spkd.training import run as running
 from spkd.training.batches import make_stream, validation_batches
+from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
+from spkd.training.own_images import own_data
 from spkd.training.progress import Silent
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
-from spkd.training.saved import evaluate_saved, own_data
+from spkd.training.saved import evaluate_saved
 from spkd.training.setup import set_up
 
 CPU = Runtime(accelerator="cpu")
@@ -481,6 +484,15 @@ def test_networks_that_know_next_to_nothing_are_warned_of(
     assert warnings[:-1] == ([] if method == "none" else [of_teacher])
 
 
+def test_chance_is_always_the_commonest_class(tiny: str) -> None:
+    setup = set_up(Request(model=tiny))
+    val = setup.data.val
+    for fives, chance in ((1, 50.0), (3, 25.0), (9, 10.0)):
+        few = torch.cat([torch.where(val.targets == 5)[0][:fives], torch.where(val.targets == 7)[0][:1]])
+        unequal = replace(setup, data=replace(setup.data, val=val.select(few)))
+        assert running._near_chance(unequal) == pytest.approx(0.9 * chance)
+
+
 def test_smoothed_labels_are_learnt_from_and_part_of_the_run(tiny: str, teacher: Path, tmp_path: Path) -> None:
     plain, smoothed = (set_up(distillation(tiny, teacher, **options)) for options in ({}, {"label_smoothing": 0.1}))
     assert "label_smoothing" not in plain.config()
@@ -682,7 +694,7 @@ def test_names_of_networks_and_images_are_not_the_folders_that_a_run_was_written
     assert equal(Path("wrn-10-1"), Path("third"))  # and does not begin with what the first has learnt
     assert RunFolder(Path("wrn-10-1")).identity() == RunFolder(Path("third")).identity()
     assert "wrn-10-1 is the architecture and not the folder wrn-10-1 here; for that say ./wrn-10-1" in heard.lines
-    assert not set_up(request).request.paths()["model"]
+    assert not input_paths(set_up(request).request)["model"]
     begun = set_up(replace(request, model="./wrn-10-1")).student.network.state_dict()
     assert all(torch.equal(begun[name], value) for name, value in weights(Path("wrn-10-1")).items())
     with pytest.raises(InputError, match=r"random weights.* or a run folder as --teacher, \./wrn-10-1 for the folder"):

@@ -21,8 +21,9 @@ from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.training.evaluation import Evaluation
+from spkd.training.own_images import data_to_evaluate_on, load_image, own_data, real_images
 from spkd.training.run_folder import MARK
-from spkd.training.saved import data_to_evaluate_on, evaluate_saved, load_image, own_data, real_images
+from spkd.training.saved import evaluate_saved
 
 
 def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_path: Path) -> None:

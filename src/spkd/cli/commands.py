@@ -142,7 +142,8 @@ def tape(options: Namespace) -> int:
 def evaluate(options: Namespace) -> int:
     """Evaluate a saved network."""
     from spkd.report.networks import evaluation_table
-    from spkd.training.saved import data_to_evaluate_on, evaluate_saved
+    from spkd.training.own_images import data_to_evaluate_on
+    from spkd.training.saved import evaluate_saved
 
     measured = evaluate_saved(
         options.network,
@@ -210,7 +211,7 @@ def export(options: Namespace) -> int:
     """Write a saved network to a file to deploy."""
     from spkd.export import export_model, export_path
     from spkd.report.networks import export_table
-    from spkd.training.saved import images_in, own_data, real_images
+    from spkd.training.own_images import images_in, own_data, real_images
 
     if options.int8:
         return _export_int8(options)
@@ -235,7 +236,7 @@ def export(options: Namespace) -> int:
 def _export_int8(options: Namespace) -> int:
     from spkd.quantisation import export_int8
     from spkd.report.networks import int8_table, int8_text
-    from spkd.training.saved import images_to_quantise_with, own_data, real_images
+    from spkd.training.own_images import images_to_quantise_with, own_data, real_images
 
     if options.format != "onnx":
         raise InputError("--int8 makes an ONNX file: leave out --format")

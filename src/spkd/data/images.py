@@ -182,23 +182,17 @@ class ImageData:
             self, channels=1, train=train, val=val, test=test, normalisation_mean=mean, normalisation_std=std
         )
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of which images are in which split and class, the unlabelled ones left out.
+        """A hash of which images are in which split and class, the unlabelled ones left out.
 
         Of images in memory it is of their pixels, of files of their names and sizes and of a few ones' content.
         """
-        return self._fingerprint
-
-    def unlabelled_fingerprint(self) -> str | None:
-        """Return the same of the unlabelled images, None where there are none."""
-        return self._unlabelled_fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
         return _fingerprint(repr(self.classes), {"train": self.train, "val": self.val, "test": self.test})
 
     @cached_property
-    def _unlabelled_fingerprint(self) -> str | None:
+    def unlabelled_fingerprint(self) -> str | None:
+        """The same of the unlabelled images, None where there are none."""
         return None if self.unlabelled is None else _fingerprint("", {"unlabelled": self.unlabelled})
 
 

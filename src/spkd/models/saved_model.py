@@ -135,15 +135,29 @@ def load_classifier(folder: str | Path) -> Classifier:
         InputError: when there is no saved model, a file of it is damaged, the spec's own file or package is
             gone, the weights do not fit what the spec now builds, or that answers otherwise than what was saved.
     """
-    saved = find_saved(folder)
-    if saved is None:
-        raise InputError(not_saved(Path(folder)))
+    saved = _saved(folder)
     info = read_info(saved)
     path = saved / "model.safetensors"
     network = _built(info)
     load_exactly(network, read_tensors(path), f"{path} and {info.spec}")
     check_answer(network, saved)
     return Classifier(network, info).eval()
+
+
+def saved_info(folder: str | Path) -> ModelInfo:
+    """Return what is told of the classifier that :func:`load_classifier` would load.
+
+    Raises:
+        InputError: when there is no saved model, or its description is damaged.
+    """
+    return read_info(_saved(folder))
+
+
+def _saved(folder: str | Path) -> Path:
+    saved = find_saved(folder)
+    if saved is None:
+        raise InputError(not_saved(Path(folder)))
+    return saved
 
 
 def check_answer(network: nn.Module, saved: Path) -> None:

@@ -19,6 +19,7 @@ from spkd.studies.side_by_side import alone_request, request_with_teacher, teach
 from spkd.studies.state import read_running
 from spkd.studies.tasks import Recording, Task
 from spkd.studies.work import tape_folder
+from spkd.training.identity import input_paths
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
 from spkd.training.result import software
@@ -59,7 +60,7 @@ def compare(
     """
     methods = _checked(methods, seeds)
     baseline = _baseline(methods, against)
-    refuse_inputs("--out", out, request.paths())
+    refuse_inputs("--out", out, input_paths(request))
     deadline = runtime.deadline()
     taught = [method for method in methods if method != BASELINE]
     if request.teacher is None and taught:

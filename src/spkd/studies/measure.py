@@ -27,8 +27,8 @@ from spkd.pairing import block_ends
 from spkd.taps import Taps
 from spkd.training.devices import make_fabric
 from spkd.training.options import Runtime
+from spkd.training.own_images import own_data
 from spkd.training.run_folder import RunFolder
-from spkd.training.saved import own_data
 
 BATCH = 128
 """Images in a batch, as in training: the size of a similarity matrix. All test images, where there are fewer."""

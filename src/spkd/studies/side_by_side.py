@@ -20,6 +20,7 @@ from spkd.models.cost import latency_ms, multiply_adds, parameter_count
 from spkd.models.saved_model import find_meant, load_classifier, save_classifier
 from spkd.studies.records import NetworkRow
 from spkd.training.devices import make_fabric
+from spkd.training.identity import input_paths
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.run import run
@@ -94,7 +95,7 @@ def distill(
 def _check_alone(request: Request, out: Path, *, overwrite: bool) -> None:
     """Refuse before the student's run what would be refused after it, when the student is to be trained alone."""
     single, folder = alone_request(request), RunFolder(out)
-    refuse_inputs("--out", out, single.paths())
+    refuse_inputs("--out", out, input_paths(single))
     if request.unlabelled is not None or out.exists():
         setup = set_up(single)  # without the images that have no label a batch may be too large
         folder.check(setup.config(), setup.identity(), resume=not overwrite, overwrite=overwrite)

@@ -12,7 +12,8 @@ from typing import Any
 
 from spkd.data.augment import augmentation
 from spkd.data.images import ImageData
-from spkd.files import is_file, is_there, sha256
+from spkd.data.load import named_set
+from spkd.files import is_file, is_folder, is_there, sha256
 from spkd.imports import code_digest, import_object
 from spkd.losses.methods import term_names
 from spkd.models.saved_model import description_digest, find_meant, read_info
@@ -42,7 +43,7 @@ def run_identity(request: Request, config: Mapping[str, Any], data: ImageData, i
     decided = {
         "config": config,
         "files": file_hashes(request),
-        "images": data.fingerprint(),
+        "images": data.fingerprint,
         "seen": [data.flip, data.normalisation_mean, data.normalisation_std],
         **unlabelled_images(data),
         **weights_taken("weights", request.model, request.weights, data, image_size),
@@ -61,7 +62,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         "teacher_files": files,
         **if_given("teacher_normalisation", request.teacher_normalisation),
         **weights_taken("teacher_weights", request.teacher, request.teacher_weights, data, image_size),
-        "images": data.fingerprint(),
+        "images": data.fingerprint,
         **unlabelled_images(data),
         "image_size": image_size,
         "augmentation": augmentation(data.flip, data.crop_scale),
@@ -96,7 +97,7 @@ def weights_taken(
 
 def unlabelled_images(data: ImageData) -> dict[str, str]:
     """Return what an identity holds of images without a label: nothing where there are none."""
-    return if_given("unlabelled", data.unlabelled_fingerprint())
+    return if_given("unlabelled", data.unlabelled_fingerprint)
 
 
 def file_hashes(request: Request) -> dict[str, str]:
@@ -149,3 +150,25 @@ def absolute_network(spec: str) -> str:
 def with_absolute_code(text: str) -> str:
     """Return a text with the paths of files of code in it made absolute."""
     return CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if is_file(found[0]) else found[0], text)
+
+
+def input_paths(request: Request) -> dict[str, str | None]:
+    """Return by option what may be a path, which is not to be written to."""
+    data, root = request.data.data, request.data.data_root
+    below = Path(root or ".") / data
+    if named_set(request.data) is not None:
+        folder = None if root is None else str(below)
+    else:
+        folder = str(below) if not is_folder(data) and is_folder(below) else data
+    model, teacher = (
+        None if spec is None or names_architecture(spec) else spec for spec in (request.model, request.teacher)
+    )
+    return {
+        "data": folder,
+        "data_root": root,
+        "unlabelled": request.unlabelled,
+        "model": model,
+        "weights": request.weights,
+        "teacher": teacher,
+        "teacher_weights": request.teacher_weights,
+    }

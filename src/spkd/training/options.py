@@ -6,12 +6,10 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
-from spkd.files import is_folder
 
 NORMALISATIONS = "imagenet, none (pixels in [0, 1]), or MEAN/STD, each one number or one a channel, as in 0.5/0.25"
 """What a user may say of the images that a network was trained with."""
@@ -43,30 +41,6 @@ class Request:
     def __post_init__(self) -> None:
         if self.teacher_normalisation is not None and self.teacher is None:
             raise InputError("--teacher_normalisation: there is no teacher; give --teacher")
-
-    def paths(self) -> dict[str, str | None]:
-        """Return by option what may be a path, which is not to be written to."""
-        from spkd.data.load import named_set
-        from spkd.models.spec import names_architecture
-
-        data, root = self.data.data, self.data.data_root
-        below = Path(root or ".") / data
-        if named_set(self.data) is not None:
-            folder = None if root is None else str(below)
-        else:
-            folder = str(below) if not is_folder(data) and is_folder(below) else data
-        model, teacher = (
-            None if spec is None or names_architecture(spec) else spec for spec in (self.model, self.teacher)
-        )
-        return {
-            "data": folder,
-            "data_root": root,
-            "unlabelled": self.unlabelled,
-            "model": model,
-            "weights": self.weights,
-            "teacher": teacher,
-            "teacher_weights": self.teacher_weights,
-        }
 
 
 @dataclass(frozen=True)

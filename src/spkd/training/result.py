@@ -64,7 +64,7 @@ def result_of(
         "teacher_precision": _teacher_precision(setup, distiller),
         "test": tested,
         "identity": identity,
-        "images_fingerprint": setup.data.fingerprint(),
+        "images_fingerprint": setup.data.fingerprint,
         "software": software(),
         "hardware": hardware(device),
     }

@@ -23,6 +23,7 @@ from spkd.models.saved_model import savable_state, save_classifier
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
 from spkd.training.devices import make_fabric, require_one_folder, told_in_one_line
 from spkd.training.evaluation import top1_error
+from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
@@ -71,7 +72,7 @@ def run(
     folder = RunFolder(Path(out))
     setup = set_up(request, runtime)
     fabric = make_fabric(runtime, setup.recipe.precision)
-    refuse_inputs("--out", folder.path, {**request.paths(), "tape": runtime.tape})
+    refuse_inputs("--out", folder.path, {**input_paths(request), "tape": runtime.tape})
     refusal, identity = None, setup.identity()
     try:
         folder.check(setup.config(), identity, resume=resume, overwrite=overwrite)
@@ -316,8 +317,9 @@ def _await_unused(
 
 
 def _near_chance(setup: Setup) -> float:
-    """Return the error in percent above which a network knows next to nothing."""
-    return 0.9 * 100 * (1 - 1 / len(setup.data.classes))
+    """Return the error in percent above which a network knows next to nothing: chance is always the commonest class."""
+    counts = torch.bincount(setup.data.val.targets)
+    return 0.9 * 100 * (1 - float(counts.max() / counts.sum()))
 
 
 def _other_settings(setup: Setup) -> str:

@@ -1,29 +1,18 @@
-"""A trained network taken up again: its images, its teacher, how good it is."""
+"""A trained network taken up again and evaluated, beside its teacher where there is one."""
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from spkd.data.augment import fixed_view, to_unit_range
-from spkd.data.checked_files import SMALL
-from spkd.data.decoding import read_image
-from spkd.data.folder import image_files
-from spkd.data.images import ImageData, Images, in_grey, joined
+from spkd.data.images import ImageData, in_grey
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models.build import build_model
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, composed, same_classes
+from spkd.models.classifier import Classifier, Normalisation, same_classes
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved
 from spkd.models.weights_source import model_defaults
@@ -32,14 +21,8 @@ from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
 from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Runtime
-from spkd.training.run_folder import RunFolder
+from spkd.training.own_images import config_of, images_changed, numbered_as, part_of
 from spkd.training.setup import STREAMED_SIZE
-
-CALIBRATION = 512
-"""Images that the ranges of a quantised network's activations are taken from, at most."""
-Batches = Iterator[tuple[Tensor, Tensor]]
-SPLITS = ("test", "val", "train", "all")
-"""On what a network may be evaluated; all is the three together."""
 
 
 def evaluate_saved(
@@ -73,9 +56,9 @@ def evaluate_saved(
     data = load_data(options, divided=split != "all")
     for note in data.notes:
         say(note)
-    images = _split(data, split)
+    images = part_of(data, split)
     classifier = saved or _built(str(network), weights, normalisation, data, options.image_size, say)
-    images = _numbered_as(classifier, images, data, say)
+    images = numbered_as(classifier, images, data, say)
     if classifier.info.channels == 1:
         images = in_grey(images)
     device = make_fabric(Runtime(accelerator=accelerator)).device
@@ -138,190 +121,6 @@ def _built(
     return built.classifier
 
 
-def load_image(path: str | Path, info: ModelInfo) -> Tensor:
-    """Return a picture as the model with this ``info`` is to see it: float32, (1, channels, s, s), in [0, 1].
-
-    It is read as in training (upright as its EXIF data say, transparent pixels white, 16 bits as 8) and cut and resized
-    as in evaluation.
-
-    Args:
-        path: the file.
-        info: :attr:`~spkd.models.classifier.Classifier.info` of a loaded model. Where that does not tell which view it
-            was made for, a square of at most 96 pixels is given whole, and of others the centre.
-
-    Raises:
-        InputError: when the file cannot be read.
-    """
-    image = read_image(str(path), info.channels)
-    height, width = image.shape[1:]
-    view = info.view or ("whole" if height == width <= SMALL else "centre")
-    return to_unit_range(fixed_view(image, info.image_size, view)).unsqueeze(0)
-
-
-def images_in(places: Sequence[str], folder: str | Path, count: int) -> Tensor:
-    """Return up to ``count`` of the images in files and folders as the network saved in ``folder`` takes them.
-
-    They are evenly spread over what is given, (n, channels, h, w) in [0, 1].
-
-    Raises:
-        InputError: when there is no such network or image, or one cannot be read.
-    """
-    info = load_classifier(folder).info
-    paths, _ = image_files(places)
-    return torch.cat([load_image(path, info) for path in paths[:: math.ceil(len(paths) / count)]])
-
-
-def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
-    """Return up to ``count`` test images as the network saved in ``folder`` takes them, (n, channels, h, w) in [0, 1].
-
-    Raises:
-        InputError: when there is no such network, or its images have another number of channels.
-    """
-    info = load_classifier(folder).info
-    data = load_data(options)
-    _check_channels(info, data, options)
-    few = _split(data, "test")
-    few = few.select(torch.arange(min(count, len(few))))
-    return torch.cat([pixels for pixels, _ in _seen(few, info)])
-
-
-def images_to_quantise_with(folder: str | Path, options: DataOptions) -> tuple[Iterator[Tensor], Batches]:
-    """Return training images to calibrate with and labelled validation images, as the network in ``folder`` takes them.
-
-    The training images are up to ``CALIBRATION`` in number, evenly spread over the set, and without augmentation.
-
-    Returns:
-        Batches (n, channels, h, w) in [0, 1], and pairs of such batches and targets, numbered as the network does.
-
-    Raises:
-        InputError: when there is no such network, or it does not know the images.
-    """
-    classifier = load_classifier(folder)
-    data = load_data(options)
-    _check_channels(classifier.info, data, options)
-    places = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).round().long()
-    labelled = _numbered_as(classifier, data.val, data, print)
-    calibration, validation = (_seen(images, classifier.info) for images in (data.train.select(places), labelled))
-    return (pixels for pixels, _ in calibration), validation
-
-
-def _seen(images: Images, info: ModelInfo) -> Batches:
-    """Iterate over images as a network takes them, and their targets."""
-    cpu = torch.device("cpu")
-    if info.channels == 1:
-        images = in_grey(images)
-    batches = evaluation_batches(
-        images,
-        image_size=info.image_size,
-        batch_size=evaluation_batch_size(info.image_size, cpu),
-        device=cpu,
-        view=info.view,
-    )
-    return ((pixels.expand(-1, info.channels, -1, -1), targets) for pixels, targets in batches)
-
-
-def _check_channels(info: ModelInfo, data: ImageData, options: DataOptions) -> None:
-    if info.channels not in (1, 3, data.channels):
-        raise InputError(
-            f"--data {options.data} has images of {data.channels} channels, the network takes {info.channels}"
-        )
-
-
-def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
-    """Return the images that the run in ``folder`` was made with, with the ``given`` options (None: not given) over it.
-
-    Another ``data`` than the run's starts from the defaults; a folder in the place of the run's own, which is gone, is
-    taken for it.
-
-    Raises:
-        InputError: when no ``data`` is given and the run's own are not known, or their folder is not there.
-    """
-    given = {name: value for name, value in given.items() if value is not None}
-    config = _config(folder)
-    own = config.get("data")
-    if "data" not in given:
-        if not is_folder(folder):
-            raise InputError(not_saved(Path(folder)))
-        if own is None:
-            raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
-        if Path(own).is_absolute() and not Path(own).exists():
-            raise InputError(f"the images of {folder} are no longer in {own}: say by --data where they are")
-    if own is not None and _is_own(own, DataOptions(**{"data": own, **given})):
-        names = {field.name for field in fields(DataOptions)} - {"image_size"}
-        given = {**{name: config[name] for name in names & set(config)}, **given}
-    return DataOptions(**given)
-
-
-def data_to_evaluate_on(network: str, weights: str | None, given: Mapping[str, Any]) -> DataOptions:
-    """Return the images to evaluate a network on: as :func:`own_data`, but of one with other weights those given.
-
-    Raises:
-        InputError: as :func:`own_data`, and when no ``data`` is given for a network that is no saved model.
-    """
-    if weights is None or find_meant(network) is not None:
-        return own_data(network, given)
-    if given.get("data") is None:
-        raise InputError(f"{network} with {weights} does not tell which images it was trained on: name them by --data")
-    return DataOptions(**{name: value for name, value in given.items() if value is not None})
-
-
-def _is_own(own: str, named: DataOptions) -> bool:
-    """Return whether the data that are named are a run's own, whose name or absolute path this is."""
-    if named.data == own or not Path(own).is_absolute():
-        return named.data == own
-    places = [Path(named.data), Path(named.data_root or ".") / named.data]
-    return any(place.is_dir() and (not Path(own).exists() or place.resolve() == Path(own)) for place in places)
-
-
-def images_changed(folder: str | Path, data: ImageData) -> bool:
-    """Return whether the run in ``folder`` was made with data of this name, but with other images or splits."""
-    path = Path(folder)
-    result = RunFolder(path).result() or RunFolder(path.resolve().parent).result() or {}
-    return result.get("data") == data.name and result.get("images_fingerprint") not in (None, data.fingerprint())
-
-
-def _config(folder: str | Path) -> dict[str, Any]:
-    """Return the configuration of the run in ``folder``, or of the run whose saved model that is."""
-    path = Path(folder)
-    if not is_folder(path):
-        return {}
-    return RunFolder(path).config() or RunFolder(path.resolve().parent).config() or {}
-
-
-def _split(data: ImageData, split: str) -> Images:
-    if split not in SPLITS:
-        raise InputError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
-    if split == "all":
-        return functools.reduce(joined, [part for part in (data.test, data.val, data.train) if part is not None])
-    images = {"test": data.test, "val": data.val, "train": data.train}[split]
-    if images is None:
-        raise InputError(f"{data.name} has no {split} images")
-    return images
-
-
-def _numbered_as(classifier: Classifier, images: Images, data: ImageData, say: Callable[[str], None]) -> Images:
-    """Return the images with the network's numbers of their classes, which may be some of those that it knows.
-
-    Raises:
-        InputError: when the network does not know one of them.
-    """
-    ours, theirs = composed(classifier.info.classes), composed(data.classes)
-    if ours == theirs:
-        return images
-    if not set(theirs) <= set(ours):
-        if len(ours) != len(theirs):
-            unknown = next(name for name in data.classes if composed([name])[0] not in ours)
-            raise InputError(
-                f"the network tells {len(ours)} classes apart, {data.name} has {len(theirs)}, of which it does not "
-                f"know {unknown!r}"
-            )
-        different = next(f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b)
-        raise InputError(f"the network's classes are not those of {data.name}: {different} there")
-    if len(theirs) < len(ours):
-        say(f"{data.name} has images of {len(theirs)} of the {len(ours)} classes that the network tells apart")
-    return images.relabelled(torch.tensor([ours.index(name) for name in theirs])[images.targets])
-
-
 def _teacher(folder: Path, named: str | None, student: Classifier) -> Classifier | None:
     if named is not None:
         if find_saved(named) is None:
@@ -330,7 +129,7 @@ def _teacher(folder: Path, named: str | None, student: Classifier) -> Classifier
         if not same_classes(teacher, student):
             raise InputError(f"--teacher {named} tells other classes apart than {folder}")
         return teacher
-    own = find_meant(str(_config(folder).get("teacher")))
+    own = find_meant(str(config_of(folder).get("teacher")))
     if own is None:
         return None
     teacher = load_classifier(own)

@@ -30,6 +30,7 @@ from spkd.training.identity import (
     absolute,
     absolute_network,
     if_given,
+    input_paths,
     run_identity,
     tape_identity,
     with_absolute_code,
@@ -147,7 +148,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     request = replace(request, method=method_label(request.method))
     _check_request(request)
     if runtime is not None and runtime.tape is not None:
-        refuse_inputs("--tape", Path(runtime.tape), request.paths())
+        refuse_inputs("--tape", Path(runtime.tape), input_paths(request))
     data = load_data(request.data, request.unlabelled)
     notes = list(data.notes)
     image_size = _image_size(request, data)
