@@ -415,6 +415,17 @@ def test_evaluate_agrees_with_the_run_and_shows_classes(capsys: pytest.CaptureFi
     assert printed.count("\n") > 15
 
 
+def test_evaluate_writes_what_it_is_asked_to(
+    capsys: pytest.CaptureFixture[str], tiny: str, student: Path, tmp_path: Path
+) -> None:
+    weights, kept, out = student / "student" / "model.safetensors", tmp_path / "kept", tmp_path / "test.csv"
+    own = ["--weights", str(weights), "--data", "digits", "--save", str(kept), "--out", str(out)]
+    shown = succeed(capsys, "evaluate", tiny, *own)
+    assert f"saved in {kept}\nwritten: {out}\n" in shown
+    assert len(out.read_text().splitlines()) == 1001
+    succeed(capsys, "export", str(kept), "--data", "digits")
+
+
 def test_taps_shows_both_networks_and_the_pairs(capsys: pytest.CaptureFixture[str]) -> None:
     printed = succeed(capsys, "taps", "--teacher", "wrn-16-2", "--student", "wrn-10-1", "--taps", "stages")
     assert "group3=group3" in printed

@@ -1,5 +1,6 @@
 """A trained network taken up again."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -53,6 +54,53 @@ def test_a_network_of_grey_images_is_evaluated_on_a_folder_of_any(teacher: Path,
 
     assert error(DataOptions(str(tmp_path / "new")), "all") == error(DataOptions(), "test")
     assert real_images(teacher, DataOptions(str(tmp_path / "new")), 4).shape == (4, 1, 8, 8)
+
+
+def test_a_network_of_one_s_own_is_kept_with_its_classes_and_normalisation(teacher: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "models" / "kept"
+    weights = str(shutil.copy(teacher / "student" / "model.safetensors", tmp_path / "best.safetensors"))
+
+    def measured(network: str, **given: str | None) -> Evaluation:
+        return evaluate_saved(network, DataOptions(), split="test", teacher=None, accelerator="cpu", say=print, **given)
+
+    spec = load_classifier(teacher).info.spec
+    first = measured(spec, weights=weights, normalisation="0.3/0.2", save=str(kept))
+    assert measured(str(kept)) == first
+    info = load_classifier(kept).info
+    assert (info.classes, info.normalisation.mean) == (tuple("0123456789"), (0.3,))
+    with pytest.raises(InputError, match=r"--save .*kept is there already: give a new folder"):
+        measured(spec, weights=weights, save=str(kept))
+    with pytest.raises(InputError, match=r"is a saved model already; leave it out"):
+        measured(str(kept), save=str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_is_said_of_each_image_is_written(teacher: Path, tmp_path: Path, large: bool) -> None:
+    network = load_classifier(teacher)
+    numbers, side = np.random.default_rng(0), 100 if large else 8
+    for place in range(30):
+        folder = tmp_path / "new" / network.info.classes[place % 10]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(numbers.integers(0, 256, (side, side), dtype=np.uint8)).save(folder / f"{place}.png")
+    options, out = DataOptions(str(tmp_path / "new")), tmp_path / "test.csv"
+    measured = evaluate_saved(
+        teacher, options, split="all", teacher=str(teacher), accelerator="cpu", say=print, out=str(out)
+    )
+    header, *rows = csv.reader(out.read_text().splitlines())
+    assert header == ["image", "label", "class", "probability", "teacher"]
+    assert len(rows) == 30
+    assert 100 * sum(label != said for _, label, said, *_ in rows) / 30 == pytest.approx(measured.top1_error)
+    assert all(said == taught for _, _, said, _, taught in rows)
+    if not large:
+        assert [row[0] for row in rows] == [str(place) for place in range(30)]
+        return
+    for name, label, said, share, _ in rows:
+        assert Path(name).parent.name == label
+        with torch.no_grad():
+            shares = network(load_image(name, network.info)).softmax(1)[0]
+        assert float(share) == pytest.approx(float(shares.max()), abs=2e-4)
+        assert network.info.classes[int(shares.argmax())] == said
 
 
 def test_a_network_with_weights_is_not_the_run_in_a_folder_of_its_name(

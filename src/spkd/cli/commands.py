@@ -154,8 +154,13 @@ def evaluate(options: Namespace) -> int:
         say=lambda line: print(line, file=sys.stderr),
         weights=options.weights,
         normalisation=options.normalisation,
+        save=options.save,
+        out=options.out,
     )
     _print(evaluation_table(measured, per_class=options.per_class))
+    for what, where in (("saved in", options.save), ("written:", options.out)):
+        if where is not None:
+            print(f"{what} {where}")
     return 0
 
 

@@ -139,6 +139,8 @@ def evaluate_parser() -> ArgumentParser:
     _add_text(parser, "teacher", "folder to measure agreement with (default: the run's own teacher)")
     _add_text(parser, "split", "test, val, train, or all of them", "test")
     parser.add_argument("--per_class", action="store_true", help="show each class too")
+    _add_text(parser, "out", "also write what is said of each image to this file, as comma-separated values")
+    _add_text(parser, "save", "also keep the network as a new folder of a saved model, which every command takes")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=_TRAINING_VIEWS)
     return parser

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -107,6 +107,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     classes: Sequence[str],
     teacher: nn.Module | None = None,
+    each: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
 ) -> Evaluation:
     """Measure a classifier; see :class:`Evaluation` for what, and in which units.
 
@@ -118,6 +119,7 @@ def evaluate(
         batches: pairs of images and int64 targets (b,) in 0..k-1, on the model's device.
         classes: the k names, in the order of the logits.
         teacher: the model to compare decisions with; its classes must mean the same as the model's.
+        each: is called for each batch, with the logits, the targets, and the teacher's logits where there is one.
 
     Raises:
         InputError: when there are no images, a network fails on them, the model has not ``len(classes)`` logits, a
@@ -142,6 +144,8 @@ def evaluate(
                 said = logits_on("teacher", teacher, inputs)
                 check_finite("teacher", said)
             metrics.add(logits, targets, said)
+            if each is not None:
+                each(logits, targets, said)
     if metrics is None or metrics.images == 0:
         raise InputError(_NO_IMAGES)
     return metrics.result(classes)

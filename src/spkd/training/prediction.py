@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from spkd.data.checked_files import open_files
 from spkd.data.folder import image_files
-from spkd.data.images import in_grey
+from spkd.data.images import FileImages, Images, in_grey
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.models.saved_model import load_classifier
@@ -60,6 +61,39 @@ class Predictions:
         for one in self.predictions:
             pairs = zip(one.classes, one.probabilities, strict=True)
             writer.writerow([one.path, *(text for name, share in pairs for text in (name, f"{share:.4f}"))])
+        return text.getvalue()
+
+
+class Answers:
+    """What a network, and a teacher beside it, said of labelled images.
+
+    Args:
+        images: in the order in which they are answered.
+        classes: names of the classes.
+    """
+
+    def __init__(self, images: Images, classes: Sequence[str]) -> None:
+        self._names = images.paths if isinstance(images, FileImages) else range(len(images))
+        self._classes = classes
+        self._rows: list[list[object]] = []
+
+    def add(self, logits: Tensor, targets: Tensor, teacher: Tensor | None) -> None:
+        """Take the logits of the next batch, its targets, and the teacher's logits where it is asked."""
+        largest = logits.softmax(dim=1).max(dim=1)
+        columns = [targets.tolist(), largest.indices.tolist()]
+        if teacher is not None:
+            columns.append(teacher.argmax(dim=1).tolist())
+        named = [[self._classes[place] for place in column] for column in columns]
+        shares = [f"{share:.4f}" for share in largest.values.tolist()]
+        self._rows.extend(map(list, zip(*named[:2], shares, *named[2:], strict=True)))
+
+    def csv(self) -> str:
+        """Return a line for each image: the file, or its number in a set in memory, its label, and what was said."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        has_teacher = bool(self._rows) and len(self._rows[0]) == 4
+        writer.writerow(["image", "label", "class", "probability", *["teacher"] * has_teacher])
+        writer.writerows([name, *row] for name, row in zip(self._names, self._rows, strict=True))
         return text.getvalue()
 
 

@@ -10,11 +10,11 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
-from spkd.files import is_folder
+from spkd.files import is_folder, is_there, require_writable, write_text_atomically
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation, same_classes
 from spkd.models.network import HeadMismatch
-from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved
+from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved, save_classifier
 from spkd.models.weights_source import model_defaults
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.devices import make_fabric
@@ -22,6 +22,7 @@ from spkd.training.evaluation import Evaluation, evaluate
 from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Runtime
 from spkd.training.own_images import config_of, images_changed, numbered_as, part_of
+from spkd.training.prediction import Answers
 from spkd.training.setup import STREAMED_SIZE
 
 
@@ -35,6 +36,8 @@ def evaluate_saved(
     say: Callable[[str], None],
     weights: str | None = None,
     normalisation: str | None = None,
+    save: str | None = None,
+    out: str | None = None,
 ) -> Evaluation:
     """Evaluate a network on one split of ``options``' images.
 
@@ -42,10 +45,12 @@ def evaluate_saved(
     trained with ``normalisation``. Agreement is measured with ``teacher`` (the folder of a saved network), or with the
     run's own teacher where that is such a folder and tells the same classes apart. ``say`` is given a line for what
     is to be known of the images and of the network; one when the images of the run's own data are no longer those that
-    it was trained with.
+    it was trained with. A network with ``weights`` is kept in the new folder ``save``, as one of a saved model. Into
+    the file ``out`` goes what the network said of each image.
 
     Raises:
-        InputError: when there is no such network, its classes are not those of the images, or there is no such split.
+        InputError: when there is no such network, its classes are not those of the images, there is no such split, or
+            ``save`` or ``out`` cannot be written.
     """
     is_saved = weights is None and find_saved(network) is not None
     if not is_saved and weights is None and is_folder(network):
@@ -53,6 +58,10 @@ def evaluate_saved(
     saved = load_classifier(network) if is_saved else None  # before the images, which may take long
     if saved is not None and normalisation is not None:
         raise InputError(f"--normalisation: {network} is a saved model and brings its own; leave it out")
+    if save is not None:
+        _check_new(network, Path(save), is_saved=is_saved)
+    if out is not None:
+        require_writable(Path(out))
     data = load_data(options, divided=split != "all")
     for note in data.notes:
         say(note)
@@ -81,7 +90,22 @@ def evaluate_saved(
         made = beside.info.image_size
         say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
     beside = None if beside is None else beside.to(device)
-    return evaluate(classifier.to(device), batches, classifier.info.classes, beside)
+    answers = None if out is None else Answers(images, classifier.info.classes)
+    each = None if answers is None else answers.add
+    measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
+    if save is not None:
+        save_classifier(classifier.cpu(), Path(save))
+    if answers is not None:
+        write_text_atomically(Path(str(out)), answers.csv())
+    return measured
+
+
+def _check_new(network: str | Path, folder: Path, *, is_saved: bool) -> None:
+    if is_saved:
+        raise InputError(f"--save: {network} is a saved model already; leave it out")
+    if is_there(folder) and not (is_folder(folder) and not any(folder.iterdir())):
+        raise InputError(f"--save {folder} is there already: give a new folder")
+    require_writable(folder / "model.json")
 
 
 def _built(
