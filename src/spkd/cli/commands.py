@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spkd.cli.options import DEFAULT_TEACHER
+from spkd.data.kept import keeping_last
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
 from spkd.files import require_writable, write_text_atomically
@@ -238,6 +239,7 @@ def export(options: Namespace) -> int:
     return 0
 
 
+@keeping_last()
 def _export_int8(options: Namespace) -> int:
     from spkd.quantisation import export_int8
     from spkd.report.networks import int8_table, int8_text
@@ -248,7 +250,7 @@ def _export_int8(options: Namespace) -> int:
     if options.check_images:
         raise InputError("--int8 needs labelled images to measure on: give --data, not --check_images")
     data = own_data(options.folder, _pick(DataOptions, options))
-    calibration, labelled = images_to_quantise_with(options.folder, data)
+    calibration, labelled = images_to_quantise_with(options.folder, data, say=lambda line: print(line, file=sys.stderr))
     report = export_int8(
         options.folder,
         options.out,

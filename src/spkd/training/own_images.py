@@ -22,8 +22,8 @@ from spkd.data.options import DataOptions
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import is_folder
-from spkd.models.classifier import Classifier, ModelInfo, composed
-from spkd.models.saved_model import find_meant, load_classifier, not_saved, saved_info
+from spkd.models.classifier import ModelInfo, composed
+from spkd.models.saved_model import find_meant, not_saved, saved_info
 from spkd.training.batches import evaluation_batch_size
 from spkd.training.run_folder import RunFolder
 
@@ -111,13 +111,13 @@ def part_of(data: ImageData, split: str) -> Images:
     return images
 
 
-def numbered_as(classifier: Classifier, images: Images, data: ImageData, say: Callable[[str], None]) -> Images:
+def numbered_as(info: ModelInfo, images: Images, data: ImageData, say: Callable[[str], None]) -> Images:
     """Return the images with the network's numbers of their classes, which may be some of those that it knows.
 
     Raises:
         InputError: when the network does not know one of them.
     """
-    ours, theirs = composed(classifier.info.classes), composed(data.classes)
+    ours, theirs = composed(info.classes), composed(data.classes)
     if ours == theirs:
         return images
     if not set(theirs) <= set(ours):
@@ -181,10 +181,13 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
     return torch.cat([pixels for pixels, _ in _seen(few, info)])
 
 
-def images_to_quantise_with(folder: str | Path, options: DataOptions) -> tuple[Iterator[Tensor], Batches]:
+def images_to_quantise_with(
+    folder: str | Path, options: DataOptions, say: Callable[[str], None]
+) -> tuple[Iterator[Tensor], Batches]:
     """Return training images to calibrate with and labelled validation images, as the network in ``folder`` takes them.
 
     The training images are up to ``CALIBRATION`` in number, evenly spread over the set, and without augmentation.
+    ``say`` is given a line where the images are of some of the network's classes only.
 
     Returns:
         Batches (n, channels, h, w) in [0, 1], and pairs of such batches and targets, numbered as the network does.
@@ -192,12 +195,12 @@ def images_to_quantise_with(folder: str | Path, options: DataOptions) -> tuple[I
     Raises:
         InputError: when there is no such network, or it does not know the images.
     """
-    classifier = load_classifier(folder)
+    info = saved_info(folder)
     data = load_data(options)
-    _check_channels(classifier.info, data, options)
+    _check_channels(info, data, options)
     places = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).round().long()
-    labelled = numbered_as(classifier, data.val, data, print)
-    calibration, validation = (_seen(images, classifier.info) for images in (data.train.select(places), labelled))
+    labelled = numbered_as(info, data.val, data, say)
+    calibration, validation = (_seen(images, info) for images in (data.train.select(places), labelled))
     return (pixels for pixels, _ in calibration), validation
 
 

@@ -67,7 +67,7 @@ def evaluate_saved(
         say(note)
     images = part_of(data, split)
     classifier = saved or _built(str(network), weights, normalisation, data, options.image_size, say)
-    images = numbered_as(classifier, images, data, say)
+    images = numbered_as(classifier.info, images, data, say)
     if classifier.info.channels == 1:
         images = in_grey(images)
     device = make_fabric(Runtime(accelerator=accelerator)).device

@@ -1,0 +1,47 @@
+"""What a user should know of images before they are trained on."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import torch
+
+from spkd.data.decoding import header_size
+from spkd.data.images import FileImages, ImageData
+
+LOOKED_AT = 16
+"""Files whose size is looked at."""
+LARGE = 4
+"""How many times the side that the networks see an image's shorter side has from which on it is called large."""
+UNEQUAL = 3
+"""How many times as many images the largest class has from which on classes are called unequal."""
+
+
+def notes_of_images(data: ImageData, image_size: int) -> list[str]:
+    """Return a line where the classes are of unequal size, and one where the files are large."""
+    return [note for note in (_unequal(data), _large(data, image_size)) if note is not None]
+
+
+def _unequal(data: ImageData) -> str | None:
+    counts = torch.bincount(data.train.targets, minlength=len(data.classes))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] < UNEQUAL * counts[least]:
+        return None
+    return (
+        f"classes are unequal, from {counts[least]} training images of {data.classes[least]!r} to {counts[most]} of "
+        f"{data.classes[most]!r}: `spkd evaluate` tells the balanced error"
+    )
+
+
+def _large(data: ImageData, image_size: int) -> str | None:
+    if not isinstance(data.train, FileImages):
+        return None
+    paths = data.train.paths
+    sizes = [header_size(path) for path in paths[:: -(-len(paths) // LOOKED_AT)]]
+    side = median([min(size) for size in sizes if size is not None] or [0])
+    if side <= LARGE * image_size:
+        return None
+    return (
+        f"images are large, with a shorter side of {side:.0f} pixels, and are read anew in every epoch: copies with "
+        f"{2 * image_size} would do for {image_size} and be read in a fraction of the time"
+    )

@@ -1,0 +1,40 @@
+"""What is said of images before a training is what they are like."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from spkd.data.folder import load_folder
+from spkd.training.notes import notes_of_images
+
+
+def folder(path: Path, counts: Sequence[int], size: tuple[int, int]) -> Path:
+    for label, count in enumerate(counts):
+        for place in range(count):
+            below = path / f"class {label}"
+            below.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", size, (place, label, 0)).save(below / f"{place}.png")
+    return path
+
+
+@pytest.mark.parametrize(("counts", "said"), [((10, 10), False), ((10, 29), False), ((40, 10, 20), True)])
+def test_unequal_classes_are_told_of(tmp_path: Path, counts: Sequence[int], said: bool) -> None:
+    data = load_folder(folder(tmp_path, counts, (8, 8)))
+    notes = notes_of_images(data, 8)
+    assert len(notes) == said
+    if said:
+        trained = [int((data.train.targets == label).sum()) for label in (0, 1)]
+        assert notes[0].startswith(
+            f"classes are unequal, from {trained[1]} training images of 'class 1' to {trained[0]} of 'class 0': "
+        )
+
+
+@pytest.mark.parametrize(("size", "said"), [((33, 40), True), ((40, 33), True), ((32, 90), False), ((8, 8), False)])
+def test_large_files_are_told_of(tmp_path: Path, size: tuple[int, int], said: bool) -> None:
+    notes = notes_of_images(load_folder(folder(tmp_path, (6, 6), size)), 8)
+    assert len(notes) == said
+    if said:
+        assert notes[0].startswith("images are large, with a shorter side of 33 pixels, ")
+        assert "copies with 16 would do for 8" in notes[0]
