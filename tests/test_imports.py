@@ -243,6 +243,19 @@ def test_every_neighbour_that_is_imported_is_part_of_the_code(tmp_path: Path, ho
             del sys.modules[name]
 
 
+def test_a_file_with_a_dot_in_its_name_has_neighbours_too(tmp_path: Path) -> None:
+    write(tmp_path / "noticed_i.py", "WIDTH = 8\n")
+    reference = (
+        write(tmp_path / "net.v2.py", "from noticed_i import WIDTH\n\n\ndef make():\n    return WIDTH\n") + ":make"
+    )
+    try:
+        before = code_digest(import_object(reference), reference)
+        write(tmp_path / "noticed_i.py", "WIDTH = 32\n")
+        assert code_digest(import_object(reference), reference) != before
+    finally:
+        del sys.modules["noticed_i"]
+
+
 def test_the_code_of_a_package_s_module_is_that_of_what_it_imports_of_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

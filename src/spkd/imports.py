@@ -160,13 +160,15 @@ def _belongs(module: ModuleType, first: ModuleType) -> bool:
 def _package(module: ModuleType) -> str | None:
     """Return the name of the outermost package that a module is of, None where it is of none."""
     name = module.__name__.partition(".")[0]
-    return None if name == module.__name__ and not hasattr(module, "__path__") else name
+    is_alone = module.__name__.startswith(_USER) or (name == module.__name__ and not hasattr(module, "__path__"))
+    return None if is_alone else name
 
 
 def _root(module: ModuleType) -> Path:
     """Return the folder in which a module lies, or its outermost package."""
     file = Path(str(module.__file__)).resolve()
-    return file.parents[module.__name__.count(".") + hasattr(module, "__path__")]
+    depth = 0 if _package(module) is None else module.__name__.count(".") + hasattr(module, "__path__")
+    return file.parents[depth]
 
 
 def _with_imported(files: set[Path], first: ModuleType) -> set[Path]:

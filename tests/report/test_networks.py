@@ -39,9 +39,9 @@ def test_brackets_in_names_of_classes_are_kept() -> None:
 
 
 def test_the_balanced_error_is_shown_where_classes_are_unequal() -> None:
-    for second, shown in ((1, True), (2, False), (0, False)):
-        classes = (ClassError("a", 2, 50.0), ClassError("b", second, 0.0 if second else None))
-        measured = Evaluation(2 + second, 33.3, 12.34, None, 0.5, 1.0, None, classes)
+    for second, shown in ((10, True), (28, True), (29, False), (43, False), (64, False), (65, True), (0, False)):
+        classes = (ClassError("a", 43, 50.0), ClassError("b", second, 0.0 if second else None))
+        measured = Evaluation(43 + second, 33.3, 12.34, None, 0.5, 1.0, None, classes)
         text = printed(evaluation_table(measured))
         assert ("balanced error" in text) == shown
         assert ("12.34 %" in text) == shown

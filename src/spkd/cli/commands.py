@@ -241,6 +241,7 @@ def export(options: Namespace) -> int:
 
 @keeping_last()
 def _export_int8(options: Namespace) -> int:
+    from spkd.export import export_path
     from spkd.quantisation import export_int8
     from spkd.report.networks import int8_table, int8_text
     from spkd.training.own_images import images_to_quantise_with, own_data, real_images
@@ -249,6 +250,8 @@ def _export_int8(options: Namespace) -> int:
         raise InputError("--int8 makes an ONNX file: leave out --format")
     if options.check_images:
         raise InputError("--int8 needs labelled images to measure on: give --data, not --check_images")
+    # Before the images, which may take long.
+    export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
     data = own_data(options.folder, _pick(DataOptions, options))
     calibration, labelled = images_to_quantise_with(options.folder, data, say=lambda line: print(line, file=sys.stderr))
     report = export_int8(
@@ -302,7 +305,6 @@ def reproduce(options: Namespace) -> int:
 
 def _request(options: Namespace, model: str, seed: int) -> Request:
     overrides = {name: value for owner in (Recipe, LossWeights) for name, value in _pick(owner, options).items()}
-    overrides.pop("name", None)
     if overrides.get("milestones") is not None:
         overrides["milestones"] = tuple(overrides["milestones"])
     distilled = "student" in options

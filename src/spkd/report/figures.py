@@ -19,6 +19,7 @@ from spkd.report.drawing import COLOURS, GREY
 from spkd.report.tables import p_value_text, pairs_text
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow
 
+_COLUMNS = 3  # panels beside each other
 _DOTS_AT, _MEAN_AT = -0.08, 0.24  # beside each other, so that neither covers the other
 _LABEL_WIDTH = 15
 
@@ -44,7 +45,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
     return figure
 
 
-def comparisons_figure(comparisons: Sequence[Comparison], columns: int = 3) -> Figure:
+def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
     """Draw several comparisons beside each other, each as :func:`comparison_figure` does.
 
     Raises:
@@ -55,7 +56,7 @@ def comparisons_figure(comparisons: Sequence[Comparison], columns: int = 3) -> F
         raise InputError("comparisons: expected at least one with a method to draw, got none; has any run finished?")
     if len(drawn) == 1:
         return comparison_figure(drawn[0])
-    across = min(columns, len(drawn))
+    across = min(_COLUMNS, len(drawn))
     down = -(-len(drawn) // across)
     sizes = [_panel_size(comparison) for comparison in drawn]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)

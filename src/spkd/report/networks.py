@@ -14,6 +14,9 @@ from spkd.quantisation import Int8Report
 from spkd.studies.records import NetworkRow, weak_teacher
 from spkd.training.evaluation import Evaluation
 
+UNEQUAL = 1.5
+"""How many times the images of the smallest class the largest has from which on the balanced error is shown."""
+
 
 def network_table(rows: Sequence[NetworkRow]) -> Table:
     """Return a table with a line for each network: parameters, multiply-adds and latency for one image, errors."""
@@ -62,8 +65,9 @@ def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> Render
     table.add_column("value", justify="right")
     table.add_row("images", f"{measured.images:,}")
     table.add_row("top-1 error", _percent(measured.top1_error))
-    if len({one.images for one in measured.per_class if one.images}) > 1:
-        table.add_row("balanced error, the mean of the classes'", _percent(measured.balanced_error))
+    counts = [one.images for one in measured.per_class if one.images]
+    if max(counts) >= UNEQUAL * min(counts):
+        table.add_row("balanced error (mean of the classes)", _percent(measured.balanced_error))
     if measured.top5_error is not None:
         table.add_row("top-5 error", _percent(measured.top5_error))
     table.add_row("cross-entropy", f"{measured.cross_entropy:.4f}")

@@ -52,21 +52,17 @@ def evaluate_saved(
         InputError: when there is no such network, its classes are not those of the images, there is no such split, or
             ``save`` or ``out`` cannot be written.
     """
-    is_saved = weights is None and find_saved(network) is not None
-    if not is_saved and weights is None and is_folder(network):
-        raise InputError(not_saved(Path(network)))
-    saved = load_classifier(network) if is_saved else None  # before the images, which may take long
-    if saved is not None and normalisation is not None:
-        raise InputError(f"--normalisation: {network} is a saved model and brings its own; leave it out")
+    # Before the images, which may take long.
+    saved = None if weights is not None else _saved(network, normalisation)
     if save is not None:
-        _check_new(network, Path(save), is_saved=is_saved)
+        _check_new(network, Path(save), is_saved=saved is not None)
     if out is not None:
         require_writable(Path(out))
     data = load_data(options, divided=split != "all")
     for note in data.notes:
         say(note)
     images = part_of(data, split)
-    classifier = saved or _built(str(network), weights, normalisation, data, options.image_size, say)
+    classifier = saved or _built(str(network), weights, normalisation, data, options, say)
     images = numbered_as(classifier.info, images, data, say)
     if classifier.info.channels == 1:
         images = in_grey(images)
@@ -80,24 +76,36 @@ def evaluate_saved(
         workers=options.workers,
         view=options.view or classifier.info.view,
     )
-    if is_saved and split != "all" and images_changed(network, data):
+    if saved is not None and split != "all" and images_changed(network, data):
         say(
             f"warning: the images have changed since {network} was trained; those it is evaluated on may be among "
             "those it was trained on"
         )
-    beside = None if teacher is None and not is_saved else _teacher(Path(network), teacher, classifier)
-    if beside is not None and beside.info.image_size != size:
-        made = beside.info.image_size
-        say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
-    beside = None if beside is None else beside.to(device)
-    answers = None if out is None else Answers(images, classifier.info.classes)
-    each = None if answers is None else answers.add
+    beside = None if teacher is None and saved is None else _teacher(Path(network), teacher, classifier)
+    if beside is not None:
+        if beside.info.image_size != size:
+            made = beside.info.image_size
+            say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
+        beside.to(device)
+    answers = Answers(images, classifier.info.classes)
+    each = None if out is None else answers.add
     measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
     if save is not None:
         save_classifier(classifier.cpu(), Path(save))
-    if answers is not None:
-        write_text_atomically(Path(str(out)), answers.csv())
+    if out is not None:
+        write_text_atomically(Path(out), answers.csv())
     return measured
+
+
+def _saved(network: str | Path, normalisation: str | None) -> Classifier | None:
+    """Return the saved model that is meant, None where an architecture is."""
+    if find_saved(network) is None:
+        if is_folder(network):
+            raise InputError(not_saved(Path(network)))
+        return None
+    if normalisation is not None:
+        raise InputError(f"--normalisation: {network} is a saved model and brings its own; leave it out")
+    return load_classifier(network)
 
 
 def _check_new(network: str | Path, folder: Path, *, is_saved: bool) -> None:
@@ -113,12 +121,12 @@ def _built(
     weights: str | None,
     normalisation: str | None,
     data: ImageData,
-    image_size: int | None,
+    options: DataOptions,
     say: Callable[[str], None],
 ) -> Classifier:
     """Return a network of the user's, for the classes of the images."""
     known = model_defaults(spec, weights)
-    sizes = (image_size, known.image_size, data.native_size, STREAMED_SIZE)
+    sizes = (options.image_size, known.image_size, data.native_size, STREAMED_SIZE)
     try:
         built = build_model(
             spec,
@@ -128,7 +136,7 @@ def _built(
             normalisation=Normalisation(data.normalisation_mean, data.normalisation_std),
             weights=weights,
             own_normalisation=read_normalisation("normalisation", normalisation, spec, weights),
-            view=known.view,
+            view=options.view or known.view,
         )
     except HeadMismatch as error:
         differing = f"tells {error.found} classes apart, {data.name} has {error.wanted}"
