@@ -20,6 +20,8 @@ from spkd.data.augment import (
     padding,
     random_resized_crop,
     resize,
+    side_for_crop,
+    side_for_view,
     to_unit_range,
 )
 
@@ -135,6 +137,21 @@ def test_extreme_shapes_have_views(shape):
     image = random_pixels(*shape)
     assert tuple(random_resized_crop(image, 16, True, 0).shape) == (3, 16, 16)
     assert tuple(fixed_view(image, 16, "centre").shape) == (3, 16, 16)
+
+
+@given(
+    size=st.integers(1, 300),
+    scale=st.floats(0.05, 1),
+    aspect=st.floats(0.2, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_views_have_three_pixels_for_one(size, scale, aspect, seed):
+    shorter = side_for_crop(size, scale)
+    height, width = (round(shorter * max(1, side)) for side in (aspect, 1 / aspect))
+    part = _draw_part(height, width, random.Random(seed), scale)[2:]
+    assert min(part) >= 3 * size - 1  # which is rounded
+    assert side_for_view(size, "whole") == 3 * size
+    assert side_for_view(size, "centre") * size / round(size * 8 / 7) == pytest.approx(3 * size)
 
 
 def test_the_centre_is_the_centre():

@@ -97,6 +97,40 @@ def test_exif_rotation_is_undone(tmp_path):
     np.testing.assert_array_equal(read_hwc(path), np.rot90(COLOURS, -1))
 
 
+def clouds(height, width):
+    """Return a smooth coloured picture, (h, w, 3)."""
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize(("side", "part"), [(None, 1), (81, 1), (80, 2), (41, 2), (40, 4), (21, 4), (20, 8), (1, 8)])
+def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path, side, part):
+    picture = clouds(160, 240)
+    path = saved(Image.fromarray(picture), tmp_path / "a.jpg", quality=95)
+    found = read_image(path, 3, side)
+    assert tuple(found.shape) == (3, 160 // part, 240 // part)
+    means = picture.astype(float).reshape(160 // part, part, 240 // part, part, 3).mean((1, 3))
+    assert np.abs(found.permute(1, 2, 0).numpy() - means).mean() < 1.5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_smaller_jpeg_is_upright_and_of_any_mode(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(clouds(160, 240)).convert(mode)
+    path = saved(picture, tmp_path / "a.jpg", quality=95, exif=exif)
+    for channels in (1, 3):
+        whole, smaller = read_image(path, channels), read_image(path, channels, 40)
+        assert tuple(smaller.shape) == (channels, 60, 40)
+        means = whole.float().unfold(1, 4, 4).unfold(2, 4, 4).mean((-1, -2))
+        assert (smaller - means).abs().mean() < 1.5
+
+
+def test_only_jpegs_are_decoded_smaller(tmp_path):
+    path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / "a.png")
+    assert torch.equal(read_image(path, 3, 1), read_image(path, 3))
+
+
 @pytest.fixture
 def broken(tmp_path):
     """Return files that are no readable images, by kind."""

@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.stream import TrainStream, evaluation_batches
@@ -252,3 +254,32 @@ def test_the_device_does_not_matter(images):
         return content((views.cpu(), targets.cpu()) for views, targets in batches.epoch(0))
 
     assert epoch("cuda") == epoch("cpu")
+
+
+@pytest.mark.parametrize("view", ["centre", "whole"])
+def test_a_large_jpeg_is_seen_as_one_that_was_decoded_whole(tmp_path, monkeypatch, view):
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    large = Image.fromarray(coarse).resize((800, 600), Image.Resampling.BICUBIC)
+    large.save(tmp_path / "a.jpg", quality=95)
+    images = FileImages([str(tmp_path / "a.jpg")] * 8, torch.arange(8))
+    read = FileImages.image
+    shapes = set()
+
+    def views():
+        ((training, _),) = stream(images, 8, size=16).epoch(0)
+        ((seen, _),) = evaluation_batches(images, image_size=16, batch_size=8, device=CPU, view=view)
+        return 255 * training, 255 * seen
+
+    def watched(self, index, side=None):
+        image = read(self, index, side)
+        shapes.add(tuple(image.shape[1:]))
+        return image
+
+    monkeypatch.setattr(FileImages, "image", watched)
+    training, seen = views()
+    assert shapes == {(150, 200), (75, 100)}
+    monkeypatch.setattr(FileImages, "image", lambda self, index, side=None: read(self, index))
+    whole_training, whole_seen = views()
+    assert (seen - whole_seen).abs().mean() < 0.5
+    # Corners are rounded to the smaller image's pixels; another seed's views are quite others.
+    assert (training - whole_training).abs().mean() < 0.1 * (training - training.flip(0)).abs().mean()

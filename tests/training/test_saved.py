@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,11 @@ def test_a_network_of_one_s_own_is_kept_with_its_classes_and_normalisation(teach
 @pytest.mark.parametrize("large", [False, True])
 def test_what_is_said_of_each_image_is_written(teacher: Path, tmp_path: Path, large: bool) -> None:
     network = load_classifier(teacher)
-    numbers, side = np.random.default_rng(0), 100 if large else 8
+    numbers, side, kind = np.random.default_rng(0), *((200, "jpg") if large else (8, "png"))
     for place in range(30):
         folder = tmp_path / "new" / network.info.classes[place % 10]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(numbers.integers(0, 256, (side, side), dtype=np.uint8)).save(folder / f"{place}.png")
+        Image.fromarray(numbers.integers(0, 256, (side, side), dtype=np.uint8)).save(folder / f"{place}.{kind}")
     options, out = DataOptions(str(tmp_path / "new")), tmp_path / "test.csv"
     measured = evaluate_saved(
         teacher, options, split="all", teacher=str(teacher), accelerator="cpu", say=print, out=str(out)
@@ -280,6 +281,16 @@ def test_images_are_seen_as_the_model_was_made_to_see_them(height: int, view: st
     alone = [load_image(path, info) for path in (tmp_path / "three").rglob("*.png")]
     for image in seen(view):
         assert sum(torch.equal(one[0], image) for one in alone) == 1
+
+
+def test_a_large_square_jpeg_is_not_taken_for_a_small_one(tmp_path: Path) -> None:
+    """Though it is read no larger than one."""
+    noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((200, 200)).save(tmp_path / "a.jpg")
+    info = ModelInfo("wrn-10-1", ("a", "b"), 3, 8, Normalisation((0.5,), (0.5,)), None)
+    image = load_image(tmp_path / "a.jpg", info)
+    assert torch.equal(image, load_image(tmp_path / "a.jpg", replace(info, view="centre")))
+    assert not torch.equal(image, load_image(tmp_path / "a.jpg", replace(info, view="whole")))
 
 
 def test_new_images_of_some_classes_are_evaluated_whole(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from spkd.data.options import CROP_SCALE, View
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest width / height of a training view."""
+FINE = 3
+"""How many pixels of an image in a file, each way, there are at least to one of its view where it is not read whole."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +41,16 @@ class Crops:
         return Crops(self.top[indices], self.left[indices], self.mirrored[indices])
 
 
-def augmentation(flip: bool, crop_scale: float) -> str:
+def augmentation(flip: bool, crop_scale: float, in_files: bool) -> str:
     """Return what is done to training images, in words: another text wherever the views of a seed are others.
 
-    >>> augmentation(flip=True, crop_scale=0.35)
+    >>> augmentation(flip=True, crop_scale=0.35, in_files=False)
     'reflect pad 1/8 and crop, or resized crop of 0.35 to 1 and flip'
+    >>> augmentation(flip=False, crop_scale=0.35, in_files=True)
+    'reflect pad 1/8 and crop, or resized crop of 0.35 to 1, JPEGs decoded at 3 pixels to one'
     """
-    return f"reflect pad 1/8 and crop, or resized crop of {crop_scale:g} to 1{' and flip' if flip else ''}"
+    done = f"reflect pad 1/8 and crop, or resized crop of {crop_scale:g} to 1{' and flip' if flip else ''}"
+    return f"{done}, JPEGs decoded at {FINE} pixels to one" if in_files else done
 
 
 def padding(size: int) -> int:
@@ -125,6 +130,24 @@ def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int, scale: 
     top, left, height, width = _draw_part(image.shape[1], image.shape[2], numbers, scale)
     view: Tensor = resizing().resized_crop(image, top, left, height, width, [size, size], antialias=True)
     return view.flip(-1) if flip and numbers.random() < 0.5 else view
+
+
+def side_for_crop(size: int, scale: float) -> int:
+    """Return how many pixels an image's shorter side must have for ``FINE`` to one in every random view of it.
+
+    >>> side_for_crop(128, scale=0.35), side_for_crop(128, scale=1)
+    (750, 384)
+    """
+    return math.ceil(FINE * size / (1 if scale == 1 else math.sqrt(scale * ASPECT[0])))
+
+
+def side_for_view(size: int, view: View) -> int:
+    """Return how many pixels an image's shorter side must have for ``FINE`` to one in the view for evaluation.
+
+    >>> side_for_view(128, "centre"), side_for_view(128, "whole")
+    (438, 384)
+    """
+    return FINE * (size if view == "whole" else shorter_side(size))
 
 
 def shorter_side(size: int) -> int:

@@ -24,7 +24,7 @@ Bytes = NDArray[np.uint8]
 _BLOCK = 32
 
 
-def read_image(path: str, channels: int) -> Tensor:
+def read_image(path: str, channels: int, side: int | None = None) -> Tensor:
     """Read an image file of any mode, turned upright as its EXIF data say.
 
     Transparent pixels show white, 16-bit values are scaled to 8 bits, palettes and CMYK become RGB.
@@ -32,6 +32,8 @@ def read_image(path: str, channels: int) -> Tensor:
     Args:
         path: the file.
         channels: 3 for RGB, 1 for grey.
+        side: how many pixels its shorter side must have. A JPEG that keeps them is decoded at a half, a quarter or an
+            eighth of its size, which is several times as quick; all else is read whole.
 
     Returns:
         uint8, shape (channels, h, w).
@@ -41,6 +43,8 @@ def read_image(path: str, channels: int) -> Tensor:
     """
     try:
         with _opened(path) as image:
+            if side is not None:
+                image.draft(image.mode, (side, side))
             pixels = torch.from_numpy(_pixels(image, channels))
     except Exception as error:  # a broken file makes decoders raise errors of any kind
         raise InputError(unreadable(path, reason(error))) from error
@@ -125,8 +129,10 @@ def _opened(path: str) -> Image.Image:
 
 def _pixels(image: Image.Image, channels: int) -> Bytes:
     """Return an open image's pixels, upright: (h, w, 3) for three channels, (h, w) for one."""
-    upright = _eight_bits(ImageOps.exif_transpose(image))
-    return np.array(upright.convert("RGB" if channels == 3 else "L"))
+    ImageOps.exif_transpose(image, in_place=True)
+    mode = "RGB" if channels == 3 else "L"
+    eight = _eight_bits(image)
+    return np.array(eight if eight.mode == mode else eight.convert(mode))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

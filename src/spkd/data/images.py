@@ -33,8 +33,11 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Tensor:
-        """Return one image as it is stored: uint8, shape (channels, h, w)."""
+    def image(self, index: int, side: int | None = None) -> Tensor:
+        """Return one image: uint8, shape (channels, h, w).
+
+        It is as it is stored, or perhaps smaller where no more than ``side`` pixels of its shorter side are needed.
+        """
 
     def select(self, indices: Tensor) -> Images:
         """Return the images at ``indices`` (int64, shape (m,)), in that order."""
@@ -75,8 +78,8 @@ class MemoryImages:
         """Side length in pixels."""
         return self.pixels.shape[3]
 
-    def image(self, index: int) -> Tensor:
-        """Return one image: uint8, shape (channels, size, size)."""
+    def image(self, index: int, side: int | None = None) -> Tensor:
+        """Return one image, always as it is stored: uint8, shape (channels, size, size)."""
         return self.pixels[index]
 
     def select(self, indices: Tensor) -> MemoryImages:
@@ -113,9 +116,12 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def image(self, index: int) -> Tensor:
-        """Return one image: uint8, shape (channels, h, w), upright; InputError when it cannot be read."""
-        return read_image(self.paths[index], self.channels)
+    def image(self, index: int, side: int | None = None) -> Tensor:
+        """Return one image: uint8, shape (channels, h, w), upright; InputError when it cannot be read.
+
+        It is read as :func:`~spkd.data.decoding.read_image` does.
+        """
+        return read_image(self.paths[index], self.channels, side)
 
     def select(self, indices: Tensor) -> FileImages:
         """Return the images at ``indices``."""

@@ -26,6 +26,8 @@ from spkd.data.augment import (
     random_resized_crop,
     resize,
     resizing,
+    side_for_crop,
+    side_for_view,
     to_unit_range,
 )
 from spkd.data.decoding import usable_cpus
@@ -238,7 +240,7 @@ class _TrainViews(Dataset[_Item]):
 
     def __getitem__(self, index: int) -> _Item:
         try:
-            image = self.images.image(index)
+            image = self.images.image(index, side_for_crop(self.size, self.scale))
         except InputError as error:
             return _Unreadable(error)
         seed = mixed_seed(Use.VIEW, self.seed, self.epoch, index)
@@ -256,7 +258,8 @@ class _FixedViews(Dataset[_Item]):
 
     def __getitem__(self, index: int) -> _Item:
         try:
-            return fixed_view(self.images.image(index), self.size, self.view), int(self.images.targets[index])
+            image = self.images.image(index, side_for_view(self.size, self.view))
+            return fixed_view(image, self.size, self.view), int(self.images.targets[index])
         except InputError as error:
             return _Unreadable(error)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.data.augment import augmentation
-from spkd.data.images import ImageData
+from spkd.data.images import FileImages, ImageData
 from spkd.data.load import named_set
 from spkd.files import is_file, is_folder, is_there, sha256
 from spkd.imports import code_digest, import_object
@@ -65,7 +65,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         "images": data.fingerprint,
         **unlabelled_images(data),
         "image_size": image_size,
-        "augmentation": augmentation(data.flip, data.crop_scale),
+        "augmentation": augmentation(data.flip, data.crop_scale, isinstance(data.train, FileImages)),
         "batch_size": recipe.batch_size,
         "seed": request.seed,
     }

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spkd.data.augment import fixed_view, to_unit_range
+from spkd.data.augment import fixed_view, side_for_view, to_unit_range
 from spkd.data.checked_files import SMALL
-from spkd.data.decoding import read_image
+from spkd.data.decoding import header_size, read_image
 from spkd.data.folder import image_files
 from spkd.data.images import ImageData, Images, in_grey, joined
 from spkd.data.load import load_data
-from spkd.data.options import DataOptions
+from spkd.data.options import DataOptions, View
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import is_folder
@@ -148,10 +148,14 @@ def load_image(path: str | Path, info: ModelInfo) -> Tensor:
     Raises:
         InputError: when the file cannot be read.
     """
-    image = read_image(str(path), info.channels)
-    height, width = image.shape[1:]
-    view = info.view or ("whole" if height == width <= SMALL else "centre")
+    view = info.view or _usual_view(str(path))
+    image = read_image(str(path), info.channels, side_for_view(info.image_size, view))
     return to_unit_range(fixed_view(image, info.image_size, view)).unsqueeze(0)
+
+
+def _usual_view(path: str) -> View:
+    width, height = header_size(path) or (0, 0)
+    return "whole" if width == height <= SMALL else "centre"
 
 
 def images_in(places: Sequence[str], folder: str | Path, count: int) -> Tensor:
