@@ -57,6 +57,23 @@ def test_train_says_what_it_made(capsys: pytest.CaptureFixture[str], tiny: str, 
     assert (result["kind"], result["method"]) == ("train", "none")
 
 
+def test_a_stopped_distillation_is_ended_with_what_there_is(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    options = ["--teacher", str(teacher), "--student", tiny, "--epochs", "3", "--batch_size", "500", "--out", str(out)]
+    for resume in ([], ["--resume"]):  # one step, which is an epoch, and another
+        assert main(["distill", *options, *CPU, "--alone", "--max_time", "0", *resume]) == 3
+        assert "--resume goes on from the checkpoint in" in capsys.readouterr().err
+    printed = succeed(capsys, "distill", *options, *CPU, "--alone", "--finish")
+    assert "student alone" in printed
+    epochs = [json.loads((folder / "result.json").read_text())["epochs"] for folder in (out, Path(f"{out}-alone"))]
+    assert epochs == [1, 3]
+    assert "--overwrite excludes --resume and --finish" in failing(
+        capsys, "distill", *options, *CPU, "--finish", "--overwrite"
+    )
+
+
 @pytest.mark.parametrize("recipe", PRESETS)
 def test_every_recipe_trains(capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, recipe: str) -> None:
     options = ["--model", tiny, "--recipe", recipe, "--epochs", "2", "--batch_size", "125", *CPU]

@@ -35,7 +35,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--seed", "-1"], "--seed must be from 0"),
         (["train", "--seed", "99999999999999999999999"], "--seed must be from 0"),
         (["train", "--image_size", "100000"], "image_size"),
-        (["train", "--resume", "--overwrite"], "exclude each other"),
+        (["train", "--resume", "--overwrite"], "--overwrite excludes --resume and --finish"),
         (["train", "--accelerator", "cpu", "--precision", "16-mixed"], "float16 needs a GPU"),
         (["train", "--model"], "--model"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),

@@ -33,7 +33,7 @@ from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
 from spkd.training.own_images import own_data
-from spkd.training.progress import Silent
+from spkd.training.progress import Lines, Silent
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import evaluate_saved
@@ -150,6 +150,30 @@ def test_a_run_stopped_in_time_goes_on_to_the_same_bits(
     at_once, in_parts = (json.loads((place / "result.json").read_text()) for place in (finished, folder))
     assert at_once.keys() == in_parts.keys()
     assert {key for key in at_once if at_once[key] != in_parts[key]} <= {"training_seconds", "images_per_second"}
+
+
+def test_a_stopped_run_can_be_ended_where_it_stands(
+    tiny: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, request = tmp_path / "run", distillation(tiny, teacher)
+    with pytest.raises(InputError, match=r"^--finish: there is no run in .*run to end$"):
+        run(request, folder, CPU, Silent(), finish=True)
+    assert not folder.exists()
+    for step in range(math.ceil(500 / 64)):
+        assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Silent(), resume=True) is None
+        if step == 0:
+            with pytest.raises(InputError, match=r"^--finish: no epoch of .*run is complete; --resume goes on$"):
+                run(request, folder, CPU, Silent(), finish=True)
+    assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Silent(), resume=True) is None
+    result = run(request, folder, CPU, Lines(), finish=True)
+    assert "kept: epoch 1 of 1 (2 were planned), validation error" in capsys.readouterr().err
+    assert result is not None
+    assert (result["epochs"], result["best_epoch"]) == (1, 1)
+    for split in ("val", "test"):
+        own = evaluate_saved(folder, DataOptions(), split=split, teacher=None, accelerator="cpu", say=print)
+        assert own.top1_error == pytest.approx(result[f"{split}_error"])
+    for way in ("resume", "finish"):
+        assert run(request, folder, CPU, Silent(), **{way: True}) == result
 
 
 def test_a_finished_run_is_not_run_again(tiny: str, teacher: Path, finished: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_folder_with_a_run_is_refused_unless_asked_for(tmp_path: Path) -> None
         folder.check(CONFIG, MADE_OF, resume=False, overwrite=False)
     folder.check(CONFIG, MADE_OF, resume=True, overwrite=False)
     folder.check(CONFIG, MADE_OF, resume=False, overwrite=True)
-    with pytest.raises(InputError, match="exclude each other"):
+    with pytest.raises(InputError, match="--overwrite excludes --resume and --finish"):
         folder.check(CONFIG, MADE_OF, resume=True, overwrite=True)
 
 

@@ -39,9 +39,17 @@ def train(options: Namespace) -> int:
 
     request = _request(options, options.model, options.seed)
     out = Path(options.out or default_out(request))
-    result = run(request, out, _runtime(options), display(), resume=options.resume, overwrite=options.overwrite)
+    result = run(
+        request,
+        out,
+        _runtime(options),
+        display(),
+        resume=options.resume,
+        finish=options.finish,
+        overwrite=options.overwrite,
+    )
     if result is None:
-        return _stopped(f"--resume goes on from the checkpoint in {out}")
+        return _stopped(_how_to_go_on(out))
     _print(network_table([network_row("trained", out, result)]))
     print(f"saved in {out / 'student'}")
     return 0
@@ -64,10 +72,11 @@ def distill(options: Namespace) -> int:
         default_teacher=DEFAULT_TEACHER,
         alone=options.alone,
         resume=options.resume or (options.out is None and not options.overwrite),
+        finish=options.finish,
         overwrite=options.overwrite,
     )
     if rows is None:
-        return _stopped(f"--resume goes on from the checkpoint in {out}")
+        return _stopped(_how_to_go_on(out))
     _print(network_table(rows))
     if (gain := gain_text(rows)) is not None:
         print(gain)
@@ -332,6 +341,10 @@ def _runtime(options: Namespace) -> Runtime:
 
 def _pick(owner: type, options: Namespace) -> dict[str, Any]:
     return {field.name: options[field.name] for field in fields(owner) if field.name in options}
+
+
+def _how_to_go_on(out: Path) -> str:
+    return f"--resume goes on from the checkpoint in {out}, --finish takes the best epoch so far"
 
 
 def _stopped(how_to_go_on: str) -> int:

@@ -311,4 +311,6 @@ def _add_out(parser: ArgumentParser) -> None:
         action="store_true",
         help="go on from the folder's checkpoint, with the same options (or --config OUT/config.yaml)",
     )
+    text = "end a stopped run where it stands: take its best epoch so far, test it and save it"
+    group.add_argument("--finish", action="store_true", help=text)
     group.add_argument("--overwrite", action="store_true", help="remove the run that the folder holds")

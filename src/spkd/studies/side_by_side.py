@@ -42,13 +42,15 @@ def distill(
     default_teacher: str,
     alone: bool = False,
     resume: bool = False,
+    finish: bool = False,
     overwrite: bool = False,
 ) -> list[NetworkRow] | None:
     """Distil ``request.model`` into ``out`` and return a row for each network there is to compare.
 
     Without a teacher, the digits' own is trained first (and kept for the next call), and the student is trained
     alone as well, into ``<out>-alone``, as it is with ``alone``: on the same images at the same size, with the same
-    recipe and seed. Of these two, a run that has finished before is not repeated unless ``overwrite`` is given.
+    recipe and seed. Of these two, a run that has finished before is not repeated unless ``overwrite`` is given. With
+    ``finish`` the student's run ends where it was stopped, as does that of the student alone if it was.
 
     Returns:
         Rows of the teacher, the student alone (where asked) and the distilled student, or None when a run was stopped
@@ -76,14 +78,15 @@ def distill(
         request = pinned(request, set_up(request))
         _check_alone(request, Path(f"{out}-alone"), overwrite=overwrite)
     # The student first: a folder that is refused is refused before hours are spent on another.
-    student = run(request, out, runtime.until(deadline), display, resume=resume, overwrite=overwrite)
+    student = run(request, out, runtime.until(deadline), display, resume=resume, finish=finish, overwrite=overwrite)
     if student is None:
         return None
     rows = [network_row(f"student, {request.method}", Path(out), student)]
     if alone:
         single, folder = alone_request(request), Path(f"{out}-alone")
         own = runtime.until(deadline).without_tape()
-        result = run(single, folder, own, display, resume=not overwrite, overwrite=overwrite)
+        ended = finish and RunFolder(folder).has_begun()
+        result = run(single, folder, own, display, resume=not overwrite, finish=ended, overwrite=overwrite)
         if result is None:
             return None
         # One architecture, measured once: its latency twice would differ by the machine's noise.

@@ -43,7 +43,7 @@ def result_of(
         "kind": "train" if setup.request.teacher is None else "distill",
         "method": setup.request.method,
         "seed": setup.request.seed,
-        "epochs": setup.recipe.epochs,
+        "epochs": state.epoch,
         "test_error": tested.get("top1_error"),
         "val_error": state.best_error,
         "teacher_val_error": teacher_error,

@@ -53,12 +53,14 @@ def run(
     display: Display,
     *,
     resume: bool = False,
+    finish: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any] | None:
     """Train the network of ``request`` into the folder ``out`` and return what its ``result.json`` holds.
 
     A finished run that is resumed is not run again. The student with the lowest validation error is
-    kept; the test set is used once, for it, at the end.
+    kept; the test set is used once, for it, at the end. With ``finish`` the end of a run that was stopped is where it
+    stands.
 
     Returns:
         The result, or None when the run was stopped by ``runtime.max_time`` or a signal; the folder then holds
@@ -75,7 +77,9 @@ def run(
     refuse_inputs("--out", folder.path, {**input_paths(request), "tape": runtime.tape})
     refusal, identity = None, setup.identity()
     try:
-        folder.check(setup.config(), identity, resume=resume, overwrite=overwrite)
+        folder.check(setup.config(), identity, resume=resume or finish, overwrite=overwrite)
+        if finish and not folder.has_begun():
+            raise InputError(f"--finish: there is no run in {folder.path} to end")
     except InputError as error:
         refusal = error
     finished = None if overwrite else folder.result()
@@ -97,7 +101,8 @@ def run(
                 "warning: this processor has no instructions for bfloat16 and emulates them: --precision 32-true is "
                 "many times as quick"
             )
-        return _train(setup, identity, runtime, deadline, fabric, folder, display, resume=resume, overwrite=overwrite)
+        go_on = {"resume": resume or finish, "finish": finish, "overwrite": overwrite}
+        return _train(setup, identity, runtime, deadline, fabric, folder, display, **go_on)
 
 
 def _train(
@@ -110,6 +115,7 @@ def _train(
     display: Display,
     *,
     resume: bool,
+    finish: bool,
     overwrite: bool,
 ) -> dict[str, Any] | None:
     """Train from the beginning or from a checkpoint; return the result, or None when stopped."""
@@ -135,12 +141,19 @@ def _train(
         alone = fabric.world_size == 1 and not runtime.compile
         if alone and gains_from_compiling(fabric.device, steps, setup.image_size):
             display.say("--compile makes the steps of a small network several times as quick on a GPU")
-        with display:
-            through = training.run(_title(setup), runtime.checkpoint_seconds, deadline)
-        if not through:
-            return None
         state = training.state
-        display.say(f"kept: epoch {state.best_epoch} of {state.epoch}, validation error {state.best_error:.2f} %")
+        if finish:
+            if not state.best_epoch:
+                raise InputError(f"--finish: no epoch of {folder.path} is complete; --resume goes on")
+        else:
+            with display:
+                through = training.run(_title(setup), runtime.checkpoint_seconds, deadline)
+            if not through:
+                return None
+        planned = f" ({setup.recipe.epochs} were planned)" if state.epoch < setup.recipe.epochs else ""
+        display.say(
+            f"kept: epoch {state.best_epoch} of {state.epoch}{planned}, validation error {state.best_error:.2f} %"
+        )
         if state.best_error > _near_chance(setup):
             display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
         if teacher_error is None:

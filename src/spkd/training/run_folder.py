@@ -98,7 +98,7 @@ class RunFolder:
                 (see :meth:`refuse_other`), or when it holds something else.
         """
         if resume and overwrite:
-            raise InputError("--resume and --overwrite exclude each other: give one")
+            raise InputError("--overwrite excludes --resume and --finish: give one")
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file, not a folder")
         if self.config() is None and self.path.exists() and _holds_files(self.path):
