@@ -215,9 +215,12 @@ def test_batches_of_one_of_two_and_of_all_are_checked(
 
 
 def test_the_latencies_are_those_of_one_image(tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spkd.export, "latency_ms", lambda run, batch, repeats: float(len(batch)))
+    def measured(run: object, batch: Tensor, repeats: int) -> float:
+        return float(len(batch) + 10 * isinstance(run, nn.Module))
+
+    monkeypatch.setattr(spkd.export, "latency_ms", measured)
     report = export_network(Small(), tmp_path / "x.onnx", images=images)
-    assert (report.latency_torch_ms, report.latency_exported_ms) == (1.0, 1.0)
+    assert (report.latency_torch_ms, report.latency_exported_ms) == (11.0, 1.0)
 
 
 def test_the_tolerance_is_relative_to_the_largest_logit(tmp_path: Path, images: Tensor) -> None:
@@ -229,6 +232,11 @@ def test_the_tolerance_is_relative_to_the_largest_logit(tmp_path: Path, images: 
     assert report.relative_difference == pytest.approx(1e-5, rel=0.05)
     with pytest.raises(InputError, match="--tolerance 1e-06 allows"):
         export_network(network, tmp_path / "y.onnx", images=images, tolerance=1e-6)
+
+
+def test_the_tolerance_of_a_saved_model_reaches_the_check(saved: tuple[Path, Classifier]) -> None:
+    with pytest.raises(InputError, match="tolerance: expected a number above 0"):
+        export_model(saved[0], images=torch.rand(3, 1, 8, 8), tolerance=0.0)
 
 
 @pytest.mark.parametrize(

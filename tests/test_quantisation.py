@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,24 @@ def test_the_file_answers_nearly_alike_and_the_report_counts_what_it_does(
     assert min(report.latency_ms, report.float_latency_ms, report.source_latency_ms) > 0
     assert report.bytes == report.path.stat().st_size
     assert report.bytes < 0.4 * report.float_bytes
+
+
+def test_each_latency_is_that_of_its_own_form(saved: tuple[Path, Classifier], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, classifier = saved
+
+    def distance(run: Callable[[Tensor], Tensor], image: Tensor, repeats: int) -> float:
+        with torch.no_grad():
+            return float((run(image) - classifier(image)).abs().max())
+
+    monkeypatch.setattr("spkd.quantisation.latency_ms", distance)
+    calibration = (pixels for pixels, _ in batches(1, 32, 0))
+    report = export_int8(folder, images=torch.rand(3, 1, 8, 8), calibration=calibration, labelled=batches(1, 8, 1))
+    assert report.source_latency_ms == 0 < report.float_latency_ms < 1e-3 < report.latency_ms
+
+
+def test_the_tolerance_reaches_the_check(saved: tuple[Path, Classifier]) -> None:
+    with pytest.raises(InputError, match="tolerance: expected a number above 0"):
+        export_int8(saved[0], images=torch.rand(3, 1, 8, 8), calibration=[], labelled=[], tolerance=0.0)
 
 
 def test_inputs_outputs_and_metadata_are_those_of_the_float_file(saved: tuple[Path, Classifier]) -> None:

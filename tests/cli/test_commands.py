@@ -21,6 +21,7 @@ from spkd.cli.main import main
 from spkd.data import load as loading
 from spkd.data.images import ImageData
 from spkd.data.options import DataOptions
+from spkd.studies.state import claimed
 from spkd.training.own_images import images_in
 from spkd.training.recipe import PRESETS
 from spkd.training.run_folder import RunFolder
@@ -180,6 +181,15 @@ def comparison(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactor
     command = ["compare", *options, "--methods", "none", "sp", "kd", *CPU, "--jobs", "2", "--out", str(folder)]
     assert main(command) == 0
     return folder, command
+
+
+def test_compare_does_not_overwrite_what_is_being_worked_on(
+    capsys: pytest.CaptureFixture[str], comparison: tuple[Path, list[str]]
+) -> None:
+    folder, command = comparison
+    with claimed(folder / "sp" / "seed-1", None):
+        assert "is being worked on by process" in failing(capsys, *command, "--overwrite")
+    assert (folder / "none" / "seed-0" / "result.json").exists()
 
 
 def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path, list[str]]) -> None:

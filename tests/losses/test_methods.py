@@ -260,3 +260,9 @@ def test_a_neighbour_that_an_own_loss_imports_belongs_to_what_it_remembers(own: 
     assert memory() == before
     neighbour.write_text("def project(logits):\n    return 2 * logits\n")
     assert memory() != before
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_weight_of_the_labels_can_be_given(weight: float) -> None:
+    for method in ("sp", "sp+kd"):
+        assert build_objective(method, LAST, LossWeights(), cross_entropy=weight).cross_entropy == weight

@@ -34,7 +34,7 @@ def test_brackets_in_names_of_classes_are_kept() -> None:
     text = printed(evaluation_table(measured, per_class=True))
     assert "[red]" in text
     assert "[/]" in text
-    assert "[/] (25.00 %)" in text
+    assert "│ [red] │ 2 │ 50.00 % │ [/] (25.00 %) │" in " ".join(text.split())
     assert "[red]" not in printed(evaluation_table(measured))
 
 
@@ -54,7 +54,9 @@ def test_what_8_bits_cost_is_warned_of_from_a_point_on() -> None:
         assert text.startswith("in 8-bit integers 98.77 % of the 1,234 validation images keep their class")
         assert ("warning: " in text) == warned
         assert (f"{error - 3:.2f} points more" in text) == warned
-        assert f"│ {error:.2f} % │" in " ".join(printed(int8_table(report)).split())
+        table = " ".join(printed(int8_table(report)).split())
+        assert f"│ onnx, int8 │ 100 bytes │ 1.00 ms │ {error:.2f} % │" in table
+        assert "│ onnx │ 400 bytes │ 2.00 ms │ 3.00 % │" in table
 
 
 def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:

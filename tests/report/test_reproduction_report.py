@@ -263,3 +263,34 @@ def test_the_report_says_which_networks_are_ranked_together(tmp_path: Path, coun
     assert write_report("loss-vs-error", tmp_path).findings == (
         f"a from b: SP loss and test error of {count} networks, students alone and by SP together: {said}",
     )
+
+
+def test_students_alone_are_open_and_those_by_sp_filled() -> None:
+    alone = ("a-from-b", {"method": "none", "seed": 0, "sp_loss": 0.3, "test_error": 9.0})
+    axes = figures.losses_figure([*points([0.01, 0.04], [5.0, 7.0]), alone]).axes[0]
+    filled = {
+        tuple(place): len(found.get_facecolors()) > 0
+        for found in axes.collections
+        for place in found.get_offsets().tolist()
+    }
+    assert filled == {(0.01, 5.0): True, (0.04, 7.0): True, (0.3, 9.0): False}
+
+
+def test_the_papers_median_stands_in_the_line_of_its_method() -> None:
+    grid = statistics(reproduction(), [pair(("none", ALONE), ("sp", SP))])
+    assert grid.headings[-1] == "paper's median"
+    assert [row[-1] for row in grid.rows] == ["8.74 ‡", "7.52 †"]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+def test_a_table_says_what_it_was_made_with(scale: str) -> None:
+    known = {
+        **{"method": "none", "student": "wrn-16-1", "model": "wrn-16-1", "hardware": "two cores"},
+        **{"train_images": 450, "val_images": 50, "test_images": 60, "image_size": 32, "epochs": 2},
+    }
+    record = Record(**{**dict.fromkeys((field.name for field in dataclasses.fields(Record)), ""), **known})
+    made = dataclasses.replace(reproduction("gamma"), scale=scale, records=(record,))
+    notes = statistics(made, [pair(("none", ALONE))]).notes
+    assert ("The images are made up, so the figures say nothing." in notes) == (scale == "smoke")
+    said = "450 training images at 32 pixels, 2 epochs, model selection on 50 validation images, 60 test images; two"
+    assert any(said in note for note in notes)

@@ -16,6 +16,7 @@ from spkd.studies.statistics import holm
 ALONE = [9.0, 8.6, 8.8]
 ERRORS = {"kd": [8.5, 8.4, 8.0], "at": [8.9, 8.1, 8.5], "sp": [8.0, 7.5, 7.9]}
 STUDENT, TEACHER = "wrn-16-2", "wrn-40-2"
+PARAMETERS = {STUDENT: 691674, TEACHER: 2243546}
 
 
 def record(task: PlannedTask, error: float) -> Record:
@@ -31,10 +32,10 @@ def record(task: PlannedTask, error: float) -> Record:
         setting=label["setting"],
         seed=int(label["seed"]),
         test_error=error,
-        val_error=error,
+        val_error=50 - error,
         best_epoch=1,
         epochs=2,
-        parameters=691674,
+        parameters=PARAMETERS.get(label["student"], 7),
         model=label["student"],
         data="cifar10",
         train_images=100,
@@ -149,6 +150,8 @@ def test_a_network_that_teaches_too_is_held_against_itself() -> None:
             f"wrn-40-2, itself a teacher: distilled from wrn-16-8 ({error:.2f} %) NOT better than alone (5.00 %)"
         )
     undistilled = replace(both, records=both.records[:-1])
+    said = findings("cifar10", pairs_of_records(undistilled))[0]
+    assert said == "SP has a lower median than the student alone in 1 of 1 finished pairs (of 2)"
     assert findings("cifar10", pairs_of_records(undistilled))[-1] == (
         "wrn-40-2, itself a teacher, from wrn-16-8: unfinished"
     )
@@ -254,3 +257,18 @@ def test_the_trend_is_tested_over_seeds_in_whatever_order_they_come() -> None:
     assert "trend test" in " ".join(said[0])
     assert said[1] == said[0]
     assert said[2] == said[0]
+
+
+def test_both_errors_of_a_record_stay_apart() -> None:
+    (pair,) = pairs_of_records(reproduction(ERRORS))
+    assert (pair.parameters, pair.teacher_parameters) == (691674, 2243546)
+    result = pair.lines[3].result
+    assert result is not None
+    assert result.test_errors == tuple(ERRORS["sp"])
+    assert result.val_errors == tuple(50 - error for error in ERRORS["sp"])
+
+
+def test_a_teacher_that_was_not_trained_here_has_no_error_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXPERIMENTS, "cifar10", replace(EXPERIMENTS["cifar10"], trains_teachers=False))
+    (pair,) = pairs_of_records(reproduction(ERRORS))
+    assert (pair.teacher_error, pair.teacher_parameters) == (None, None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -197,3 +199,14 @@ def test_random_numbers_differ_between_processes_and_steps(tmp_path: Path, monke
     first, other = drawn(0), drawn(1)
     assert len({*first, *other}) == 4
     assert drawn(1) == other
+
+
+def test_each_step_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is a second on whenever it is looked at."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: float(next(ticks)), monotonic=time.monotonic, time=time.time)
+    monkeypatch.setattr("spkd.training.loop.time", clock)
+    training = made(tmp_path)
+    assert training.run("", math.inf, None)
+    assert training.state.seconds == training._stream.batches_per_epoch + 1  # and once at the epoch's end
+    assert training.state.images_total == 500

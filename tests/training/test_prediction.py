@@ -18,7 +18,7 @@ from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.training.own_images import load_image
-from spkd.training.prediction import predict
+from spkd.training.prediction import Answers, predict
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +102,23 @@ def test_what_is_not_there_is_one_line(teacher: Path, tmp_path: Path) -> None:
         predict(teacher, [str(tmp_path)], top=0)
     with pytest.raises(InputError, match="holds no saved model"):
         predict(tmp_path, [str(tmp_path)])
+
+
+def test_each_column_of_the_answers_is_whose_it_says() -> None:
+    images = MemoryImages(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 0]))
+    answers = Answers(images, ["a", "b"])
+    answers.add(torch.eye(2), images.targets, torch.eye(2).flip(0))
+    assert answers.csv().splitlines() == [
+        "image,label,class,probability,teacher",
+        "0,a,a,0.7311,b",
+        "1,a,b,0.7311,a",
+    ]
+
+
+def test_logits_that_are_not_finite_are_refused(teacher: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, model: object, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(pixels), 10), float("nan"))
+
+    monkeypatch.setattr("spkd.training.prediction.logits_on", broken)
+    with pytest.raises(InputError, match="model: expected finite logits"):
+        predict(teacher, [str(digits)], accelerator="cpu")

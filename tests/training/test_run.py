@@ -409,6 +409,17 @@ def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
         run(request, folder, CPU, Silent(), resume=True)
     evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
     assert sum("the images have changed" in line for line in said) == 1
+    further = replace(request, model=str(folder))
+    taught = replace(request, teacher=str(folder), method="sp")
+    for one, name in ((further, "student"), (taught, "teacher")):
+        told = [note for note in set_up(one).notes if "has changed since" in note]
+        assert len(told) == 1
+        assert told[0].startswith(f"warning: pictures has changed since the {name} was trained on it, and other images")
+        fewer = replace(one, data=replace(one.data, train_images=8))
+        assert not any("has changed since" in note for note in set_up(fewer).notes)
+    (data / "class 0" / "another.png").unlink()
+    for one in (further, taught):
+        assert not any("has changed since" in note for note in set_up(one).notes)
 
 
 def test_a_network_that_cannot_train_leaves_no_folder(tiny_source: str, tmp_path: Path) -> None:
@@ -643,8 +654,9 @@ def test_what_is_seen_of_a_large_image_can_be_chosen(tmp_path: Path) -> None:
     assert (chosen.data.view, chosen.student.info.view) == ("whole", "whole")
     assert not {"crop_scale", "view"} & usual.config().keys()
     assert usual.identity() != chosen.identity()
-    assert usual.tape_identity()["augmentation"] == "reflect pad 1/8 and crop, or resized crop of 0.35 to 1 and flip"
-    assert chosen.tape_identity()["augmentation"] == "reflect pad 1/8 and crop, or resized crop of 1 to 1 and flip"
+    for setup, least in ((usual, "0.35"), (chosen, "1")):
+        done = f"reflect pad 1/8 and crop, or resized crop of {least} to 1 and flip, JPEGs decoded at 3 pixels to one"
+        assert setup.tape_identity()["augmentation"] == done
     images = chosen.data.train
     whole = {resize(images.image(index), 8).numpy().tobytes() for index in range(len(images))}
     whole |= {resize(images.image(index), 8).flip(-1).numpy().tobytes() for index in range(len(images))}

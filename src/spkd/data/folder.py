@@ -102,6 +102,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
         flip=True,
         normalisation_mean=mean,
         normalisation_std=std,
+        cut=bool(splits.notes),
         notes=(
             *notes,
             *note_of_others(folder, others),

@@ -150,6 +150,7 @@ class ImageData:
         chosen_view: what is to be seen of an image in evaluation, None where nothing was said.
         normalisation_mean: mean of each channel, of pixels in [0, 1].
         normalisation_std: standard deviation of each channel, of pixels in [0, 1].
+        cut: whether validation or test images were cut from a folder's training images.
         notes: what the user should be told: what was split off, what was left out.
     """
 
@@ -163,6 +164,7 @@ class ImageData:
     flip: bool
     normalisation_mean: tuple[float, ...]
     normalisation_std: tuple[float, ...]
+    cut: bool = False
     notes: tuple[str, ...] = ()
     unlabelled: Images | None = None
     crop_scale: float = CROP_SCALE

@@ -8,6 +8,9 @@ import torch
 
 from spkd.data.decoding import header_size
 from spkd.data.images import FileImages, ImageData
+from spkd.models.saved_model import find_meant
+from spkd.training.options import Request
+from spkd.training.run_folder import NOT_SAID, config_of, images_changed
 
 LOOKED_AT = 16
 """Files whose size is looked at."""
@@ -20,6 +23,27 @@ UNEQUAL = 3
 def notes_of_images(data: ImageData, image_size: int) -> list[str]:
     """Return a line where the classes are of unequal size, and one where the files are large."""
     return [note for note in (_unequal(data), _large(data, image_size)) if note is not None]
+
+
+def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
+    """Return a line for each network that may have learnt from images which are held out here.
+
+    It is one that was trained on the same folder when that held other images, so that others were cut off.
+    """
+    networks = [("teacher", request.teacher, request.teacher_weights), ("student", request.model, request.weights)]
+    notes = []
+    for name, spec, weights in networks:
+        folder = None if spec is None or weights is not None else find_meant(spec)
+        if folder is None or not data.cut:
+            continue
+        config = NOT_SAID | config_of(folder)
+        same = all(config.get(option) == getattr(request.data, option) for option in ("train_images", "grey"))
+        if same and images_changed(folder, data):
+            notes.append(
+                f"warning: {data.name} has changed since the {name} was trained on it, and other images are held out: "
+                "it may have learnt some of them, so that errors are too low; make val/ and test/ of a set that grows"
+            )
+    return notes
 
 
 def _unequal(data: ImageData) -> str | None:

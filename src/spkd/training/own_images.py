@@ -25,7 +25,7 @@ from spkd.files import is_folder
 from spkd.models.classifier import ModelInfo, composed
 from spkd.models.saved_model import find_meant, not_saved, saved_info
 from spkd.training.batches import evaluation_batch_size
-from spkd.training.run_folder import RunFolder
+from spkd.training.run_folder import config_of
 
 SPLITS = ("test", "val", "train", "all")
 """On what a network may be evaluated; all is the three together."""
@@ -78,21 +78,6 @@ def _is_own(own: str, named: DataOptions) -> bool:
         return named.data == own
     places = [Path(named.data), Path(named.data_root or ".") / named.data]
     return any(place.is_dir() and (not Path(own).exists() or place.resolve() == Path(own)) for place in places)
-
-
-def images_changed(folder: str | Path, data: ImageData) -> bool:
-    """Return whether the run in ``folder`` was made with data of this name, but with other images or splits."""
-    path = Path(folder)
-    result = RunFolder(path).result() or RunFolder(path.resolve().parent).result() or {}
-    return result.get("data") == data.name and result.get("images_fingerprint") not in (None, data.fingerprint)
-
-
-def config_of(folder: str | Path) -> dict[str, Any]:
-    """Return the configuration of the run in ``folder``, or of the run whose saved model that is."""
-    path = Path(folder)
-    if not is_folder(path):
-        return {}
-    return RunFolder(path).config() or RunFolder(path.resolve().parent).config() or {}
 
 
 def part_of(data: ImageData, split: str) -> Images:

@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from spkd.data.images import ImageData
 from spkd.data.options import CROP_SCALE
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import is_there, write_text_atomically
+from spkd.files import is_folder, is_there, write_text_atomically
 
 MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
 """First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
@@ -183,6 +184,21 @@ class RunFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``: the last thing that a run does."""
         write_text_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def images_changed(folder: str | Path, data: ImageData) -> bool:
+    """Return whether the run in ``folder`` was made with data of this name, but with other images or splits."""
+    path = Path(folder)
+    result = RunFolder(path).result() or RunFolder(path.resolve().parent).result() or {}
+    return result.get("data") == data.name and result.get("images_fingerprint") not in (None, data.fingerprint)
+
+
+def config_of(folder: str | Path) -> dict[str, Any]:
+    """Return the configuration of the run in ``folder``, or of the run whose saved model that is."""
+    path = Path(folder)
+    if not is_folder(path):
+        return {}
+    return RunFolder(path).config() or RunFolder(path.resolve().parent).config() or {}
 
 
 def refuse_inputs(option: str, path: Path, inputs: Mapping[str, str | None]) -> None:

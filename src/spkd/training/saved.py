@@ -21,8 +21,9 @@ from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
 from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Runtime
-from spkd.training.own_images import config_of, images_changed, numbered_as, part_of
+from spkd.training.own_images import numbered_as, part_of
 from spkd.training.prediction import Answers
+from spkd.training.run_folder import config_of, images_changed
 from spkd.training.setup import STREAMED_SIZE
 
 
@@ -68,6 +69,8 @@ def evaluate_saved(
         images = in_grey(images)
     device = make_fabric(Runtime(accelerator=accelerator)).device
     size = options.image_size or classifier.info.image_size
+    if saved is None:
+        say(f"images are shown at {size} × {size} pixels")
     batches = evaluation_batches(
         images,
         image_size=size,

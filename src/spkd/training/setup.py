@@ -36,7 +36,7 @@ from spkd.training.identity import (
     with_absolute_code,
 )
 from spkd.training.normalisation import read_normalisation
-from spkd.training.notes import notes_of_images
+from spkd.training.notes import notes_of_images, notes_of_learnt
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.run_folder import NOT_SAID, refuse_inputs
@@ -157,6 +157,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test or ())} test images"
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
     notes += notes_of_images(data, image_size)
+    notes += notes_of_learnt(request, data)
     notes += _other_sizes(request, image_size)
     notes += _another_view(request, data)
     notes += _unasked_weights(request, data)
