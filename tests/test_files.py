@@ -279,3 +279,21 @@ def test_where_no_room_can_be_kept_nothing_happens(
     monkeypatch.setattr("ctypes.get_errno", lambda: number)
     reserve(tmp_path / "x.data", 1 << 20)
     assert (tmp_path / "x.data").read_bytes() == b""
+
+
+def test_of_a_link_the_file_is_replaced_and_a_pipe_is_written_into(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link, place = tmp_path / "latest.csv", tmp_path / "disk" / "real.csv"
+    link.symlink_to(place)
+    for text in ("one", "two"):
+        require_writable(link)
+        write_text_atomically(link, text)
+        assert (link.is_symlink(), place.read_text()) == (True, text)
+    assert sorted(path.name for path in place.parent.iterdir()) == ["real.csv"]
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE)
+    require_writable(pipe)
+    write_text_atomically(pipe, "three")
+    assert reader.communicate(timeout=60)[0] == b"three"
+    assert pipe.is_fifo()

@@ -21,22 +21,27 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``path``, then move the result into place.
 
     The temporary file is flushed to the disk before the move and removed when anything fails, so
-    ``path`` holds either its earlier content or all of the new one. Parent folders are made.
+    ``path`` holds either its earlier content or all of the new one. Parent folders are made. Of a link what it leads to
+    is replaced; into a device or a pipe it is written at once.
 
     Raises:
         InputError: when the folder cannot be written or the disk is full (one line, names the path).
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent)
+        if _is_device(path):
+            write(path)
+            return
+        place = Path(os.path.realpath(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=f".part{place.suffix}", dir=place.parent)
         os.close(handle)
         temporary = Path(name)
         temporary.chmod(0o666 & ~_umask())
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(place)
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
@@ -57,11 +62,19 @@ def require_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        if _is_device(path):
+            return
+        folder = Path(os.path.realpath(path)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _is_device(path: Path) -> bool:
+    """Return whether a path leads to something that is neither a file nor a folder, and must not be replaced."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 @contextlib.contextmanager

@@ -326,6 +326,17 @@ def test_asks_a_users_callable_for_its_own_weights(tmp_path: Path, monkeypatch: 
         build("wrn-10-1", weights="pretrained")
 
 
+def test_a_users_callable_is_told_whether_its_weights_are_wanted(tmp_path: Path) -> None:
+    """Also where it would load them by itself, or cannot be called without being told."""
+    asked = OWN + "\ndef asked(pretrained):\n    return fixed(pretrained)\n"
+    (tmp_path / "own.py").write_text(asked + "\ndef eager(pretrained=True):\n    return fixed(pretrained)\n")
+    for name in ("asked", "eager"):
+        for weights in (None, "pretrained"):
+            built = build(f"{tmp_path}/own.py:{name}", 4, weights=weights)
+            loaded = all((parameter == 0.5).all() for parameter in built.classifier.network.parameters())
+            assert built.trained == loaded == (weights is not None)
+
+
 def test_what_a_users_callable_loads_by_itself_is_pretrained_and_random_weights_are_not(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         OWN + "\ndef loads():\n    import torch\n    network = fixed()\n"
@@ -429,7 +440,11 @@ def test_a_folder_does_not_describe_weights_from_elsewhere(spec: str, tmp_path: 
     built = build(tmp_path / "run", ["hen", "owl"], weights=weights)
     assert same_weights(built, elsewhere)
     assert built.classifier.info.normalisation == (known or DATA)
-    assert built.notes == (() if known else (DATA_NOTE,))
+    (note,) = built.notes
+    if known is None:
+        assert note == DATA_NOTE
+    else:
+        assert note.startswith("images are normalised with mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5, as for timm's own")
     assert build(tmp_path / "run", None, weights=weights).classifier.info.classes == ("0", "1")
     assert not is_saved_by_us(str(tmp_path / "run"), weights)
     for its_own in (None, "pretrained", str(tmp_path / "run" / "model.safetensors")):

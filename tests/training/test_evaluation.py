@@ -257,3 +257,16 @@ def test_a_teacher_s_logits_must_be_finite_too() -> None:
 
     with pytest.raises(InputError, match="teacher: expected finite logits"):
         evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 0]))], ["cat", "dog", "owl"], Broken())
+
+
+def test_networks_are_evaluated_whatever_their_logits_come_in() -> None:
+    """As a teacher's are taken."""
+
+    class InDict(nn.Module):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return {"logits": images.flatten(1)}
+
+    images, targets = torch.rand(6, 1, 1, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    expected = 100 * (images.flatten(1).argmax(1) != targets).double().mean().item()
+    assert evaluate(InDict(), [(images, targets)], ["a", "b", "c"]).top1_error == pytest.approx(expected)
+    assert top1_error(InDict(), [(images, targets)]) == pytest.approx(expected)

@@ -28,7 +28,7 @@ from spkd.models.saved_model import save_classifier
 from spkd.studies.side_by_side import distill
 from spkd.taps import Taps
 from spkd.training import run as running
-from spkd.training.batches import make_stream, validation_batches
+from spkd.training.batches import make_stream, own_batches
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
@@ -663,7 +663,7 @@ def test_what_is_seen_of_a_large_image_can_be_chosen(tmp_path: Path) -> None:
     stream = make_stream(chosen, torch.device("cpu"))
     for batch, _ in stream.epoch(0):
         assert {(255 * one).round().to(torch.uint8).numpy().tobytes() for one in batch} <= whole
-    (first, _), *_ = validation_batches(chosen.data.val, chosen, torch.device("cpu"))
+    (first, _), *_ = own_batches(chosen.data.val, chosen, torch.device("cpu"))
     assert torch.equal((255 * first[0]).round().to(torch.uint8), resize(chosen.data.val.image(0), 8))
 
 

@@ -9,6 +9,7 @@ from spkd.training.run_folder import MARK, RunFolder, refuse_inputs
 
 CONFIG: dict[str, object] = {"model": "wrn-10-1", "seed": 0}
 MADE_OF = "a0b1"
+_EXPORTED = ("model.onnx", "model-int8.onnx", "model.pt2")
 
 
 def begun(path: Path, config: dict[str, object] = CONFIG) -> RunFolder:
@@ -152,3 +153,16 @@ def test_a_damaged_result_is_none_and_a_damaged_config_one_clear_line(tmp_path: 
 def test_metrics_have_the_union_of_the_rows_as_columns(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_metrics([{"epoch": 1, "a": 0.5}, {"epoch": 2, "a": 0.25, "b": 1.0}])
     assert (tmp_path / "metrics.csv").read_text() == "epoch,a,b\n1,0.5,\n2,0.25,1.0\n"
+
+
+def test_overwriting_removes_every_file_to_deploy(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    made = [folder.path / place / name for place in ("export", "student/export") for name in _EXPORTED]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    mine = folder.path / "export" / "mine.onnx"
+    mine.write_bytes(b"x")
+    folder.begin(CONFIG, MADE_OF, overwrite=True)
+    assert not any(path.exists() for path in made)
+    assert mine.exists()

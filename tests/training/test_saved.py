@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,10 @@ from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.training.evaluation import Evaluation
+from spkd.training.options import Request, Runtime
 from spkd.training.own_images import data_to_evaluate_on, load_image, own_data, real_images
+from spkd.training.progress import Silent
+from spkd.training.run import run
 from spkd.training.run_folder import MARK
 from spkd.training.saved import evaluate_saved
 
@@ -76,6 +81,17 @@ def test_a_network_of_one_s_own_is_kept_with_its_classes_and_normalisation(teach
     assert not (tmp_path / "other").exists()
 
 
+WHOLE: dict[str, Any] = {"split": "all", "teacher": None, "accelerator": "cpu"}
+
+
+def saved_for_three(folder: Path) -> Path:
+    """Return the folder of an untrained network for the classes of :func:`three_classes`."""
+    classes = ("class 0", "class 1", "class 2")
+    info = ModelInfo("wrn-10-1", classes, 3, 8, Normalisation((0.5,), (0.5,)), "whole")
+    save_classifier(Classifier(WideResNet(10, 1, num_classes=3), info).eval(), folder / "saved")
+    return folder / "saved"
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_what_is_said_of_each_image_is_written(teacher: Path, tmp_path: Path, large: bool) -> None:
     network = load_classifier(teacher)
@@ -93,9 +109,7 @@ def test_what_is_said_of_each_image_is_written(teacher: Path, tmp_path: Path, la
     assert len(rows) == 30
     assert 100 * sum(label != said for _, label, said, *_ in rows) / 30 == pytest.approx(measured.top1_error)
     assert all(said == taught for _, _, said, _, taught in rows)
-    if not large:
-        assert [row[0] for row in rows] == [str(place) for place in range(30)]
-        return
+    assert {Path(row[0]) for row in rows} == {*(tmp_path / "new").rglob(f"*.{kind}")}
     for name, label, said, share, _ in rows:
         assert Path(name).parent.name == label
         with torch.no_grad():
@@ -356,3 +370,62 @@ def test_a_network_that_fails_on_the_images_is_one_line(tmp_path: Path) -> None:
 def test_mistakes_are_one_line(teacher: Path, split: str, other: str | None, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         evaluate_saved(teacher, DataOptions(), split=split, teacher=other, accelerator="cpu", say=print)
+
+
+@pytest.mark.parametrize(
+    "given", [{"split": "tset"}, {"teacher": "nowhere"}, {"weights": "bset.pt"}, {"weights": None}]
+)
+def test_what_needs_no_images_is_refused_before_they_are_read(
+    tiny: str, given: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr("spkd.training.saved.load_data", read)
+    options = {"split": "test", "teacher": None, **given}
+    network = "wrn-10-1" if "weights" in given else tiny
+    with pytest.raises(InputError):
+        evaluate_saved(network, DataOptions(), accelerator="cpu", say=print, **{"weights": "pretrained", **options})
+
+
+def test_what_is_written_makes_no_class_of_its_folder(teacher: Path, tmp_path: Path) -> None:
+    folder, weights = three_classes(tmp_path / "three"), str(teacher / "student" / "model.safetensors")
+    options = DataOptions(str(folder))
+    for given in ({"out": "results/said.csv"}, {"out": "class 0/said.csv"}, {"save": "model", "weights": weights}):
+        places = {name: str(folder / place) if name != "weights" else place for name, place in given.items()}
+        with pytest.raises(InputError, match=r"lies in a folder of --data .*, which would be taken for a class"):
+            evaluate_saved("wrn-10-1" if "weights" in given else teacher, options, **WHOLE, say=print, **places)
+    assert sorted(path.name for path in folder.iterdir()) == ["class 0", "class 1", "class 2"]
+
+
+def test_names_that_cannot_be_written_are_told_before_the_evaluation(tmp_path: Path) -> None:
+    network, folder = saved_for_three(tmp_path), three_classes(tmp_path / "three")
+    next((folder / "class 1").iterdir()).rename(folder / "class 1" / os.fsdecode(b"F\xfc.png"))
+    with pytest.raises(InputError, match=r"^--out: the name of the image '.*F\\udcfc\.png' is not UTF-8; rename it$"):
+        evaluate_saved(network, DataOptions(str(folder)), **WHOLE, say=print, out=str(tmp_path / "said.csv"))
+    assert evaluate_saved(network, DataOptions(str(folder)), **WHOLE, say=print).images == 30
+
+
+def test_only_the_teacher_that_taught_is_agreed_with(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    student, own = tmp_path / "run", tmp_path / "teacher"
+    shutil.copytree(teacher, own)
+    request = Request(tiny, teacher=str(own), method="kd", overrides={"epochs": 1})
+    assert run(request, student, Runtime(accelerator="cpu"), Silent()) is not None
+    said: list[str] = []
+
+    def agreement() -> float | None:
+        said.clear()
+        options = {"split": "val", "teacher": None, "accelerator": "cpu"}
+        return evaluate_saved(student, DataOptions(), **options, say=said.append).agreement
+
+    assert agreement() is not None
+    assert said == []
+    config = student / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("teacher_weights: null", "teacher_weights: better.pt"))
+    assert agreement() is None
+    config.write_text(before)
+    (own / "student" / "model.safetensors").unlink()
+    assert agreement() is None
+    assert len(said) == 1
+    assert said[0].startswith("agreement with the teacher is not measured: ")

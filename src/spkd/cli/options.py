@@ -33,7 +33,10 @@ _METHOD = (
     "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class; with their own weights as in "
     "sp?weight=300, at?weight=10&layers=last, kd?alpha=0.5&temperature=2"
 )
-_NORMALISATION = f"what its weights were trained with: {NORMALISATIONS} (default: as they say, else by these images)"
+_NORMALISATION = (
+    f"what its weights were trained with: {NORMALISATIONS} (default: as they say, else as the library's own, or "
+    "by these images; a line says which)"
+)
 _TRAINING_VIEWS = ("no_flip", "crop_scale")
 _DIVIDING = ("devices", "sync_batchnorm", "timeout_seconds")
 _RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by images, weights and network, and said)"

@@ -52,9 +52,10 @@ def open_files(paths: Sequence[str], targets: Sequence[int], skip_bad: bool) -> 
     notes = _judge(paths, faults, skip_bad)
     kept = torch.tensor([place for place, fault in enumerate(faults) if fault is None], dtype=torch.int64)
     kept_targets = torch.tensor(targets, dtype=torch.int64)[kept]
+    kept_paths = [paths[place] for place in kept.tolist()]
     if pixels is None:
-        return CheckedFiles(FileImages([paths[place] for place in kept.tolist()], kept_targets), kept, notes)
-    return CheckedFiles(MemoryImages(pixels, kept_targets), kept, notes)
+        return CheckedFiles(FileImages(kept_paths, kept_targets), kept, notes)
+    return CheckedFiles(MemoryImages(pixels, kept_targets, kept_paths), kept, notes)
 
 
 def _decode_small(paths: Sequence[str]) -> tuple[Tensor | None, list[str | None]]:

@@ -31,6 +31,10 @@ class Images(Protocol):
     def targets(self) -> Tensor:
         """Class of each image: int64, shape (n,)."""
 
+    @property
+    def paths(self) -> Sequence[str] | None:
+        """The file of each image, None where they are of none."""
+
     def __len__(self) -> int: ...
 
     def image(self, index: int, side: int | None = None) -> Tensor:
@@ -53,6 +57,7 @@ class MemoryImages:
     Args:
         pixels: uint8, shape (n, channels, size, size).
         targets: int64, shape (n,).
+        paths: the file that each was read from, None where there are none.
 
     Raises:
         InputError: when shapes or types are others.
@@ -60,6 +65,7 @@ class MemoryImages:
 
     pixels: Tensor
     targets: Tensor
+    paths: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.pixels.shape)
@@ -84,11 +90,12 @@ class MemoryImages:
 
     def select(self, indices: Tensor) -> MemoryImages:
         """Return the images at ``indices``, copied."""
-        return MemoryImages(self.pixels[indices], self.targets[indices])
+        paths = None if self.paths is None else [self.paths[place] for place in indices.tolist()]
+        return MemoryImages(self.pixels[indices], self.targets[indices], paths)
 
     def relabelled(self, targets: Tensor) -> MemoryImages:
         """Return the same images with other targets."""
-        return MemoryImages(self.pixels, targets)
+        return MemoryImages(self.pixels, targets, self.paths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +243,8 @@ def joined(first: Images, second: Images) -> Images:
     """Return the images of one kind, in memory or in files, one after another."""
     targets = torch.cat([first.targets, second.targets])
     if isinstance(first, MemoryImages) and isinstance(second, MemoryImages):
-        return MemoryImages(torch.cat([first.pixels, second.pixels]), targets)
+        paths = None if first.paths is None or second.paths is None else [*first.paths, *second.paths]
+        return MemoryImages(torch.cat([first.pixels, second.pixels]), targets, paths)
     if isinstance(first, FileImages) and isinstance(second, FileImages):
         return FileImages([*first.paths, *second.paths], targets, first.channels)
     raise TypeError(f"images of one kind can be joined, not {type(first).__name__} and {type(second).__name__}")
@@ -255,7 +263,7 @@ def in_grey(images: Images) -> Images:
         return images
     red, green, blue = (channel.int() for channel in images.pixels.unbind(1))
     luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
-    return MemoryImages(luma.to(torch.uint8).unsqueeze(1), images.targets)
+    return MemoryImages(luma.to(torch.uint8).unsqueeze(1), images.targets, images.paths)
 
 
 def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -111,10 +111,13 @@ def build_model(
     )
     if channels == 1 and classifier.network_channels == 3:
         notes.append(f"{spec} takes three channels: grey images are repeated to three")
-    if source is not None and source.normalisation is None and own_normalisation is None:
+    if source is not None and own_normalisation is None and not (source.normalisation and source.says_itself):
+        why = "since the weights name no other"
+        if source.normalisation is not None:
+            why = f"as for {architecture.source}'s own weights, since these name none"
         notes.append(
-            f"images are normalised with {_numbers(normalisation)}, since the weights name no other; if it was trained "
-            "with another, say so by --normalisation"
+            f"images are normalised with {_numbers(classifier.info.normalisation)}, {why}; if it was trained with "
+            "another, say so by --normalisation"
         )
     return BuiltModel(classifier, trained=source is not None, notes=tuple(notes))
 

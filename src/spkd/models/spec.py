@@ -111,7 +111,7 @@ def construct(
             signature has ``in_channels`` or ``in_chans``. Library models take three unless the spec says
             otherwise.
         image_size: side length of the images, for networks that are made for one size.
-        pretrained: pass ``pretrained=True`` to a user's callable.
+        pretrained: given to a user's callable whose signature has it.
 
     Raises:
         InputError: when an argument is unknown, the constructor fails or what it returns is no network.
@@ -120,7 +120,7 @@ def construct(
     if architecture.source == "wrn" or architecture.source == "callable":
         make = _callable(architecture)
         names = _parameter_names(make)
-        offered: dict[str, object] = {"pretrained": True} if pretrained else {}
+        offered: dict[str, object] = {"pretrained": pretrained}
         if classes is not None:
             offered["num_classes"] = classes
         if not arguments.keys() & {"in_channels", "in_chans"}:

@@ -38,7 +38,17 @@ class Origin:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were read, and what is known of them; the folder of the saved model that is taken up whole."""
+    """Weights that were read, and what is known of them.
+
+    Attributes:
+        label: what they are called in messages.
+        tensors: by name.
+        normalisation: what they were trained with; of a file for a library's architecture, that of the library's own.
+        classes: names of the classes of their head.
+        folder: of the saved model that is taken up whole.
+        notes: lines to say of them.
+        says_itself: whether it is of these weights that the normalisation is known.
+    """
 
     label: str
     tensors: Mapping[str, Tensor]
@@ -46,6 +56,7 @@ class Weights:
     classes: tuple[str, ...] | None
     folder: Path | None = None
     notes: tuple[str, ...] = ()
+    says_itself: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,11 +139,11 @@ def _metadata(architecture: Architecture, weights: str) -> libraries.Pretrained 
     Raises:
         InputError: for an unknown name of weights.
     """
-    if architecture.source == "wrn" or architecture.source == "callable":
-        return None
     named = weights in _weights_names(architecture)
     if weights != "pretrained" and not named:
         _check_file(architecture, weights)
+    if architecture.source == "wrn" or architecture.source == "callable":
+        return None
     return libraries.pretrained(architecture.source, architecture.name, weights if named else None)
 
 
@@ -155,9 +166,8 @@ def read_weights(origin: Origin, channels: int, image_size: int) -> Weights | No
     if weights == "pretrained" or weights in _weights_names(architecture):
         network = _pretrained(architecture, known, channels, image_size)
         return Weights(f"weights {weights!r}", network.state_dict(), normalisation, classes)
-    _check_file(architecture, weights)
     tensors, notes = read_checkpoint(Path(weights))
-    return Weights(weights, tensors, normalisation, classes, notes=notes)
+    return Weights(weights, tensors, normalisation, classes, notes=notes, says_itself=False)
 
 
 def _pretrained(

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from spkd.data.images import Images
+from spkd.data.images import Images, in_grey
+from spkd.data.options import View
 from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.models.classifier import ModelInfo
 from spkd.training.setup import Setup
 
 LOOKED_AT = 16
@@ -48,16 +50,32 @@ def first_batch(stream: TrainStream) -> tuple[Tensor, Tensor]:
     return next(iter(stream.epoch(0)))
 
 
-def validation_batches(images: Images, setup: Setup, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return evaluation batches at the run's image size, small enough for large images."""
-    size = setup.image_size
+def own_batches(images: Images, setup: Setup, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over a run's validation or test images, as its student takes them."""
+    return batches_for(setup.student.info, images, device, workers=setup.request.data.workers)
+
+
+def batches_for(
+    info: ModelInfo,
+    images: Images,
+    device: torch.device,
+    *,
+    workers: int,
+    image_size: int | None = None,
+    view: View | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over images as the network of this ``info`` takes them, unless a size or view is given, and targets.
+
+    Batches are small enough for large images.
+    """
+    size = image_size or info.image_size
     return evaluation_batches(
-        images,
+        in_grey(images) if info.channels == 1 else images,
         image_size=size,
         batch_size=evaluation_batch_size(size, device),
         device=device,
-        workers=setup.request.data.workers,
-        view=setup.data.view,
+        workers=workers,
+        view=view or info.view,
     )
 
 

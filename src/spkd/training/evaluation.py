@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from spkd.errors import InputError, one_line
 from spkd.modes import evaluating
+from spkd.taps import logits_of
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -243,7 +244,7 @@ def logits_on(network: str, model: nn.Module, images: Tensor) -> Tensor:
     training.
     """
     try:
-        return cast("Tensor", model(images)).float()
+        return logits_of(model(images)).float()
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:

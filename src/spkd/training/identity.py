@@ -13,6 +13,7 @@ from typing import Any
 from spkd.data.augment import augmentation
 from spkd.data.images import FileImages, ImageData
 from spkd.data.load import named_set
+from spkd.data.options import DataOptions
 from spkd.files import is_file, is_folder, is_there, sha256
 from spkd.imports import code_digest, import_object
 from spkd.losses.methods import term_names
@@ -152,20 +153,23 @@ def with_absolute_code(text: str) -> str:
     return CODE_FILE.sub(lambda found: str(Path(found[0]).resolve()) if is_file(found[0]) else found[0], text)
 
 
+def data_place(options: DataOptions) -> str | None:
+    """Return where the images lie or would lie, None where that is not known."""
+    data, root = options.data, options.data_root
+    below = Path(root or ".") / data
+    if named_set(options) is not None:
+        return None if root is None else str(below)
+    return str(below) if not is_folder(data) and is_folder(below) else data
+
+
 def input_paths(request: Request) -> dict[str, str | None]:
     """Return by option what may be a path, which is not to be written to."""
-    data, root = request.data.data, request.data.data_root
-    below = Path(root or ".") / data
-    if named_set(request.data) is not None:
-        folder = None if root is None else str(below)
-    else:
-        folder = str(below) if not is_folder(data) and is_folder(below) else data
     model, teacher = (
         None if spec is None or names_architecture(spec) else spec for spec in (request.model, request.teacher)
     )
     return {
-        "data": folder,
-        "data_root": root,
+        "data": data_place(request.data),
+        "data_root": request.data.data_root,
         "unlabelled": request.unlabelled,
         "model": model,
         "weights": request.weights,

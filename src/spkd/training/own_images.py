@@ -16,15 +16,14 @@ from spkd.data.augment import fixed_view, side_for_view, to_unit_range
 from spkd.data.checked_files import SMALL
 from spkd.data.decoding import header_size, read_image
 from spkd.data.folder import image_files
-from spkd.data.images import ImageData, Images, in_grey, joined
+from spkd.data.images import ImageData, Images, joined
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions, View
-from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models.classifier import ModelInfo, composed
 from spkd.models.saved_model import find_meant, not_saved, saved_info
-from spkd.training.batches import evaluation_batch_size
+from spkd.training.batches import batches_for
 from spkd.training.run_folder import config_of
 
 SPLITS = ("test", "val", "train", "all")
@@ -84,10 +83,8 @@ def part_of(data: ImageData, split: str) -> Images:
     """Return the images of one of ``SPLITS``.
 
     Raises:
-        InputError: when there is no such split.
+        InputError: when the data have none of it.
     """
-    if split not in SPLITS:
-        raise InputError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
     if split == "all":
         return functools.reduce(joined, [part for part in (data.test, data.val, data.train) if part is not None])
     images = {"test": data.test, "val": data.val, "train": data.train}[split]
@@ -167,7 +164,7 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
     _check_channels(info, data, options)
     few = part_of(data, "test")
     few = few.select(torch.arange(min(count, len(few))))
-    return torch.cat([pixels for pixels, _ in _seen(few, info)])
+    return torch.cat([pixels for pixels, _ in _seen(few, info, options.workers)])
 
 
 def images_to_quantise_with(
@@ -189,22 +186,13 @@ def images_to_quantise_with(
     _check_channels(info, data, options)
     places = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).round().long()
     labelled = numbered_as(info, data.val, data, say)
-    calibration, validation = (_seen(images, info) for images in (data.train.select(places), labelled))
+    calibration, validation = (_seen(images, info, options.workers) for images in (data.train.select(places), labelled))
     return (pixels for pixels, _ in calibration), validation
 
 
-def _seen(images: Images, info: ModelInfo) -> Batches:
+def _seen(images: Images, info: ModelInfo, workers: int) -> Batches:
     """Iterate over images as a network takes them, and their targets."""
-    cpu = torch.device("cpu")
-    if info.channels == 1:
-        images = in_grey(images)
-    batches = evaluation_batches(
-        images,
-        image_size=info.image_size,
-        batch_size=evaluation_batch_size(info.image_size, cpu),
-        device=cpu,
-        view=info.view,
-    )
+    batches = batches_for(info, images, torch.device("cpu"), workers=workers)
     return ((pixels.expand(-1, info.channels, -1, -1), targets) for pixels, targets in batches)
 
 

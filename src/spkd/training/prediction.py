@@ -13,12 +13,12 @@ from torch import Tensor
 
 from spkd.data.checked_files import open_files
 from spkd.data.folder import image_files
-from spkd.data.images import FileImages, Images, in_grey
-from spkd.data.stream import evaluation_batches
+from spkd.data.images import Images
 from spkd.errors import InputError
+from spkd.files import is_utf8
 from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating
-from spkd.training.batches import evaluation_batch_size
+from spkd.training.batches import batches_for
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import check_finite, logits_on
 from spkd.training.options import Runtime
@@ -70,10 +70,15 @@ class Answers:
     Args:
         images: in the order in which they are answered.
         classes: names of the classes.
+
+    Raises:
+        InputError: when the name of a file cannot be written as text.
     """
 
     def __init__(self, images: Images, classes: Sequence[str]) -> None:
-        self._names = images.paths if isinstance(images, FileImages) else range(len(images))
+        self._names: Sequence[object] = range(len(images)) if images.paths is None else images.paths
+        if (damaged := next((name for name in images.paths or () if not is_utf8(name)), None)) is not None:
+            raise InputError(f"--out: the name of the image {damaged!r} is not UTF-8; rename it")
         self._classes = classes
         self._rows: list[list[object]] = []
 
@@ -126,19 +131,12 @@ def predict(
         raise InputError(f"--top must be at least 1, not {top}")
     classifier = load_classifier(network)
     info = classifier.info
+    device = make_fabric(Runtime(accelerator=accelerator)).device
+    classifier.to(device)
     paths, notes = image_files(images)
     opened = open_files(paths, [0] * len(paths), skip_bad_images)
     paths = [paths[place] for place in opened.kept.tolist()]
-    device = make_fabric(Runtime(accelerator=accelerator)).device
-    classifier.to(device)
-    batches = evaluation_batches(
-        in_grey(opened.images) if info.channels == 1 else opened.images,
-        image_size=info.image_size,
-        batch_size=evaluation_batch_size(info.image_size, device),
-        device=device,
-        workers=workers,
-        view=info.view,
-    )
+    batches = batches_for(info, opened.images, device, workers=workers)
     found: list[tuple[list[float], list[int]]] = []
     with evaluating(classifier), torch.no_grad():
         for pixels, _ in batches:

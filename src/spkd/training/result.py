@@ -13,7 +13,7 @@ from spkd import __version__
 from spkd.distiller import Distiller
 from spkd.models.classifier import same_classes
 from spkd.models.cost import parameter_count
-from spkd.training.batches import validation_batches
+from spkd.training.batches import own_batches
 from spkd.training.evaluation import evaluate
 from spkd.training.loop import Training
 from spkd.training.setup import Setup
@@ -34,7 +34,7 @@ def result_of(
     teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
     tested: dict[str, Any] = {}
     if setup.data.test is not None:
-        batches = validation_batches(setup.data.test, setup, device)
+        batches = own_batches(setup.data.test, setup, device)
         measured = evaluate(student, batches, setup.data.classes, teacher)
         tested = {key: value for key, value in asdict(measured).items() if key != "per_class"}
         if (error := teacher_error_of(setup, "test", device)) is not None:

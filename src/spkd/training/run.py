@@ -20,7 +20,7 @@ from spkd.losses.methods import term_names
 from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
 from spkd.models.saved_model import savable_state, save_classifier
-from spkd.training.batches import LOOKED_AT, first_batch, make_stream, validation_batches
+from spkd.training.batches import LOOKED_AT, first_batch, make_stream, own_batches
 from spkd.training.devices import make_fabric, require_one_folder, told_in_one_line
 from spkd.training.evaluation import top1_error
 from spkd.training.identity import input_paths
@@ -258,7 +258,7 @@ def _training(
     display: Display,
 ) -> Training:
     def validate(student: nn.Module) -> float:
-        return top1_error(student, validation_batches(setup.data.val, setup, fabric.device))
+        return top1_error(student, own_batches(setup.data.val, setup, fabric.device))
 
     return Training(
         distiller,

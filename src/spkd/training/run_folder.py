@@ -26,11 +26,10 @@ OWN_FILES = (
     "metrics.csv",
     "result.json",
     "checkpoints/last.ckpt",
+    *(f"{place}export/{name}" for place in ("", "student/") for name in ("model.onnx", "model-int8.onnx", "model.pt2")),
     "student/model.safetensors",
     "student/model.json",
     "tensorboard/events.out.tfevents.*",
-    "export/model.onnx",
-    "export/model.pt2",
 )
 """What a run writes; ``--overwrite`` removes these and folders that they leave empty, and nothing else."""
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from spkd.data.images import ImageData, in_grey
+from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
-from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.files import is_folder, is_there, require_writable, write_text_atomically
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation, same_classes
 from spkd.models.network import HeadMismatch
-from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved, save_classifier
+from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved, savable_state, save_classifier
 from spkd.models.weights_source import model_defaults
-from spkd.training.batches import evaluation_batch_size
+from spkd.training.batches import batches_for
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
+from spkd.training.identity import data_place
 from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Runtime
-from spkd.training.own_images import numbered_as, part_of
+from spkd.training.own_images import SPLITS, numbered_as, part_of
 from spkd.training.prediction import Answers
 from spkd.training.run_folder import config_of, images_changed
 from spkd.training.setup import STREAMED_SIZE
@@ -53,49 +53,49 @@ def evaluate_saved(
         InputError: when there is no such network, its classes are not those of the images, there is no such split, or
             ``save`` or ``out`` cannot be written.
     """
-    # Before the images, which may take long.
+    # All that needs no images comes before them, which may take long.
+    if split not in SPLITS:
+        raise InputError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
     saved = None if weights is not None else _saved(network, normalisation)
+    if saved is None:
+        _require_weights(str(network), weights, normalisation)
+    if teacher is not None and find_saved(teacher) is None:
+        raise InputError(f"--teacher {teacher} holds no saved model")
+    device = make_fabric(Runtime(accelerator=accelerator)).device
     if save is not None:
         _check_new(network, Path(save), is_saved=saved is not None)
+        _require_beside(options, "--save", Path(save) / "model.json")
     if out is not None:
-        require_writable(Path(out))
+        _require_beside(options, "--out", Path(out))
     data = load_data(options, divided=split != "all")
     for note in data.notes:
         say(note)
     images = part_of(data, split)
     classifier = saved or _built(str(network), weights, normalisation, data, options, say)
     images = numbered_as(classifier.info, images, data, say)
-    if classifier.info.channels == 1:
-        images = in_grey(images)
-    device = make_fabric(Runtime(accelerator=accelerator)).device
+    if save is not None:
+        savable_state(classifier)
     size = options.image_size or classifier.info.image_size
     if saved is None:
         say(f"images are shown at {size} × {size} pixels")
-    batches = evaluation_batches(
-        images,
-        image_size=size,
-        batch_size=evaluation_batch_size(size, device),
-        device=device,
-        workers=options.workers,
-        view=options.view or classifier.info.view,
-    )
+    batches = batches_for(classifier.info, images, device, workers=options.workers, image_size=size, view=options.view)
     if saved is not None and split != "all" and images_changed(network, data):
         say(
             f"warning: the images have changed since {network} was trained; those it is evaluated on may be among "
             "those it was trained on"
         )
-    beside = None if teacher is None and saved is None else _teacher(Path(network), teacher, classifier)
+    beside = None if teacher is None and saved is None else _teacher(Path(network), teacher, classifier, say)
     if beside is not None:
         if beside.info.image_size != size:
             made = beside.info.image_size
             say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
         beside.to(device)
-    answers = Answers(images, classifier.info.classes)
-    each = None if out is None else answers.add
+    answers = None if out is None else Answers(images, classifier.info.classes)
+    each = None if answers is None else answers.add
     measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
     if save is not None:
         save_classifier(classifier.cpu(), Path(save))
-    if out is not None:
+    if out is not None and answers is not None:
         write_text_atomically(Path(out), answers.csv())
     return measured
 
@@ -111,12 +111,30 @@ def _saved(network: str | Path, normalisation: str | None) -> Classifier | None:
     return load_classifier(network)
 
 
+def _require_weights(spec: str, weights: str | None, normalisation: str | None) -> None:
+    """Refuse an architecture of which no weights are there to be evaluated, as far as that shows without images."""
+    model_defaults(spec, weights)
+    read_normalisation("normalisation", normalisation, spec, weights)
+    if weights is None:
+        raise InputError(
+            f"{spec} has random weights, as far as is known: give --weights FILE, or 'pretrained' for the library's or "
+            "for those that your own callable loads, or a saved model's folder"
+        )
+
+
+def _require_beside(options: DataOptions, option: str, file: Path) -> None:
+    """Refuse a file that cannot be written, or whose folder would be taken for one of images of a class."""
+    place = data_place(options)
+    if place is not None and is_folder(place) and Path(place).resolve() in file.resolve().parents[1:]:
+        raise InputError(f"{option} lies in a folder of --data {place}, which would be taken for a class: give another")
+    require_writable(file)
+
+
 def _check_new(network: str | Path, folder: Path, *, is_saved: bool) -> None:
     if is_saved:
         raise InputError(f"--save: {network} is a saved model already; leave it out")
     if is_there(folder) and not (is_folder(folder) and not any(folder.iterdir())):
         raise InputError(f"--save {folder} is there already: give a new folder")
-    require_writable(folder / "model.json")
 
 
 def _built(
@@ -146,26 +164,25 @@ def _built(
         if error.found == error.wanted:
             differing = f"tells other classes apart than those of {data.name}"
         raise InputError(f"{spec} with {weights} {differing}") from error
-    if not built.trained:
-        raise InputError(
-            f"{spec} has random weights, as far as is known: give --weights FILE, or 'pretrained' for the library's or "
-            "for those that your own callable loads, or a saved model's folder"
-        )
     for note in built.notes:
         say(note)
     return built.classifier
 
 
-def _teacher(folder: Path, named: str | None, student: Classifier) -> Classifier | None:
+def _teacher(folder: Path, named: str | None, student: Classifier, say: Callable[[str], None]) -> Classifier | None:
+    """Return the teacher that is named, or else the run's own where it can be had."""
     if named is not None:
-        if find_saved(named) is None:
-            raise InputError(f"--teacher {named} holds no saved model")
         teacher = load_classifier(named)
         if not same_classes(teacher, student):
             raise InputError(f"--teacher {named} tells other classes apart than {folder}")
         return teacher
-    own = find_meant(str(config_of(folder).get("teacher")))
-    if own is None:
+    config = config_of(folder)
+    own = find_meant(str(config.get("teacher")))
+    if own is None or config.get("teacher_weights") is not None:
         return None
-    teacher = load_classifier(own)
+    try:
+        teacher = load_classifier(own)
+    except InputError as error:
+        say(f"agreement with the teacher is not measured: {error}")
+        return None
     return teacher if same_classes(teacher, student) else None

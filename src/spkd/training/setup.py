@@ -23,6 +23,7 @@ from spkd.losses.objective import Objective
 from spkd.models.build import BuiltModel, build_model
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
+from spkd.models.saved_model import find_meant, read_info
 from spkd.models.weights_source import has_pretrained, is_of_library, model_defaults
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
@@ -202,6 +203,12 @@ def _check_request(request: Request) -> None:
     (Recipe() if request.recipe is None else preset(request.recipe)).override(request.overrides)
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
+    _own_sizes(request)  # of which weights that are not there are noticed
+    student = find_meant(request.model)
+    if request.data.grey and student is not None and read_info(student).channels == 3:
+        raise InputError(
+            f"--grey: {request.model} was made for images in colour, and would be shown such ever after; leave it out"
+        )
     if request.unlabelled is not None and request.teacher is None:
         raise InputError("--unlabelled: only a teacher can say anything of images without a label: give --teacher")
     if request.teacher is not None and not term_names(request.method):

@@ -12,7 +12,7 @@ from spkd.distiller import Distiller
 from spkd.errors import InputError
 from spkd.models.classifier import same_classes
 from spkd.models.inference import InferenceForm, Precision, inference_form
-from spkd.training.batches import LOOKED_AT, first_batch, validation_batches
+from spkd.training.batches import LOOKED_AT, first_batch, own_batches
 from spkd.training.evaluation import top1_error
 from spkd.training.setup import Setup
 
@@ -58,4 +58,4 @@ def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.
     images = setup.data.val if split == "val" else setup.data.test
     if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
         return None
-    return top1_error(setup.teacher, validation_batches(images, setup, device))
+    return top1_error(setup.teacher, own_batches(images, setup, device))
