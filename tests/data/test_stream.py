@@ -283,3 +283,25 @@ def test_a_large_jpeg_is_seen_as_one_that_was_decoded_whole(tmp_path, monkeypatc
     assert (seen - whole_seen).abs().mean() < 0.5
     # Corners are rounded to the smaller image's pixels; another seed's views are quite others.
     assert (training - whole_training).abs().mean() < 0.1 * (training - training.flip(0)).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpus", "workers", "started"),
+    [(1, 16, None, 2), (5, 16, None, 5), (64, 64, None, 8), (5, 3, None, 3), (1, 1, None, 1), (5, 16, 1, 1)],
+)
+def test_as_many_processes_read_as_threads_compute(monkeypatch, file_images, threads, cpus, workers, started):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("spkd.data.stream.usable_cpus", lambda: cpus)
+    begun = []
+
+    class Loader:
+        def __init__(self, views, num_workers, **_):
+            begun.append(num_workers)
+
+        def __iter__(self):
+            return iter(())
+
+    monkeypatch.setattr("spkd.data.stream.DataLoader", Loader)
+    images = FileImages([*file_images.paths] * 3, torch.arange(3 * len(file_images)))
+    assert list(evaluation_batches(images, image_size=16, batch_size=1, device=CPU, workers=workers)) == []
+    assert begun == [started]

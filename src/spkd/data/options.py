@@ -36,7 +36,8 @@ class DataOptions:
         download: download a torchvision set that is not there.
         train_images: use a fixed part of the training images, so many of them, of each class its share (default: all).
         skip_bad_images: leave out images that cannot be read, and count them, instead of stopping.
-        workers: processes that read image files; the batches do not depend on it.
+        workers: processes that read image files; the batches do not depend on it (default: as many as threads compute,
+            from 2 to 8).
     """
 
     data: str = "digits"
@@ -49,7 +50,7 @@ class DataOptions:
     view: View | None = None
     download: bool = False
     skip_bad_images: bool = False
-    workers: int = 2
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -62,7 +63,7 @@ class DataOptions:
             raise InputError(f"crop_scale: expected a share above 0 and up to 1, got {self.crop_scale:g}")
         if self.view not in (None, "whole", "centre"):
             raise InputError(f"view: expected 'whole' or 'centre', got {self.view!r}")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise InputError(f"workers: expected 0 or more processes, got {self.workers}")
 
     @property

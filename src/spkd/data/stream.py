@@ -55,7 +55,8 @@ class TrainStream:
         batch_size: images in a batch.
         seed: of the order and the augmentation.
         device: where the batches are wanted.
-        workers: processes that read files (0: this one); without effect on images in memory.
+        workers: processes that read files (0: this one, None: as many as threads compute, from 2 to 8); without effect
+            on images in memory.
         part: which part of every batch is given, and in how many parts it is divided; they differ by at most one image.
         least: how many images each part of every batch must have.
 
@@ -77,7 +78,7 @@ class TrainStream:
         seed: int,
         device: torch.device,
         crop_scale: float = CROP_SCALE,
-        workers: int = 0,
+        workers: int | None = 0,
         part: tuple[int, int] = (0, 1),
         least: int = 1,
     ) -> None:
@@ -173,7 +174,7 @@ def evaluation_batches(
     image_size: int,
     batch_size: int,
     device: torch.device,
-    workers: int = 0,
+    workers: int | None = 0,
     view: View | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate once over all images, in order and without augmentation.
@@ -183,7 +184,7 @@ def evaluation_batches(
         image_size: side length of the images given.
         batch_size: images in a batch; the last may have fewer.
         device: where the batches are wanted.
-        workers: processes that read files (0: this one).
+        workers: processes that read files, as of :class:`TrainStream`.
         view: ``whole``, resized where their size is another, or ``centre``, cut out after the shorter side has been
             resized to 8/7 of ``image_size``. Default: as :func:`~spkd.data.images.usual_view`.
 
@@ -275,10 +276,11 @@ def _collate(items: list[_Item]) -> tuple[Tensor, Tensor] | _Unreadable:
 
 
 def _from_files(
-    views: Dataset[_Item], batches: Sequence[Tensor], device: torch.device, workers: int
+    views: Dataset[_Item], batches: Sequence[Tensor], device: torch.device, workers: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give the views in batches, as bytes to the device and as floats from there on."""
-    workers = min(workers, usable_cpus(), len(batches))
+    wanted = max(2, min(torch.get_num_threads(), 8)) if workers is None else workers
+    workers = min(wanted, usable_cpus(), len(batches))
     resizing()  # or every worker would import it for itself, at every epoch
     on_gpu = device.type == "cuda"
     loader: DataLoader[Any] = DataLoader(

@@ -60,7 +60,7 @@ def batches_for(
     images: Images,
     device: torch.device,
     *,
-    workers: int,
+    workers: int | None,
     image_size: int | None = None,
     view: View | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:

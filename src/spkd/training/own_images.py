@@ -190,7 +190,7 @@ def images_to_quantise_with(
     return (pixels for pixels, _ in calibration), validation
 
 
-def _seen(images: Images, info: ModelInfo, workers: int) -> Batches:
+def _seen(images: Images, info: ModelInfo, workers: int | None) -> Batches:
     """Iterate over images as a network takes them, and their targets."""
     batches = batches_for(info, images, torch.device("cpu"), workers=workers)
     return ((pixels.expand(-1, info.channels, -1, -1), targets) for pixels, targets in batches)

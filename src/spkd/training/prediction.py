@@ -108,7 +108,7 @@ def predict(
     *,
     top: int = 1,
     accelerator: str = "auto",
-    workers: int = 2,
+    workers: int | None = None,
     skip_bad_images: bool = False,
 ) -> Predictions:
     """Classify images by the network saved in the folder ``network``.
@@ -121,7 +121,7 @@ def predict(
         images: files, and folders to be searched with all that are below.
         top: how many classes are wanted of each; with more than there are, all.
         accelerator: as of a run.
-        workers: processes that read files.
+        workers: processes that read files (None: as many as threads compute, from 2 to 8).
         skip_bad_images: leave out files that cannot be read.
 
     Raises:
