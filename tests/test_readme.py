@@ -1,4 +1,4 @@
-"""What the README and the page on Python show runs."""
+"""What the README, the guide and the page on Python show runs."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ import spkd
 from spkd.export import export_model
 
 ROOT = Path(__file__).parents[1]
-README, PYTHON = ((ROOT / name).read_text() for name in ("README.md", "docs/python.md"))
+README, GUIDE, PYTHON = ((ROOT / name).read_text() for name in ("README.md", "docs/guide.md", "docs/python.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README + PYTHON, re.DOTALL)
 
 
@@ -45,7 +45,8 @@ def test_every_command_and_option_in_it_exists() -> None:
     from spkd.cli import options
     from spkd.cli.main import COMMANDS
 
-    lines = re.findall(r"^spkd (.+)$", README, re.MULTILINE)
+    lines = re.findall(r"(?:^|`)spkd ([^`\n]+)(?:$|`)", README + GUIDE, re.MULTILINE)
+    lines = [line for line in lines if not line.startswith("COMMAND ")]
     assert {line.split()[0] for line in lines} == set(COMMANDS)
     for line in lines:
         command, *rest = line.split()
