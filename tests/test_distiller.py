@@ -19,6 +19,7 @@ from spkd.losses.attention import AttentionTransferLoss
 from spkd.losses.objective import LossBreakdown, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.pairing import block_ends
 from spkd.taps import TapPair
 
@@ -653,3 +654,19 @@ def test_the_whole_distiller_compiles_without_a_break() -> None:
     torch.testing.assert_close(given.terms, expected.terms)
     for one, other in zip(plain.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("part", ["student", "teacher"])
+def test_images_that_a_saved_model_would_normalise_again_are_noticed(part: str) -> None:
+    info = ModelInfo("net.py:network", tuple("0123456789"), 3, 8, Normalisation((0.5,), (0.25,)))
+    networks = {"student": network(4), "teacher": network(6, seed=1)}
+    networks[part] = Classifier(networks[part], info)
+    module = Distiller(networks["student"], networks["teacher"], objective())
+    images, targets = batch()
+    module.check(images, targets)
+    module.check(1.2 * images - 0.1, targets)  # as after a change of contrast
+    for wrong in ((images - 0.5) / 0.25, 255 * images):
+        with pytest.raises(InputError, match=f"^images: the {part} is a saved model, which takes them in "):
+            module.check(wrong, targets)
+    networks[part] = network(4)
+    Distiller(networks["student"], networks["teacher"], objective()).check((images - 0.5) / 0.25, targets)

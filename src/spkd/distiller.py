@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from spkd.errors import InputError
 from spkd.losses.objective import LossBreakdown, Objective
 from spkd.processes import Division, divide, in_ddp
-from spkd.rehearsal import check_targets, check_terms, refuse_shards, undisturbed, unused
+from spkd.rehearsal import check_range, check_targets, check_terms, refuse_shards, undisturbed, unused
 from spkd.taps import Activations, Taps, unwrap
 
 
@@ -210,11 +210,15 @@ class Distiller(nn.Module):
 
         Raises:
             InputError: a target has no logit or is no probability, a term is not finite, or a distillation term has no
-                gradient with respect to the student's trainable parameters; the line names the term. Or the
-                student's parameters are sharded (``fully_shard``).
+                gradient with respect to the student's trainable parameters; the line names the term. Or images are
+                far from [0, 1] and go to a saved model, which normalises them itself; or the student's parameters are
+                sharded (``fully_shard``).
         """
         self._look_for_another()
         refuse_shards(self.student)
+        for name, network in (("student", self.student), ("teacher", self.teacher)):
+            if network is not None:
+                check_range(name, network, images)
         with undisturbed(self, self.student, self._student_taps, images.device):
             student, said, division = self._run(images, remembered)
             if targets is not None and self.objective.criterion is None:

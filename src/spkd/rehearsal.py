@@ -10,9 +10,10 @@ from torch import Tensor, distributed, nn
 
 from spkd.errors import InputError
 from spkd.losses.objective import UNLABELLED
+from spkd.models.classifier import Classifier
 from spkd.modes import keeping_buffers
 from spkd.processes import Division, in_ddp
-from spkd.taps import Taps
+from spkd.taps import Taps, levels
 
 HALF_PRECISION_SCALE = 2.0**16
 """By which a loss is scaled in a rehearsal whose gradients are all zero: as much as PyTorch's scaler begins with."""
@@ -53,6 +54,22 @@ def undisturbed(module: nn.Module, student: nn.Module, taps: Taps, device: torch
             yield
     finally:
         taps.model = student
+
+
+def check_range(name: str, network: nn.Module, images: Tensor) -> None:
+    """Look whether a network that normalises images itself is given images that are not normalised yet.
+
+    Raises:
+        InputError: when they are further from [0, 1] than augmentation takes them.
+    """
+    if not images.is_floating_point() or not any(isinstance(level, Classifier) for level in levels(network)):
+        return
+    least, most = float(images.min()), float(images.max())
+    if least < -0.5 or most > 1.5:
+        raise InputError(
+            f"images: the {name} is a saved model, which takes them in [0, 1] and normalises them itself, got values "
+            f"from {least:.3g} to {most:.3g}; leave the loader's normalisation out."
+        )
 
 
 def check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None) -> None:
