@@ -22,7 +22,7 @@ from spkd.models.wrn import WideResNet
 from spkd.training.devices import make_fabric
 from spkd.training.loop import Training
 from spkd.training.options import Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.recipe import preset
 from spkd.training.run_folder import RunFolder
 
@@ -49,7 +49,7 @@ def measure(*, smoke: bool) -> dict[str, Any]:
             "overhead",
             fabric,
             RunFolder(Path(folder)),
-            Silent(),
+            Display(),
         )
         network.train()
 

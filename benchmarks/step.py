@@ -27,7 +27,7 @@ from spkd.training.devices import make_fabric
 from spkd.training.loop import Training
 from spkd.training.options import Runtime
 from spkd.training.playback import Player
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.recipe import Precision, Recipe, TeacherPrecision
 from spkd.training.run_folder import RunFolder
 from spkd.training.tape import Manifest, Tape
@@ -101,7 +101,7 @@ class Bench:
             name,
             make_fabric(Runtime(), precision),
             RunFolder(self.folder / name),
-            Silent(),
+            Display(),
             compiled=compiled,
             player=player,
         )

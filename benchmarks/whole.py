@@ -15,7 +15,7 @@ from PIL import Image
 
 from spkd.data.options import DataOptions
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.run import run
 
 
@@ -32,7 +32,7 @@ def measure(*, smoke: bool) -> dict[str, Any]:
             data=DataOptions(data=str(folder / "images")),
             overrides={"epochs": 1, "batch_size": 16 if smoke else 128},
         )
-        run(request, folder / "teacher", Runtime(), Silent())
+        run(request, folder / "teacher", Runtime(), Display())
         command = ["spkd", "distill", "--teacher", str(folder / "teacher"), "--student", networks[1], *data]
         command += ["--recipe", "paper", "--method", "sp", "--gamma", "300"]
         tape = ["--tape", str(folder / "tape")]

@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from spkd.files import reserve
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.run import run
 
 TINY = '''
@@ -51,11 +51,11 @@ def teacher(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of a small teacher on the digits."""
     folder = tmp_path_factory.mktemp("teacher") / "run"
     request = Request(model=f"{tiny}?width=16", overrides={"epochs": 3, "lr": 0.2})
-    assert run(request, folder, Runtime(accelerator="cpu"), Silent()) is not None
+    assert run(request, folder, Runtime(accelerator="cpu"), Display()) is not None
     return folder
 
 
-class Heard(Silent):
+class Heard(Display):
     """Keeps the lines that are shown."""
 
     def __init__(self) -> None:

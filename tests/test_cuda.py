@@ -39,7 +39,7 @@ from spkd.taps import TapPair
 from spkd.training.devices import make_fabric
 from spkd.training.loop import Training, _looking_ahead
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, preset
 from spkd.training.run import run
 from spkd.training.run_folder import RunFolder
@@ -133,7 +133,7 @@ def training(folder: Path, recipe: Recipe, *, method: str = "sp+kd", compiled: b
     distiller = Distiller(student, teacher, objective).to(device).train()
     place = RunFolder(folder)
     return Training(
-        distiller, stream, lambda network: 0.0, recipe, 0, "identity", fabric, place, Silent(), compiled=compiled
+        distiller, stream, lambda network: 0.0, recipe, 0, "identity", fabric, place, Display(), compiled=compiled
     )
 
 
@@ -211,7 +211,7 @@ def plain(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
         overrides={"epochs": 2, "gamma": 30.0, "lr": 0.02, "teacher_precision": "32-true"},
     )
     folder = tmp_path_factory.mktemp("plain") / "run"
-    assert run(request, folder, Runtime("cuda"), Silent()) is not None
+    assert run(request, folder, Runtime("cuda"), Display()) is not None
     return request, folder
 
 

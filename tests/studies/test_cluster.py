@@ -22,7 +22,7 @@ from spkd.studies.runner import run_study
 from spkd.studies.state import StudyState, read_running
 from spkd.studies.tasks import Task
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 
 ray = pytest.importorskip("ray", exc_type=ImportError)
 
@@ -61,7 +61,7 @@ def plan(folder: Path, tiny: str) -> list[Task]:
 
 
 def study(folder: Path, tiny: str, ray: str | None = None) -> StudyState:
-    return run_study(plan(folder, tiny), folder, RunnerOptions(jobs=2, ray=ray), CPU, Silent())
+    return run_study(plan(folder, tiny), folder, RunnerOptions(jobs=2, ray=ray), CPU, Display())
 
 
 def test_a_study_on_a_cluster_survives_a_kill_and_ends_with_the_bits_of_a_local_one(

@@ -15,7 +15,7 @@ from spkd.models.saved_model import load_classifier
 from spkd.studies import measure
 from spkd.taps import find_layer
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.run import run
 
 CPU = Runtime(accelerator="cpu")
@@ -28,7 +28,7 @@ def study(teacher: Path, tiny: str, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("study")
     shutil.copytree(teacher, folder / "none" / "teacher")
     request = Request(model=tiny, overrides={"epochs": 1})
-    assert run(request, folder / "none" / "student", CPU, Silent()) is not None
+    assert run(request, folder / "none" / "student", CPU, Display()) is not None
     return folder
 
 

@@ -29,7 +29,7 @@ from spkd.studies.state import StudyState, claimed, read_running, study_state
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.studies.work import Job, tape_folder
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.recording import record
 from spkd.training.run import run
 from spkd.training.tape import Tape
@@ -82,7 +82,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modul
 
 
 def study(tasks: list[Task], folder: Path, *, runtime: Runtime = CPU, jobs: int = 2, retry: bool = False) -> StudyState:
-    return run_study(tasks, folder, RunnerOptions(jobs=jobs, retry_failed=retry), runtime, Silent())
+    return run_study(tasks, folder, RunnerOptions(jobs=jobs, retry_failed=retry), runtime, Display())
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -199,8 +199,8 @@ def test_what_has_finished_is_known_on_a_machine_without_the_device(
     changed = Task("network", Request(model=tiny, overrides={"epochs": 2}))
     options, elsewhere = RunnerOptions(ray="auto"), Runtime(accelerator="cuda")
     monkeypatch.setattr("spkd.studies.runner._workers", lambda *_: Pool(1, 1))
-    assert run_study([task], folder, options, elsewhere, Silent()) == state
-    refused = run_study([changed], folder, options, elsewhere, Silent())
+    assert run_study([task], folder, options, elsewhere, Display()) == state
+    refused = run_study([changed], folder, options, elsewhere, Display())
     assert "epochs was 1, is 2" in refused.failed["network"]
 
 
@@ -221,7 +221,7 @@ def test_a_refusal_names_what_helps_in_a_study(tiny: str, teacher: Path, tmp_pat
 
     # What the task itself meets is noted beside its log.
     other = student(tiny, teacher)
-    record(other, ["sp"], tape_folder(folder, "tape"), CPU, Silent())
+    record(other, ["sp"], tape_folder(folder, "tape"), CPU, Display())
     other = replace(other, overrides={**other.overrides, "batch_size": 16})
     state = study([Task("tape", Recording(other, ("sp",)))], folder)
     with pytest.raises(RunFailed) as caught:
@@ -314,7 +314,7 @@ def test_a_killed_process_costs_its_own_task_nothing_but_time(
     assert "going on from" in log
     assert log.count(", process ") == 2
     assert (tmp_path / "x").read_text().count("begins") == 1
-    assert run(request, tmp_path / "alone", CPU, Silent()) is not None
+    assert run(request, tmp_path / "alone", CPU, Display()) is not None
     one, other = (load_file(path / "student" / "model.safetensors") for path in (folder / "victim", tmp_path / "alone"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 

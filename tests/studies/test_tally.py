@@ -7,10 +7,10 @@ from spkd.studies.schedule import Schedule
 from spkd.studies.tally import Tally
 from spkd.studies.tasks import Measurement, Task
 from spkd.training.options import Request
-from spkd.training.progress import Lines, Silent
+from spkd.training.progress import Display, Lines
 
 
-class Shown(Silent):
+class Shown(Display):
     """Keeps what it is told."""
 
     def __init__(self) -> None:

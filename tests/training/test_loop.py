@@ -26,7 +26,7 @@ from spkd.models.wrn import WideResNet
 from spkd.training.devices import make_fabric
 from spkd.training.loop import PENDING_STEPS, Training, _looking_ahead, _optimizer
 from spkd.training.options import Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.recipe import Precision, preset
 from spkd.training.run_folder import RunFolder
 
@@ -46,7 +46,7 @@ def made(folder: Path, precision: Precision = "32-true") -> Training:
         "identity",
         make_fabric(Runtime(accelerator="cpu"), precision),
         RunFolder(folder),
-        Silent(),
+        Display(),
     )
 
 

@@ -12,7 +12,7 @@ from spkd.models.classifier import Normalisation
 from spkd.studies.side_by_side import alone_request
 from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.run import run
 from spkd.training.run_folder import RunFolder
 from spkd.training.setup import Setup, set_up
@@ -113,9 +113,9 @@ def test_it_is_the_run_s_and_the_tape_s(request_of_files: Request, tmp_path: Pat
     assert config["teacher_normalisation"] == "0.5/0.25"
     other = replace(wanted, teacher_normalisation=None)
     with pytest.raises(InputError, match=r"teacher_normalisation was '0.5/0.25', is None"):
-        run(other, tmp_path / "run", Runtime(accelerator="cpu"), Silent(), resume=True)
+        run(other, tmp_path / "run", Runtime(accelerator="cpu"), Display(), resume=True)
     with pytest.raises(InputError, match=r"was recorded with teacher_normalisation '0.5/0.25', this run has None"):
-        run(other, tmp_path / "other", runtime, Silent())
+        run(other, tmp_path / "other", runtime, Display())
 
 
 def test_a_saved_model_has_its_own_already(tiny: str, teacher: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from spkd.training import progress
-from spkd.training.progress import Bar, Lines, Silent, display
+from spkd.training.progress import Bar, Display, Lines, display
 
 
 def test_lines_are_spaced_and_the_last_one_is_always_there(
@@ -50,7 +50,7 @@ def test_a_bar_shows_its_text_and_lines_above_it() -> None:
 
 
 def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with Silent() as silent:
+    with Display() as silent:
         silent.say("x")
         silent.begin("x", 1, 0)
         silent.update(1, "x")

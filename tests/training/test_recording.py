@@ -20,7 +20,7 @@ from spkd.training import setup as setting_up
 from spkd.training import tape_setup
 from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.recording import record
 from spkd.training.run import run
 from spkd.training.setup import set_up
@@ -36,7 +36,7 @@ def request(tiny: str, teacher: Path, **changed: Any) -> Request:
 
 
 def trained(wanted: Request, folder: Path, runtime: Runtime = CPU) -> dict[str, Any]:
-    result = run(wanted, folder, runtime, Silent())
+    result = run(wanted, folder, runtime, Display())
     assert result is not None
     return result
 
@@ -88,7 +88,7 @@ def test_recording_ahead_first_use_and_playing_give_the_same(
     tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, ahead, used = request(tiny, teacher), tmp_path / "ahead", tmp_path / "used"
-    told = record(wanted, ["kd", "sp+kd", "at?weight=5", "none"], ahead, CPU, Silent())
+    told = record(wanted, ["kd", "sp+kd", "at?weight=5", "none"], ahead, CPU, Display())
     assert told is not None
     assert told["memories"] == ["logits", "similarity of body", "attention of body"]
     trained(wanted, tmp_path / "first", replace(CPU, tape=str(used)))
@@ -96,7 +96,7 @@ def test_recording_ahead_first_use_and_playing_give_the_same(
     for name, tape in (("second", used), ("third", ahead)):
         trained(wanted, tmp_path / name, replace(CPU, tape=str(tape)))
         assert_same_run(tmp_path / "first", tmp_path / name)
-    again = record(wanted, ["sp"], ahead, CPU, Silent())
+    again = record(wanted, ["sp"], ahead, CPU, Display())
     assert again is not None
     assert again["steps"] == told["steps"]
 
@@ -105,7 +105,7 @@ def test_another_student_method_and_weight_play_the_same_tape(
     tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taped = replace(CPU, tape=str(tmp_path / "tape"))
-    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Display())
     monkeypatch.setattr(setting_up, "_teacher", lambda *_: pytest.fail("the teacher was loaded"))
     other = request(f"{tiny}?width=6", teacher, method="sp?weight=1", taps=("stem=body",))
     assert trained(other, tmp_path / "other", taped)["compared_layers"] == ["stem=body"]
@@ -113,7 +113,7 @@ def test_another_student_method_and_weight_play_the_same_tape(
 
 def test_a_memory_that_is_missing_is_added(tiny: str, teacher: Path, tmp_path: Path) -> None:
     tape = tmp_path / "tape"
-    record(request(tiny, teacher), ["kd"], tape, CPU, Silent())
+    record(request(tiny, teacher), ["kd"], tape, CPU, Display())
     before = (tape / "logits.data").read_bytes()
     trained(request(tiny, teacher, method="sp"), tmp_path / "run", replace(CPU, tape=str(tape)))
     found = Tape.open(tape)
@@ -133,23 +133,23 @@ def test_a_memory_that_is_missing_is_added(tiny: str, teacher: Path, tmp_path: P
 def test_another_stream_is_refused(
     tiny: str, teacher: Path, tmp_path: Path, changed: dict[str, Any], field: str
 ) -> None:
-    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Display())
     with pytest.raises(InputError, match=f"recorded with {field} "):
-        run(request(tiny, teacher, **changed), tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Silent())
+        run(request(tiny, teacher, **changed), tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Display())
     assert not (tmp_path / "run").exists()
 
 
 def test_another_teacher_is_refused(tiny: str, teacher: Path, tmp_path: Path) -> None:
-    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+    record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Display())
     other = Request(model=f"{tiny}?width=16", overrides={"epochs": 1})
     trained(other, tmp_path / "other")
     with pytest.raises(InputError, match="recorded with other weights or code of the teacher"):
-        record(request(tiny, tmp_path / "other"), ["sp"], tmp_path / "tape", CPU, Silent())
+        record(request(tiny, tmp_path / "other"), ["sp"], tmp_path / "tape", CPU, Display())
 
 
 def test_more_epochs_lengthen_a_tape(tiny: str, teacher: Path, tmp_path: Path) -> None:
-    short = record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
-    long = record(request(tiny, teacher, overrides={"epochs": 3}), ["sp"], tmp_path / "tape", CPU, Silent())
+    short = record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Display())
+    long = record(request(tiny, teacher, overrides={"epochs": 3}), ["sp"], tmp_path / "tape", CPU, Display())
     assert short is not None
     assert long is not None
     assert long["steps"] == 1.5 * short["steps"]
@@ -166,14 +166,14 @@ def test_a_damaged_part_is_noticed_and_recorded_again(tiny: str, teacher: Path, 
     content[3 * 64 * 64 * 2] ^= 255  # in the fourth step
     path.write_bytes(content)
     with pytest.raises(RunFailed, match=r"is damaged at step .*: the same command, .* records that part again"):
-        run(wanted, tmp_path / "damaged", taped, Silent())
-    assert run(wanted, tmp_path / "damaged", taped, Silent(), overwrite=True) is not None
+        run(wanted, tmp_path / "damaged", taped, Display())
+    assert run(wanted, tmp_path / "damaged", taped, Display(), overwrite=True) is not None
     assert_same_run(tmp_path / "sound", tmp_path / "damaged")
 
 
 def test_recording_ahead_notices_what_is_damaged(tiny: str, teacher: Path, tmp_path: Path, heard: Any) -> None:
     tape = tmp_path / "tape"
-    record(request(tiny, teacher), ["kd"], tape, CPU, Silent())
+    record(request(tiny, teacher), ["kd"], tape, CPU, Display())
     sound = (tape / "logits.data").read_bytes()
     (tape / "logits.data").write_bytes(sound[:1000])
     record(request(tiny, teacher), ["kd"], tape, CPU, heard)
@@ -186,17 +186,17 @@ def test_a_tape_among_the_images_is_refused(tiny: str, teacher: Path, tmp_path: 
     data = DataOptions("pictures", data_root=str(tmp_path))
     wanted = request(tiny, teacher, data=data)
     with pytest.raises(InputError, match=r"--tape .* lie in each other"):
-        run(wanted, tmp_path / "run", replace(CPU, tape=str(tmp_path / "pictures" / "tape")), Silent())
+        run(wanted, tmp_path / "run", replace(CPU, tape=str(tmp_path / "pictures" / "tape")), Display())
     assert list((tmp_path / "pictures").iterdir()) == [tmp_path / "pictures" / "train"]
 
 
 def test_recording_that_is_stopped_goes_on(tiny: str, teacher: Path, tmp_path: Path) -> None:
     tape = tmp_path / "tape"
-    assert record(request(tiny, teacher), ["sp"], tape, replace(CPU, max_time="0"), Silent()) is None
+    assert record(request(tiny, teacher), ["sp"], tape, replace(CPU, max_time="0"), Display()) is None
     found = Tape.open(tape)
     assert found is not None
     assert found.recorded(["similarity of body"], 16) == 1
-    assert record(request(tiny, teacher), ["sp"], tape, CPU, Silent()) is not None
+    assert record(request(tiny, teacher), ["sp"], tape, CPU, Display()) is not None
     assert found.recorded(["similarity of body"], 16) == 16
 
 
@@ -205,7 +205,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_recorded(
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(InputError, match=r"GB are to be recorded and 0\.0 GB are free"):
-        record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Silent())
+        record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Display())
     assert not (tmp_path / "tape").exists()
 
 
@@ -213,14 +213,14 @@ def test_what_is_on_the_tape_needs_no_room(
     tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tape, wanted = tmp_path / "tape", request(tiny, teacher)
-    record(wanted, ["kd"], tape, CPU, Silent())
+    record(wanted, ["kd"], tape, CPU, Display())
     needed = 16 * 64 * 64 * 2  # float16 similarities of 16 batches; 16 × 64 × 10 × 2 bytes of logits are there
     free = needed - 1
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": free})())
     with pytest.raises(InputError, match="are to be recorded"):
-        record(wanted, ["kd+sp"], tape, CPU, Silent())
+        record(wanted, ["kd+sp"], tape, CPU, Display())
     free = needed
-    assert record(wanted, ["kd+sp"], tape, CPU, Silent()) is not None
+    assert record(wanted, ["kd+sp"], tape, CPU, Display()) is not None
 
 
 @pytest.mark.usefixtures("keeps_room")
@@ -229,12 +229,12 @@ def test_two_tapes_side_by_side_do_not_count_on_the_same_room(
 ) -> None:
     """Each looks at what is free before either has recorded anything, and has room from its beginning."""
     tape, wanted = tmp_path / "tape", request(tiny, teacher)
-    assert record(wanted, ["sp"], tape, replace(CPU, max_time="0"), Silent()) is None
+    assert record(wanted, ["sp"], tape, replace(CPU, max_time="0"), Display()) is None
     data = tape / "similarity-of-body.data"
     assert data.stat().st_blocks * 512 >= 16 * 64 * 64 * 2
     # What it has room for is free no longer, and needed no longer.
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0})())
-    assert record(wanted, ["sp"], tape, CPU, Silent()) is not None
+    assert record(wanted, ["sp"], tape, CPU, Display()) is not None
     assert data.stat().st_size == 16 * 64 * 64 * 2
 
 
@@ -250,13 +250,13 @@ def test_a_disk_that_fills_up_while_a_tape_is_begun_leaves_none(
     with monkeypatch.context() as full:
         full.setattr("spkd.training.tape.reserve", too_little)
         with pytest.raises(InputError, match=line):
-            record(wanted, ["sp"], tape, CPU, Silent())
+            record(wanted, ["sp"], tape, CPU, Display())
     assert Tape.open(tape) is None
-    assert record(wanted, ["sp"], tape, CPU, Silent()) is not None
+    assert record(wanted, ["sp"], tape, CPU, Display()) is not None
     before = {path.name: path.read_bytes() for path in tape.iterdir()}
     monkeypatch.setattr("spkd.training.tape.reserve", too_little)
     with pytest.raises(InputError, match=line):
-        record(wanted, ["sp+kd"], tape, CPU, Silent())
+        record(wanted, ["sp+kd"], tape, CPU, Display())
     assert {path.name: path.read_bytes() for path in tape.iterdir()} == before
 
 
@@ -277,10 +277,10 @@ def test_an_own_loss_is_recorded_and_a_changed_one_is_another_memory(tiny: str, 
     own, tape = tmp_path / "own.py", tmp_path / "tape"
     own.write_text(OWN)
     wanted = request(tiny, teacher, method=f"{own}:Sum?weight=0.1")
-    record(wanted, [wanted.method], tape, CPU, Silent())
-    record(wanted, [wanted.method.replace("0.1", "0.2")], tape, CPU, Silent())
+    record(wanted, [wanted.method], tape, CPU, Display())
+    record(wanted, [wanted.method.replace("0.1", "0.2")], tape, CPU, Display())
     own.write_text(OWN.replace("teacher.logits.sum(1)", "teacher.logits.sum(1) + 1"))
-    record(wanted, [wanted.method], tape, CPU, Silent())
+    record(wanted, [wanted.method], tape, CPU, Display())
     names = list(json.loads((tape / "tape.json").read_text())["memories"])
     assert len(names) == 2
     assert all(name.startswith("Sum ") for name in names)
@@ -317,7 +317,7 @@ def test_an_own_loss_gets_float32_from_a_tape_of_float16_too(tiny: str, teacher:
 def test_a_tape_without_a_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
     alone = Request(model=tiny, overrides={"epochs": 1})
     with pytest.raises(InputError, match="--tape keeps what a teacher says: give --teacher"):
-        run(alone, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Silent())
+        run(alone, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Display())
 
 
 def test_two_recorders_of_unlike_streams_do_not_share_a_folder(
@@ -328,12 +328,12 @@ def test_two_recorders_of_unlike_streams_do_not_share_a_folder(
 
     def interrupted(*arguments: Any) -> None:
         monkeypatch.setattr(tape_setup, "check_room", first)
-        record(request(tiny, teacher, seed=1), ["sp"], tape, CPU, Silent())
+        record(request(tiny, teacher, seed=1), ["sp"], tape, CPU, Display())
         first(*arguments)
 
     monkeypatch.setattr(tape_setup, "check_room", interrupted)
     with pytest.raises(InputError, match="recorded with seed 1, this run has 0"):
-        record(request(tiny, teacher), ["sp"], tape, CPU, Silent())
+        record(request(tiny, teacher), ["sp"], tape, CPU, Display())
 
 
 RANDOM = """
@@ -374,7 +374,7 @@ def test_random_numbers_of_a_loss_do_not_depend_on_other_terms(tiny: str, teache
     one.write_text(RANDOM)
     other.write_text(RANDOM.replace("Projected", "Other"))
     methods = [f"{one}:Projected?weight=0.01", f"{other}:Other?weight=0.01"]
-    record(request(tiny, teacher, method=methods[0]), methods, tape, replace(CPU, tape_dtype="float32"), Silent())
+    record(request(tiny, teacher, method=methods[0]), methods, tape, replace(CPU, tape_dtype="float32"), Display())
     for method in methods:
         wanted, name = request(tiny, teacher, method=method), method.partition(":")[2]
         trained(wanted, tmp_path / f"live {name}")
@@ -474,14 +474,14 @@ def test_a_tape_of_mirrored_images_is_none_of_images_as_they_are(tmp_path: Path)
     plain = replace(mirrored, data=replace(data, no_flip=True))
     one, other = (set_up(wanted).tape_identity() for wanted in (mirrored, plain))
     assert {name for name in one | other if one.get(name) != other.get(name)} == {"augmentation"}
-    record(mirrored, ["kd"], tmp_path / "tape", CPU, Silent())
+    record(mirrored, ["kd"], tmp_path / "tape", CPU, Display())
     with pytest.raises(InputError, match="recorded with augmentation "):
-        run(plain, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Silent())
+        run(plain, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Display())
 
 
 def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Path, tmp_path: Path) -> None:
     """The others would play the step, and the one that asked would wait for them."""
-    record(request(tiny, teacher), ["kd"], tmp_path / "tape", CPU, Silent())
+    record(request(tiny, teacher), ["kd"], tmp_path / "tape", CPU, Display())
     path = tmp_path / "tape" / "logits.data"
     sound = path.read_bytes()
     path.write_bytes(bytes([sound[0] ^ 255]) + sound[1:-1000])

@@ -33,7 +33,7 @@ from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
 from spkd.training.own_images import own_data
-from spkd.training.progress import Lines, Silent
+from spkd.training.progress import Display, Lines
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import evaluate_saved
@@ -64,7 +64,7 @@ def distillation(tiny: str, teacher: Path, seed: int = 0, **overrides: object) -
 @pytest.fixture(scope="module")
 def finished(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert run(distillation(tiny, teacher), folder, CPU, Silent()) is not None
+    assert run(distillation(tiny, teacher), folder, CPU, Display()) is not None
     return folder
 
 
@@ -118,7 +118,7 @@ def test_the_kept_student_is_not_the_last_where_that_is_worse(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spkd.training.loop.learning_rate", lambda recipe, step, batches: 100.0 * (step >= batches))
-    result = run(Request(model=str(teacher), overrides={"epochs": 2}), tmp_path / "run", CPU, Silent())
+    result = run(Request(model=str(teacher), overrides={"epochs": 2}), tmp_path / "run", CPU, Display())
     assert result is not None
     assert result["best_epoch"] == 1
     own = evaluate_saved(
@@ -130,8 +130,8 @@ def test_the_kept_student_is_not_the_last_where_that_is_worse(
 def test_the_same_request_gives_the_same_bits_and_another_seed_others(
     tiny: str, teacher: Path, finished: Path, tmp_path: Path
 ) -> None:
-    run(distillation(tiny, teacher), tmp_path / "again", CPU, Silent())
-    run(distillation(tiny, teacher, seed=1), tmp_path / "other", CPU, Silent())
+    run(distillation(tiny, teacher), tmp_path / "again", CPU, Display())
+    run(distillation(tiny, teacher, seed=1), tmp_path / "other", CPU, Display())
     assert equal(finished, tmp_path / "again")
     assert not equal(finished, tmp_path / "other")
 
@@ -141,7 +141,7 @@ def test_a_run_stopped_in_time_goes_on_to_the_same_bits(
 ) -> None:
     folder, request = tmp_path / "run", distillation(tiny, teacher)
     stops = 0
-    while run(request, folder, Runtime(accelerator="cpu", max_time="0"), Silent(), resume=True) is None:
+    while run(request, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None:
         assert not (folder / "result.json").exists()
         stops += 1
     assert stops == 2 * math.ceil(500 / 64), "a run that has no time makes one step"
@@ -157,14 +157,14 @@ def test_a_stopped_run_can_be_ended_where_it_stands(
 ) -> None:
     folder, request = tmp_path / "run", distillation(tiny, teacher)
     with pytest.raises(InputError, match=r"^--finish: there is no run in .*run to end$"):
-        run(request, folder, CPU, Silent(), finish=True)
+        run(request, folder, CPU, Display(), finish=True)
     assert not folder.exists()
     for step in range(math.ceil(500 / 64)):
-        assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Silent(), resume=True) is None
+        assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None
         if step == 0:
             with pytest.raises(InputError, match=r"^--finish: no epoch of .*run is complete; --resume goes on$"):
-                run(request, folder, CPU, Silent(), finish=True)
-    assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Silent(), resume=True) is None
+                run(request, folder, CPU, Display(), finish=True)
+    assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None
     result = run(request, folder, CPU, Lines(), finish=True)
     assert "kept: epoch 1 of 1 (2 were planned), validation error" in capsys.readouterr().err
     assert result is not None
@@ -173,34 +173,34 @@ def test_a_stopped_run_can_be_ended_where_it_stands(
         own = evaluate_saved(folder, DataOptions(), split=split, teacher=None, accelerator="cpu", say=print)
         assert own.top1_error == pytest.approx(result[f"{split}_error"])
     for way in ("resume", "finish"):
-        assert run(request, folder, CPU, Silent(), **{way: True}) == result
+        assert run(request, folder, CPU, Display(), **{way: True}) == result
 
 
 def test_a_finished_run_is_not_run_again(tiny: str, teacher: Path, finished: Path) -> None:
     before = (finished / "result.json").stat().st_mtime_ns
-    result = run(distillation(tiny, teacher), finished, CPU, Silent(), resume=True)
+    result = run(distillation(tiny, teacher), finished, CPU, Display(), resume=True)
     assert result == json.loads((finished / "result.json").read_text())
     assert (finished / "result.json").stat().st_mtime_ns == before
 
 
 def test_a_folder_with_a_run_is_refused(tiny: str, teacher: Path, finished: Path) -> None:
     with pytest.raises(InputError, match="already holds a run"):
-        run(distillation(tiny, teacher), finished, CPU, Silent())
+        run(distillation(tiny, teacher), finished, CPU, Display())
 
 
 def test_resuming_with_another_option_names_it(tiny: str, teacher: Path, finished: Path) -> None:
     with pytest.raises(InputError, match=r"gamma was 30.0, is 31.0"):
-        run(distillation(tiny, teacher, gamma=31.0), finished, CPU, Silent(), resume=True)
+        run(distillation(tiny, teacher, gamma=31.0), finished, CPU, Display(), resume=True)
 
 
 def test_a_checkpoint_made_with_another_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
-    run(Request(model=tiny, overrides={"epochs": 1}), teacher, CPU, Silent())
+    run(Request(model=tiny, overrides={"epochs": 1}), teacher, CPU, Display())
     folder = tmp_path / "run"
-    assert run(distillation(tiny, teacher), folder, Runtime("cpu", max_time="0"), Silent()) is None
-    run(Request(model=tiny, overrides={"epochs": 1}, seed=1), teacher, CPU, Silent(), overwrite=True)
+    assert run(distillation(tiny, teacher), folder, Runtime("cpu", max_time="0"), Display()) is None
+    run(Request(model=tiny, overrides={"epochs": 1}, seed=1), teacher, CPU, Display(), overwrite=True)
     with pytest.raises(InputError, match="other weights"):
-        run(distillation(tiny, teacher), folder, CPU, Silent(), resume=True)
+        run(distillation(tiny, teacher), folder, CPU, Display(), resume=True)
 
 
 def test_a_run_that_was_moved_with_all_that_it_names_goes_on(tmp_path: Path) -> None:
@@ -214,16 +214,16 @@ def test_a_run_that_was_moved_with_all_that_it_names_goes_on(tmp_path: Path) -> 
         return replace(taught, teacher=str(place / "first"))
 
     begun = Request(model="wrn-10-1", data=DataOptions(str(old / "pictures")), overrides=short)
-    assert run(begun, old / "first", CPU, Silent()) is not None
-    assert run(wanted(old), old / "run", Runtime("cpu", max_time="0"), Silent()) is None
+    assert run(begun, old / "first", CPU, Display()) is not None
+    assert run(wanted(old), old / "run", Runtime("cpu", max_time="0"), Display()) is None
     old.rename(new)
-    result = run(wanted(new), new / "run", CPU, Silent(), resume=True)
+    result = run(wanted(new), new / "run", CPU, Display(), resume=True)
     assert result is not None
     assert RunFolder(new / "run").config()["data_root"] == str(new)
     new.rename(old)
     (old / "pictures").rename(old / "photos")
     renamed = replace(wanted(old), data=DataOptions(str(old / "photos")))
-    assert run(renamed, old / "run", CPU, Silent(), resume=True) == result
+    assert run(renamed, old / "run", CPU, Display(), resume=True) == result
     # Of a finished run too, since its images are looked for where its configuration says.
     assert RunFolder(old / "run").config()["data"] == str(old / "photos")
 
@@ -238,8 +238,8 @@ def write_unlabelled(folder: Path, count: int = 20) -> Path:
 def test_images_without_a_label_are_learnt_from_and_belong_to_the_run(tiny: str, teacher: Path, tmp_path: Path) -> None:
     few = replace(distillation(tiny, teacher, batch_size=10), data=DataOptions(train_images=50))
     wanted = replace(few, unlabelled=str(write_unlabelled(tmp_path / "more")))
-    without = run(few, tmp_path / "without", CPU, Silent())
-    result = run(wanted, tmp_path / "run", CPU, Silent())
+    without = run(few, tmp_path / "without", CPU, Display())
+    result = run(wanted, tmp_path / "run", CPU, Display())
     assert without is not None
     assert result is not None
     assert result["images"] == {"train": 50, "unlabelled": 20, "val": 297, "test": 1000}
@@ -249,14 +249,14 @@ def test_images_without_a_label_are_learnt_from_and_belong_to_the_run(tiny: str,
     evaluate_saved(tmp_path / "run", few.data, split="test", teacher=None, accelerator="cpu", say=said.append)
     assert not any("have changed" in line for line in said)
     folder = tmp_path / "stopped"
-    while run(wanted, folder, Runtime(accelerator="cpu", max_time="0"), Silent(), resume=True) is None:
+    while run(wanted, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None:
         pass
     assert equal(tmp_path / "run", folder)
     moved = replace(wanted, unlabelled=str((tmp_path / "more").rename(tmp_path / "elsewhere")))
-    assert run(moved, tmp_path / "run", CPU, Silent(), resume=True) == result
+    assert run(moved, tmp_path / "run", CPU, Display(), resume=True) == result
     (tmp_path / "elsewhere" / "00.png").unlink()
     with pytest.raises(InputError, match=r"/run was made with other weights, code or images"):
-        run(moved, tmp_path / "run", CPU, Silent(), resume=True)
+        run(moved, tmp_path / "run", CPU, Display(), resume=True)
 
 
 def test_images_without_a_label_need_a_teacher_and_nothing_is_written_among_them(
@@ -264,18 +264,18 @@ def test_images_without_a_label_need_a_teacher_and_nothing_is_written_among_them
 ) -> None:
     more = write_unlabelled(tmp_path / "more")
     with pytest.raises(InputError, match="--unlabelled: only a teacher can say anything"):
-        run(Request(model=tiny, unlabelled=str(more)), tmp_path / "run", CPU, Silent())
+        run(Request(model=tiny, unlabelled=str(more)), tmp_path / "run", CPU, Display())
     with pytest.raises(InputError, match="lie in each other"):
-        run(replace(distillation(tiny, teacher), unlabelled=str(more)), more / "run", CPU, Silent())
+        run(replace(distillation(tiny, teacher), unlabelled=str(more)), more / "run", CPU, Display())
 
 
 def test_another_teacher_is_refused_before_anything_is_written(tiny: str, teacher: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert run(distillation(tiny, teacher), folder, Runtime("cpu", max_time="0"), Silent()) is None
-    run(Request(model=tiny, overrides={"epochs": 1}), tmp_path / "other", CPU, Silent())
+    assert run(distillation(tiny, teacher), folder, Runtime("cpu", max_time="0"), Display()) is None
+    run(Request(model=tiny, overrides={"epochs": 1}), tmp_path / "other", CPU, Display())
     before = (folder / "config.yaml").read_text()
     with pytest.raises(InputError, match=r"teacher was .*/run', is .*/other'"):
-        run(distillation(tiny, tmp_path / "other"), folder, CPU, Silent(), resume=True)
+        run(distillation(tiny, tmp_path / "other"), folder, CPU, Display(), resume=True)
     assert (folder / "config.yaml").read_text() == before
 
 
@@ -320,20 +320,24 @@ def test_a_saved_network_finds_its_code_after_both_were_moved(tiny_source: str, 
     (old / "nets").mkdir(parents=True)
     (old / "nets" / "net.py").write_text(tiny_source)
     made = Request(model=f"{old}/nets/net.py:Tiny?width=8", overrides={"epochs": 1})
-    run(made, old / "runs" / "teacher", CPU, Silent())
+    run(made, old / "runs" / "teacher", CPU, Display())
     taped = replace(CPU, tape=str(tmp_path / "tape"))
     short = distillation(tiny, old / "runs" / "teacher", epochs=1)
-    result = run(short, tmp_path / "run", taped, Silent())
+    result = run(short, tmp_path / "run", taped, Display())
     old.rename(new)
     moved = distillation(tiny, new / "runs" / "teacher", epochs=1)
     assert spkd.load_model(new / "runs" / "teacher").info.spec == f"{new}/nets/net.py:Tiny?width=8"
-    assert run(moved, tmp_path / "run", CPU, Silent(), resume=True) == result
-    assert run(moved, tmp_path / "played", taped, Silent()) is not None
+    assert run(moved, tmp_path / "run", CPU, Display(), resume=True) == result
+    assert run(moved, tmp_path / "played", taped, Display()) is not None
     again = replace(made, model=f"{new}/nets/net.py:Tiny?width=8")
-    assert run(again, new / "runs" / "teacher", CPU, Silent(), resume=True) is not None
+    assert run(again, new / "runs" / "teacher", CPU, Display(), resume=True) is not None
     with pytest.raises(InputError, match="another configuration"):
         run(
-            replace(made, model=f"{new}/nets/net.py:Tiny?width=4"), new / "runs" / "teacher", CPU, Silent(), resume=True
+            replace(made, model=f"{new}/nets/net.py:Tiny?width=4"),
+            new / "runs" / "teacher",
+            CPU,
+            Display(),
+            resume=True,
         )
 
 
@@ -342,7 +346,7 @@ def test_the_code_of_a_saved_teacher_and_what_lies_beside_weights_are_noticed(
 ) -> None:
     code, folder = tmp_path / "net.py", tmp_path / "teacher"
     code.write_text(tiny_source)
-    run(Request(model=f"{code}:Tiny", overrides={"epochs": 1}), folder, CPU, Silent())
+    run(Request(model=f"{code}:Tiny", overrides={"epochs": 1}), folder, CPU, Display())
     taught, weights = distillation(tiny, folder), str(folder / "student" / "model.safetensors")
     begun = Request(model=tiny, weights=weights)
     before = identity(taught), identity(begun)
@@ -368,10 +372,10 @@ def test_a_network_file_that_was_edited_is_noticed(tiny_source: str, tmp_path: P
     path = tmp_path / "net.py"
     path.write_text(tiny_source)
     request = Request(model=f"{path}:Tiny", overrides={"epochs": 1})
-    assert run(request, tmp_path / "run", CPU, Silent()) is not None
+    assert run(request, tmp_path / "run", CPU, Display()) is not None
     path.write_text(tiny_source.replace("dropout=0.1", "dropout=0.5"))
     with pytest.raises(InputError, match="other weights, code or images"):
-        run(request, tmp_path / "run", CPU, Silent(), resume=True)
+        run(request, tmp_path / "run", CPU, Display(), resume=True)
 
 
 def write_pictures(data: Path, kind: str = "png", blue: int = 0) -> None:
@@ -386,11 +390,11 @@ def test_other_images_of_the_same_names_and_sizes_are_noticed(tmp_path: Path) ->
     write_pictures(data, "bmp")
     sizes = {path: path.stat().st_size for path in data.rglob("*.bmp")}
     request = Request(model="wrn-10-1", data=DataOptions(str(data)), overrides={"epochs": 1, "batch_size": 8})
-    assert run(request, tmp_path / "run", CPU, Silent()) is not None
+    assert run(request, tmp_path / "run", CPU, Display()) is not None
     write_pictures(data, "bmp", blue=200)
     assert sizes == {path: path.stat().st_size for path in data.rglob("*.bmp")}
     with pytest.raises(InputError, match="other weights, code or images"):
-        run(request, tmp_path / "run", CPU, Silent(), resume=True)
+        run(request, tmp_path / "run", CPU, Display(), resume=True)
 
 
 def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
@@ -398,15 +402,15 @@ def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
     write_pictures(data)
     request = Request(model="wrn-10-1", data=DataOptions(str(data)), overrides={"epochs": 1, "batch_size": 8})
     folder = tmp_path / "run"
-    assert run(request, folder, CPU, Silent()) is not None
-    assert run(request, folder, CPU, Silent(), resume=True) is not None
+    assert run(request, folder, CPU, Display()) is not None
+    assert run(request, folder, CPU, Display(), resume=True) is not None
     said: list[str] = []
     evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
     assert said == list(load_data(request.data).notes)
     said.clear()
     Image.new("RGB", (16, 16), (5, 5, 5)).save(data / "class 0" / "another.png")
     with pytest.raises(InputError, match="other weights, code or images"):
-        run(request, folder, CPU, Silent(), resume=True)
+        run(request, folder, CPU, Display(), resume=True)
     evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
     assert sum("the images have changed" in line for line in said) == 1
     further = replace(request, model=str(folder))
@@ -428,7 +432,7 @@ def test_a_network_that_cannot_train_leaves_no_folder(tiny_source: str, tmp_path
         tiny_source.replace("return self.head", "assert not self.training, 'no training'\n        return self.head")
     )
     with pytest.raises(InputError, match="a training step on images of 8 × 8 fails: AssertionError: no training"):
-        run(Request(model=f"{path}:Tiny"), tmp_path / "run", CPU, Silent())
+        run(Request(model=f"{path}:Tiny"), tmp_path / "run", CPU, Display())
     assert not (tmp_path / "run").exists()
 
 
@@ -439,16 +443,16 @@ def test_a_network_that_cannot_be_saved_is_refused_before_it_is_trained(tiny_sou
         "\n    def set_extra_state(self, state):\n        pass\n"
     )
     with pytest.raises(InputError, match="_extra_state in its state dict is a str"):
-        run(Request(model=f"{path}:Tiny"), tmp_path / "run", CPU, Silent())
+        run(Request(model=f"{path}:Tiny"), tmp_path / "run", CPU, Display())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_checkpoint_is_one_clear_line(tiny: str, teacher: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    run(distillation(tiny, teacher), folder.path, Runtime("cpu", max_time="0"), Silent())
+    run(distillation(tiny, teacher), folder.path, Runtime("cpu", max_time="0"), Display())
     folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:1000])
     with pytest.raises(InputError, match="no readable checkpoint"):
-        run(distillation(tiny, teacher), folder.path, CPU, Silent(), resume=True)
+        run(distillation(tiny, teacher), folder.path, CPU, Display(), resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -460,7 +464,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(
         RunFailed, match=r"term 'ce' is (nan|inf) in epoch 1, step \d+.*--lr 1e\+30.*stays in"
     ) as caught:
-        run(request, folder.path, runtime, Silent())
+        run(request, folder.path, runtime, Display())
     assert "\n" not in str(caught.value)
     assert folder.result() is None
     saved = torch.load(folder.checkpoint, weights_only=True)
@@ -476,7 +480,7 @@ def test_a_full_memory_is_told_in_one_line(
 
     monkeypatch.setattr(where, "check" if where is Distiller else "run", fill)
     with pytest.raises(RunFailed, match=r"^the device's memory is full: smaller batches.*Tried to allocate 2 GiB\)$"):
-        run(distillation(tiny, teacher), tmp_path / "run", CPU, Silent())
+        run(distillation(tiny, teacher), tmp_path / "run", CPU, Display())
 
 
 @pytest.mark.parametrize(
@@ -611,7 +615,7 @@ def test_weights_that_a_callable_loads_are_part_of_run_and_tape(
 ) -> None:
     request, weights = loading, tmp_path / "best.pt"
     tape = Runtime("cpu", tape=str(tmp_path / "tape"))
-    result = run(request, tmp_path / "run", tape, Silent())
+    result = run(request, tmp_path / "run", tape, Display())
     assert result is not None
     assert result["teacher_val_error"] == json.loads((teacher / "result.json").read_text())["val_error"]
     before = set_up(request).identity()
@@ -619,7 +623,7 @@ def test_weights_that_a_callable_loads_are_part_of_run_and_tape(
     torch.save({name: 2 * value if name.endswith("weight") else value for name, value in state.items()}, weights)
     assert set_up(request).identity() != before
     with pytest.raises(InputError, match=r"was recorded with other weights of the teacher.*\(teacher_weights_loaded\)"):
-        run(request, tmp_path / "again", tape, Silent())
+        run(request, tmp_path / "again", tape, Display())
 
 
 def test_a_moving_average_is_another_teacher_than_what_lies_beside_it(tiny: str, teacher: Path, tmp_path: Path) -> None:
@@ -640,7 +644,7 @@ def test_a_teacher_with_a_head_of_its_own_making_is_recorded(loading: Request, t
     tape = Runtime("cpu", tape=str(tmp_path / "tape"))
     request = replace(loading, teacher=f"{tmp_path}/own.py:headed", method="sp")
     for name in ("one", "two"):
-        assert run(request, tmp_path / name, tape, Silent()) is not None
+        assert run(request, tmp_path / name, tape, Display()) is not None
     assert equal(tmp_path / "one", tmp_path / "two")
 
 
@@ -671,7 +675,7 @@ def test_a_teacher_that_was_made_to_see_images_otherwise_is_told(tmp_path: Path)
     write_noise(tmp_path / "pictures")
     data = DataOptions(str(tmp_path / "pictures"), image_size=8, view="whole")
     finished = tmp_path / "teacher"
-    run(Request(model="wrn-10-1", data=data, overrides={"epochs": 1}), finished, CPU, Silent())
+    run(Request(model="wrn-10-1", data=data, overrides={"epochs": 1}), finished, CPU, Display())
     said = "teacher: it was made to see whole images, and validation shows the centre of images: --view whole"
     wanted = Request(model="wrn-10-1", teacher=str(finished), method="kd", data=replace(data, view=None))
     assert said in set_up(wanted).notes
@@ -708,12 +712,12 @@ def test_images_have_the_size_that_the_teacher_was_made_for(tmp_path: Path) -> N
 
 def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a batch of 501 .* 500 images"):
-        run(Request(model=tiny, overrides={"batch_size": 501}), tmp_path / "run", CPU, Silent())
+        run(Request(model=tiny, overrides={"batch_size": 501}), tmp_path / "run", CPU, Display())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_student_from_a_saved_folder_goes_on_training_in_train_mode(teacher: Path, tmp_path: Path) -> None:
-    run(Request(model=str(teacher), overrides={"epochs": 1, "lr": 1e-30}), tmp_path / "run", CPU, Silent())
+    run(Request(model=str(teacher), overrides={"epochs": 1, "lr": 1e-30}), tmp_path / "run", CPU, Display())
     before, after = weights(teacher), weights(tmp_path / "run")
     assert not torch.equal(before["stem.1.running_mean"], after["stem.1.running_mean"])
     assert torch.allclose(before["head.weight"], after["head.weight"])
@@ -747,12 +751,12 @@ def test_a_network_whose_spec_is_longer_than_a_path(
     request = Request(model=spec, teacher=spec, teacher_weights="w.pt", method="kd", overrides={"epochs": 1})
     runtime = Runtime(accelerator="cpu", tape="tape")
     out = default_out(request)
-    assert run(request, out, runtime, Silent()) is not None
-    assert run(request, out, runtime, Silent(), resume=True) is not None
+    assert run(request, out, runtime, Display()) is not None
+    assert run(request, out, runtime, Display(), resume=True) is not None
     other = default_out(replace(request, seed=1))
     assert other != out
     assert max(len(name) for name in (Path(out).name, Path(other).name)) <= 255 - len("-alone")
-    distill(replace(request, seed=1), other, CPU, Silent(), default_teacher="", alone=True)
+    distill(replace(request, seed=1), other, CPU, Display(), default_teacher="", alone=True)
     assert (Path(f"{other}-alone") / "result.json").is_file()
     with pytest.raises(InputError, match=r"there is no folder net\.py:make"):
         own_data(spec, {})
@@ -760,13 +764,13 @@ def test_a_network_whose_spec_is_longer_than_a_path(
 
 def test_a_random_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"random weights.*--teacher_weights"):
-        run(Request(model=tiny, teacher=tiny, method="sp"), tmp_path / "run", CPU, Silent())
+        run(Request(model=tiny, teacher=tiny, method="sp"), tmp_path / "run", CPU, Display())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_method_without_a_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs a teacher"):
-        run(Request(model=tiny, method="sp"), tmp_path / "run", CPU, Silent())
+        run(Request(model=tiny, method="sp"), tmp_path / "run", CPU, Display())
 
 
 @pytest.mark.parametrize(
@@ -782,22 +786,22 @@ def test_a_device_or_time_that_is_not_there_is_refused(
     tiny: str, tmp_path: Path, runtime: Runtime, expected: str
 ) -> None:
     with pytest.raises(InputError, match=expected):
-        run(Request(model=tiny), tmp_path / "run", runtime, Silent())
+        run(Request(model=tiny), tmp_path / "run", runtime, Display())
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--accelerator cuda cannot be used here"):
-        run(Request(model=tiny), tmp_path / "run", Runtime(accelerator="cuda"), Silent())
+        run(Request(model=tiny), tmp_path / "run", Runtime(accelerator="cuda"), Display())
 
 
 def test_mixed_precision_trains_and_resumes(tiny: str, teacher: Path, tmp_path: Path) -> None:
     request = distillation(tiny, teacher, precision="bf16-mixed", epochs=1)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    assert run(request, straight, CPU, Silent()) is not None
-    assert run(request, stopped, Runtime("cpu", max_time="0"), Silent()) is None
-    assert run(request, stopped, CPU, Silent(), resume=True) is not None
+    assert run(request, straight, CPU, Display()) is not None
+    assert run(request, stopped, Runtime("cpu", max_time="0"), Display()) is None
+    assert run(request, stopped, CPU, Display(), resume=True) is not None
     assert equal(straight, stopped)
 
 
@@ -834,7 +838,7 @@ def test_a_compiled_run_is_the_run_up_to_rounding(alone: bool, tiny: str, teache
     counters.clear()
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
-        assert run(request, folder, Runtime(accelerator="cpu", compile=compiled), Silent()) is not None
+        assert run(request, folder, Runtime(accelerator="cpu", compile=compiled), Display()) is not None
         header, row = (folder / "metrics.csv").read_text().splitlines()
         totals.append(float(row.split(",")[header.split(",").index("train_total")]))
     assert totals[1] == pytest.approx(totals[0], rel=1e-3)
@@ -843,16 +847,16 @@ def test_a_compiled_run_is_the_run_up_to_rounding(alone: bool, tiny: str, teache
 
 def test_float16_on_a_cpu_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--precision 16-mixed.*Try"):
-        run(Request(model=tiny, overrides={"precision": "16-mixed"}), tmp_path / "run", CPU, Silent())
+        run(Request(model=tiny, overrides={"precision": "16-mixed"}), tmp_path / "run", CPU, Display())
     assert not (tmp_path / "run").exists()
 
 
 def test_two_runs_at_once_in_one_folder_are_refused(tiny: str, teacher: Path, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with locked(folder, wait=False), pytest.raises(InputError, match="another process is at work"):
-        run(distillation(tiny, teacher), folder, CPU, Silent())
+        run(distillation(tiny, teacher), folder, CPU, Display())
     assert [path.name for path in folder.iterdir()] == [".lock"]
-    assert run(distillation(tiny, teacher), folder, CPU, Silent()) is not None
+    assert run(distillation(tiny, teacher), folder, CPU, Display()) is not None
     assert equal(finished, folder)
 
 
@@ -868,6 +872,6 @@ def test_what_another_process_did_meanwhile_is_not_overwritten(
 
     monkeypatch.setattr("spkd.training.run.locked", after_another)
     with pytest.raises(InputError, match="already holds a run"):
-        run(distillation(tiny, teacher, seed=1), folder, CPU, Silent())
+        run(distillation(tiny, teacher, seed=1), folder, CPU, Display())
     assert (folder / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes()
     assert equal(finished, folder)

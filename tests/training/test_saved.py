@@ -27,7 +27,7 @@ from spkd.models.wrn import WideResNet
 from spkd.training.evaluation import Evaluation
 from spkd.training.options import Request, Runtime
 from spkd.training.own_images import data_to_evaluate_on, load_image, own_data, real_images
-from spkd.training.progress import Silent
+from spkd.training.progress import Display
 from spkd.training.run import run
 from spkd.training.run_folder import MARK
 from spkd.training.saved import evaluate_saved
@@ -410,7 +410,7 @@ def test_only_the_teacher_that_taught_is_agreed_with(tiny: str, teacher: Path, t
     student, own = tmp_path / "run", tmp_path / "teacher"
     shutil.copytree(teacher, own)
     request = Request(tiny, teacher=str(own), method="kd", overrides={"epochs": 1})
-    assert run(request, student, Runtime(accelerator="cpu"), Silent()) is not None
+    assert run(request, student, Runtime(accelerator="cpu"), Display()) is not None
     said: list[str] = []
 
     def agreement() -> float | None:

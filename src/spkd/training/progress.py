@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,14 +17,16 @@ PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines at the least."""
 
 
-class Display(Protocol):
-    """Where a run reports; :class:`Bar`, :class:`Lines` and :class:`Silent` are the three there are."""
+class Display:
+    """Where a run reports; as it is, nowhere."""
 
-    def __enter__(self) -> Display: ...
+    def __enter__(self) -> Display:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        return None
 
     def say(self, line: str) -> None:
         """Show one line of text."""
@@ -39,39 +40,15 @@ class Display(Protocol):
         ``left`` is the time that the rest will take in seconds, where the caller knows better than that one step
         takes as long as another.
         """
-
-
-class Silent:
-    """Reports nothing."""
-
-    def __enter__(self) -> Silent:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def say(self, line: str) -> None:
-        """Say nothing."""
-
-    def begin(self, title: str, steps: int, done: int) -> None:
-        """Show nothing."""
-
-    def update(self, done: int, text: str, left: float | None = None) -> bool:
-        """Show nothing, now as later."""
         return True
 
 
-class Lines(Silent):
+class Lines(Display):
     """Plain lines for logs and pipes: at most one every :data:`PLAIN_INTERVAL` seconds, and the last."""
 
     def __init__(self) -> None:
         self._title, self._steps, self._first = "", 0, 0
         self._begun = self._shown = 0.0
-
-    def __enter__(self) -> Lines:
-        return self
 
     def say(self, line: str) -> None:
         """Print one line on stderr."""
@@ -104,7 +81,7 @@ class _TimeLeft(TimeRemainingColumn):
         return Text(duration_text(max(0.0, end - task.get_time())), style="progress.remaining")
 
 
-class Bar(Silent):
+class Bar(Display):
     """A progress bar on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -146,7 +123,7 @@ class Bar(Silent):
 def display() -> Display:
     """Return a bar where stderr is a terminal, plain lines where it is not, and nothing for a follower's run."""
     if is_follower():
-        return Silent()
+        return Display()
     return Bar() if sys.stderr.isatty() else Lines()
 
 
