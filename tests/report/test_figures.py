@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from spkd.errors import InputError
 from spkd.report.drawing import write_figure
-from spkd.report.figures import comparison_figure, comparisons_figure
+from spkd.report.figures import comparison_figure
 from spkd.studies.records import Comparison, comparison_row
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -116,7 +115,7 @@ def test_the_key_says_that_several_p_values_are_not_corrected() -> None:
     assert figure.bbox.x0 < box.x0
     assert box.x1 < figure.bbox.x1
     assert "corrected" not in key(comparison_figure(COMPARISON)).get_text()
-    assert said in comparisons_figure([COMPARISON, COMPARISON]).get_supxlabel()
+    assert said in comparison_figure(COMPARISON, COMPARISON).get_supxlabel()
 
 
 def test_the_key_names_what_the_tests_are_against() -> None:
@@ -160,8 +159,3 @@ def test_pyplot_is_never_imported() -> None:
     code = "import sys, spkd.report.figures; print('matplotlib.pyplot' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
-
-
-def test_nothing_to_draw_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="at least one method"):
-        comparison_figure(dataclasses.replace(COMPARISON, rows=()))

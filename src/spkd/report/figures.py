@@ -1,4 +1,4 @@
-"""A comparison as a figure: every seed's dot, and each method's mean with its standard error.
+"""Comparisons as a figure: every seed's dot, and each method's mean with its standard error.
 
 The figure is drawn from records alone, without pyplot, so that it needs no display, leaves no global
 state behind, and is the same file every time.
@@ -14,7 +14,6 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spkd.errors import InputError
 from spkd.report.drawing import COLOURS, GREY
 from spkd.report.tables import p_value_text, pairs_text
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow
@@ -24,47 +23,24 @@ _DOTS_AT, _MEAN_AT = -0.08, 0.24  # beside each other, so that neither covers th
 _LABEL_WIDTH = 15
 
 
-def comparison_figure(comparison: Comparison) -> Figure:
-    """Draw the comparison.
+def comparison_figure(*comparisons: Comparison) -> Figure:
+    """Draw a comparison, or several beside each other; each must have a row.
 
     One column for each method: a dot for each seed, beside them the mean with one standard error to
-    either side; below, the method's name, the number of seeds and the p-value against the student alone.
-    A seed has the same sideways offset in every column. The teacher's error, where it is known, is a
+    either side; below, the method's name, the number of seeds and the p-value against the comparison's
+    baseline. A seed has the same sideways offset in every column. The teacher's error, where it is known, is a
     dashed line.
-
-    Raises:
-        InputError: when the comparison has no rows.
     """
-    if not comparison.rows:
-        raise InputError("comparison: expected at least one method to draw, got none; has any run finished?")
-    with style.context("default"):
-        width, height = _panel_size(comparison)
-        figure = Figure(figsize=(width, height), dpi=200, layout="constrained")
-        _draw_panel(figure.add_subplot(), comparison, int(11 * width))
-        figure.supxlabel(_key([comparison]), fontsize=8.5, color="#444444")
-    return figure
-
-
-def comparisons_figure(comparisons: Sequence[Comparison]) -> Figure:
-    """Draw several comparisons beside each other, each as :func:`comparison_figure` does.
-
-    Raises:
-        InputError: when none of them has a row.
-    """
-    drawn = [comparison for comparison in comparisons if comparison.rows]
-    if not drawn:
-        raise InputError("comparisons: expected at least one with a method to draw, got none; has any run finished?")
-    if len(drawn) == 1:
-        return comparison_figure(drawn[0])
-    across = min(_COLUMNS, len(drawn))
-    down = -(-len(drawn) // across)
-    sizes = [_panel_size(comparison) for comparison in drawn]
+    single = len(comparisons) == 1
+    across = min(_COLUMNS, len(comparisons))
+    down = -(-len(comparisons) // across)
+    sizes = [_panel_size(comparison) for comparison in comparisons]
     width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
     with style.context("default"):
-        figure = Figure(figsize=(across * width, down * height), dpi=160, layout="constrained")
-        for place, comparison in enumerate(drawn):
+        figure = Figure(figsize=(across * width, down * height), dpi=200 if single else 160, layout="constrained")
+        for place, comparison in enumerate(comparisons):
             _draw_panel(figure.add_subplot(down, across, place + 1), comparison, int(11 * width))
-        figure.supxlabel(_key(drawn), fontsize=10, color="#444444")
+        figure.supxlabel(_key(comparisons), fontsize=8.5 if single else 10, color="#444444")
     return figure
 
 

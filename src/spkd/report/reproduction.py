@@ -11,7 +11,7 @@ from spkd.files import write_text_atomically
 from spkd.report import reproduction_figures as figures
 from spkd.report import reproduction_tables as tables
 from spkd.report.drawing import write_figure
-from spkd.report.figures import comparisons_figure
+from spkd.report.figures import comparison_figure
 from spkd.report.grid import Grid, grid_markdown, write_grid
 from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.findings import Pair, findings, pairs_of_records
@@ -94,7 +94,7 @@ def _figure(reproduction: Reproduction, pairs: tuple[Pair, ...]) -> Figure | Non
         return None
     if name == "gamma":
         return figures.gamma_figure(drawn[0])
-    return comparisons_figure([pair.comparison(reproduction.records[0].data) for pair in drawn])
+    return comparison_figure(*(pair.comparison(reproduction.records[0].data) for pair in drawn))
 
 
 def _points(reproduction: Reproduction) -> figures.Points:
