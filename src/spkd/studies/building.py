@@ -63,7 +63,6 @@ class Builder:
         scale: of all its networks.
         protocol: how they are trained.
         data: the images of a seed.
-        methods: what students are trained by.
         remembered: what of a teacher is recorded on a tape: the same in all experiments, which may share it.
         above: begins the names of all tasks, so that networks of other experiments with the same labels lie apart.
     """
@@ -72,7 +71,6 @@ class Builder:
     scale: Scale
     protocol: Protocol
     data: Callable[[int], DataOptions]
-    methods: Sequence[Method] = (KD, AT, SP)
     remembered: Sequence[Method] = (KD, AT, SP)
     above: str = ""
 

@@ -12,7 +12,7 @@ from spkd.studies import measure, smoke, sources
 from spkd.studies.building import AT, KD, PRETRAINING, SP, Builder, Method, Network
 from spkd.studies.published import CIFAR10
 from spkd.studies.scales import Scale
-from spkd.studies.tasks import Measurement, Task
+from spkd.studies.tasks import Label, Measurement, Task
 
 Rows = dict[str, list[Task]]
 """The tasks of each row of an experiment, those it waits for included."""
@@ -120,15 +120,20 @@ class Experiment:
     independent_seeds: bool = True
 
 
-def pairs_of(setting: Setting, builder: Builder, pairs: Sequence[tuple[Network, Network]]) -> Rows:
-    """Return every pair of student and teacher by every method of the builder, with both networks alone."""
+def pairs_of(
+    setting: Setting,
+    builder: Builder,
+    pairs: Sequence[tuple[Network, Network]],
+    methods: Sequence[Method] = (KD, AT, SP),
+) -> Rows:
+    """Return every pair of student and teacher by every method, with both networks alone."""
     rows: Rows = {}
     for seed in range(setting.seeds):
         for student, teacher in pairs:
             name = row_name(student, teacher)
             row = rows.setdefault(name, [])
             row.append(builder.alone(student, seed))
-            for method in builder.methods:
+            for method in methods:
                 row += builder.distilled(name, student, teacher, method, seed)
     return rows
 
@@ -154,9 +159,9 @@ def combinations(setting: Setting) -> Rows:
     small = setting.scale.cinic10 is None
     if small and not asked:
         asked = [(setting.wrn("wrn-16-1"), setting.wrn("wrn-16-2"))]
-    rows = pairs_of(setting, replace(setting.cifar10(), methods=COMBINED), asked) if asked else {}
+    rows = pairs_of(setting, setting.cifar10(), asked, COMBINED) if asked else {}
     if not small and not (setting.only and set(setting.only) <= pairs.keys()):
-        rows |= pairs_of(setting, replace(setting.cinic10(), methods=COMBINED), _small_image_pairs(_CINIC_PAIRS))
+        rows |= pairs_of(setting, setting.cinic10(), _small_image_pairs(_CINIC_PAIRS), COMBINED)
     return rows
 
 
@@ -187,10 +192,10 @@ def transfer(setting: Setting) -> Rows:
         return options[seed]
 
     # The teachers keep their classes, which are not the students': there are no soft targets.
-    builder = Builder(
-        setting.study, setting.scale, setting.scale.dtd, data, methods=(AT, SP), remembered=(AT, SP), above="transfer/"
-    )
-    return pairs_of(setting, builder, [(networks[student], networks[teacher]) for student, teacher in _TRANSFER_PAIRS])
+    methods = (AT, SP)
+    builder = Builder(setting.study, setting.scale, setting.scale.dtd, data, remembered=methods, above="transfer/")
+    pairs = [(networks[student], networks[teacher]) for student, teacher in _TRANSFER_PAIRS]
+    return pairs_of(setting, builder, pairs, methods)
 
 
 def _pretrained(setting: Setting) -> dict[str, Network]:
@@ -216,29 +221,24 @@ def _pretrained(setting: Setting) -> dict[str, Network]:
 
 def gamma(setting: Setting) -> Rows:
     """The weight of the similarity-preserving loss, over orders of magnitude."""
-    builder = replace(setting.cifar10(), methods=(SP,))
-    student, teacher = setting.wrn("wrn-16-1"), setting.wrn("wrn-16-2")
-    rows: Rows = {}
-    for seed in range(setting.seeds):
-        for value in setting.scale.gammas:
-            name = f"gamma-{value:g}"
-            row = rows.setdefault(name, [])
-            row.append(builder.alone(student, seed))
-            row += builder.distilled(name, student, teacher, SP, seed, setting=value, overrides={"gamma": value})
-    return rows
+    return _swept(setting, {f"gamma-{value:g}": (value, SP, {"gamma": value}) for value in setting.scale.gammas})
 
 
 def layers(setting: Setting) -> Rows:
     """Each stage alone, all of them, and pairs of stages of unlike depth."""
-    methods = {taps: Method("sp", "sp", (taps,)) for taps in _LAYERS}
-    builder = replace(setting.cifar10(), methods=tuple(methods.values()))
+    return _swept(setting, {taps: (taps, Method("sp", "sp", (taps,)), {}) for taps in _LAYERS})
+
+
+def _swept(setting: Setting, values: Mapping[str, tuple[Label, Method, Mapping[str, object]]]) -> Rows:
+    """Return a row for each value of what is swept: the student alone, and by that method with those overrides."""
+    builder = setting.cifar10()
     student, teacher = setting.wrn("wrn-16-1"), setting.wrn("wrn-16-2")
     rows: Rows = {}
     for seed in range(setting.seeds):
-        for taps, method in methods.items():
-            row = rows.setdefault(taps, [])
+        for name, (value, method, overrides) in values.items():
+            row = rows.setdefault(name, [])
             row.append(builder.alone(student, seed))
-            row += builder.distilled(taps, student, teacher, method, seed, setting=taps)
+            row += builder.distilled(name, student, teacher, method, seed, setting=value, overrides=overrides)
     return rows
 
 
@@ -257,7 +257,7 @@ def activations(setting: Setting) -> Rows:
 
 def similarity(setting: Setting) -> Rows:
     """The similarity matrices of a teacher, the student alone and the distilled student."""
-    builder = replace(setting.cifar10(), methods=(SP,))
+    builder = setting.cifar10()
     student, teacher = (setting.wrn(label) for label in setting.scale.drawn_pair)
     name = row_name(student, teacher)
     alone = builder.alone(student, 0)
@@ -279,7 +279,7 @@ def similarity(setting: Setting) -> Rows:
 def loss_vs_error(setting: Setting) -> Rows:
     """The similarity-preserving loss on test images against the test error, for all pairs."""
     pairs = _cifar10_pairs(setting)
-    rows = pairs_of(setting, replace(setting.cifar10(), methods=(SP,)), pairs)
+    rows = pairs_of(setting, setting.cifar10(), pairs, (SP,))
     for student, teacher in pairs:
         name = row_name(student, teacher)
         students = {
