@@ -1,15 +1,17 @@
-"""Files: moved into place once written, so that a reader never sees half of one; locks, room, hashes, looks."""
+"""Files: moved into place once written, so that a reader never sees half of one; locks, room, hashes, looks, CSV."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import ctypes
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from spkd.errors import InputError
@@ -133,6 +135,19 @@ def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, as :func:`write_atomically` does."""
     write_bytes_atomically(path, text.encode())
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows of cells as CSV.
+
+    >>> print(csv_text([("image", "share"), ("cats, dogs.jpg", 0.5), ("b.jpg", None)]), end="")
+    image,share
+    "cats, dogs.jpg",0.5
+    b.jpg,
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _umask() -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spkd.errors import InputError
-from spkd.files import write_text_atomically
+from spkd.files import csv_text, write_text_atomically
 from spkd.studies.published import Certainty
 
 _LATEX = {
@@ -101,10 +99,7 @@ def grid_markdown(grid: Grid) -> str:
 
 def grid_csv(grid: Grid) -> str:
     """Return headings and cells as CSV, without title and notes: marks of certainty stand in words."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([grid.headings, *([_in_words(cell) for cell in row] for row in grid.rows)])
-    return text.getvalue()
+    return csv_text([grid.headings, *(map(_in_words, row) for row in grid.rows)])
 
 
 def grid_latex(grid: Grid) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from spkd.errors import InputError
+from spkd.files import csv_text
 from spkd.studies.statistics import PairedComparison, compare_paired, summarise
 
 BASELINE = "none"
@@ -188,10 +187,9 @@ def to_csv(comparison: Comparison) -> str:
     sp,1,2.5,1.0
     sp,2,3.0,1.5
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "seed", "test_error", "val_error"])
-    for row in comparison.rows:
-        for line in zip(row.seeds, row.test_errors, row.val_errors, strict=True):
-            writer.writerow([row.method, *line])
-    return text.getvalue()
+    runs = [
+        (row.method, *run)
+        for row in comparison.rows
+        for run in zip(row.seeds, row.test_errors, row.val_errors, strict=True)
+    ]
+    return csv_text([("method", "seed", "test_error", "val_error"), *runs])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.errors import InputError, nearest
-from spkd.files import write_text_atomically
+from spkd.files import csv_text, write_text_atomically
 from spkd.models.inference import emulates_bfloat16
 from spkd.studies.building import unique
 from spkd.studies.experiments import EXPERIMENTS, Experiment, Setting
@@ -237,11 +236,8 @@ def save_records(
         for task in tasks
         if isinstance(task.work, Request) and task.name in state.results
     ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Record)])
-    writer.writerows(dataclasses.astuple(record) for record in records)
-    write_text_atomically(study / name / RECORDS, text.getvalue())
+    lines = [[field.name for field in fields(Record)], *map(dataclasses.astuple, records)]
+    write_text_atomically(study / name / RECORDS, csv_text(lines))
     content = {
         "experiment": name,
         "scale": options.scale,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from spkd.data.checked_files import open_files
 from spkd.data.folder import image_files
 from spkd.data.images import Images
 from spkd.errors import InputError
-from spkd.files import is_utf8
+from spkd.files import csv_text, is_utf8
 from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating
 from spkd.training.batches import batches_for
@@ -53,15 +51,13 @@ class Predictions:
         image,class,probability,class 2,probability 2
         a.jpg,cat,0.7500,dog,0.2500
         """
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         places = range(1, len(self.predictions[0].classes) + 1)
         numbers = ["" if place == 1 else f" {place}" for place in places]
-        writer.writerow(["image", *(f"{what}{number}" for number in numbers for what in ("class", "probability"))])
+        rows = [["image", *(f"{what}{number}" for number in numbers for what in ("class", "probability"))]]
         for one in self.predictions:
             pairs = zip(one.classes, one.probabilities, strict=True)
-            writer.writerow([one.path, *(text for name, share in pairs for text in (name, f"{share:.4f}"))])
-        return text.getvalue()
+            rows.append([one.path, *(text for name, share in pairs for text in (name, f"{share:.4f}"))])
+        return csv_text(rows)
 
 
 class Answers:
@@ -94,12 +90,9 @@ class Answers:
 
     def csv(self) -> str:
         """Return a line for each image: the file, or its number in a set in memory, its label, and what was said."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
         has_teacher = bool(self._rows) and len(self._rows[0]) == 4
-        writer.writerow(["image", "label", "class", "probability", *["teacher"] * has_teacher])
-        writer.writerows([name, *row] for name, row in zip(self._names, self._rows, strict=True))
-        return text.getvalue()
+        headings = ["image", "label", "class", "probability", *["teacher"] * has_teacher]
+        return csv_text([headings, *([name, *row] for name, row in zip(self._names, self._rows, strict=True))])
 
 
 def predict(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import yaml
 from spkd.data.images import ImageData
 from spkd.data.options import CROP_SCALE
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import is_folder, is_there, write_text_atomically
+from spkd.files import csv_text, is_folder, is_there, write_text_atomically
 
 MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
 """First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
@@ -174,11 +172,8 @@ class RunFolder:
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write ``metrics.csv`` anew: one row per epoch, the union of the rows' keys as columns."""
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text_atomically(self.path / "metrics.csv", text.getvalue())
+        cells = [[row.get(column) for column in columns] for row in rows]
+        write_text_atomically(self.path / "metrics.csv", csv_text([columns, *cells]))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``: the last thing that a run does."""
