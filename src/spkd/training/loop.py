@@ -264,14 +264,12 @@ class Training:
         )
 
     def _end_epoch(self, writer: Any) -> None:
-        self._read_pending()
         state = self.state
-        first = self._fabric.is_global_zero
         # All evaluate, so that none waits for another longer than it may; the first one's word counts.
         error = self._fabric.broadcast(self._validate(self.student))
         state.epoch, state.batch = state.epoch + 1, 0
         row = {
-            "epoch": float(state.epoch),
+            "epoch": state.epoch,
             "lr": self._optimizer.param_groups[0]["lr"],
             **{f"train_{name}": value / state.images for name, value in state.sums.items()},
             "val_error": error,
@@ -281,13 +279,13 @@ class Training:
                 if name != "epoch":
                     writer.add_scalar(name, value, state.epoch)
             writer.flush()
-        state.rows.append({**row, "epoch": state.epoch})
+        state.rows.append(row)
         if error <= state.best_error:
             state.best_error, state.best_epoch = error, state.epoch
             state.best_weights = {
                 name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()
             }
-        if first:
+        if self._fabric.is_global_zero:
             self._folder.write_metrics(state.rows)
         self._show()
         state.sums, state.images = {}, 0

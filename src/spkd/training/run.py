@@ -134,7 +134,19 @@ def _train(
             folder.check(setup.config(), identity, resume=resume, overwrite=overwrite)
             folder.begin(setup.config(), identity, overwrite=overwrite)
         fabric.barrier()
-        training = _training(setup, identity, distiller, player, stream, runtime, fabric, folder, display)
+        training = Training(
+            distiller,
+            stream,
+            lambda student: top1_error(student, own_batches(setup.data.val, setup, fabric.device)),
+            setup.recipe,
+            setup.request.seed,
+            identity,
+            fabric,
+            folder,
+            display,
+            compiled=runtime.compile,
+            player=player,
+        )
         if training.restore():
             display.say(f"going on from {folder.checkpoint}")
         steps = setup.recipe.epochs * stream.batches_per_epoch
@@ -244,35 +256,6 @@ def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Di
             f"{fabric.world_size} processes with a part of each batch; batch norms see their part only"
             + (" (--sync_batchnorm: all of it)" if fabric.device.type == "cuda" else "")
         )
-
-
-def _training(
-    setup: Setup,
-    identity: str,
-    distiller: Distiller,
-    player: Player | None,
-    stream: TrainStream,
-    runtime: Runtime,
-    fabric: Fabric,
-    folder: RunFolder,
-    display: Display,
-) -> Training:
-    def validate(student: nn.Module) -> float:
-        return top1_error(student, own_batches(setup.data.val, setup, fabric.device))
-
-    return Training(
-        distiller,
-        stream,
-        validate,
-        setup.recipe,
-        setup.request.seed,
-        identity,
-        fabric,
-        folder,
-        display,
-        compiled=runtime.compile,
-        player=player,
-    )
 
 
 def _look_first(
