@@ -28,27 +28,26 @@ class Worker:
 
     Args:
         environment: variables that are set before the process loads anything.
+
+    Attributes:
+        job: what it is at work on; None where it is free.
+        connection: becomes ready when there is an outcome.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         context = multiprocessing.get_context("spawn")
         self.job: Job | None = None
-        self._connection, theirs = context.Pipe()
+        self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_serve, args=(theirs,))
         with environment_of_children(environment), _signals_blocked():
             self._process.start()
         theirs.close()
 
-    @property
-    def connection(self) -> Connection:
-        """What becomes ready when there is an outcome."""
-        return self._connection
-
     def begin(self, job: Job) -> None:
         """Hand over a job; when the process is dead, the outcome says so."""
         self.job = job
         with contextlib.suppress(OSError):
-            self._connection.send(job)
+            self.connection.send(job)
 
     def is_alive(self) -> bool:
         """Return whether the process can take a job."""
@@ -57,10 +56,10 @@ class Worker:
     def outcome(self) -> Outcome | None:
         """Return what came of the job, which the worker has then no longer; None while it is under way."""
         dead = not self._process.is_alive()  # asked first: what it sent before it died is still there
-        if not dead and not self._connection.poll():
+        if not dead and not self.connection.poll():
             return None
         try:
-            outcome: Outcome = self._connection.recv() if self._connection.poll() else self._death()
+            outcome: Outcome = self.connection.recv() if self.connection.poll() else self._death()
         except (EOFError, OSError):
             outcome = self._death()
         self.job = None
@@ -75,7 +74,7 @@ class Worker:
 
     def kill(self) -> None:
         """End the process now."""
-        self._connection.close()
+        self.connection.close()
         self._process.kill()
         self._process.join()
         self._process.close()

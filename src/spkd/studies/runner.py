@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from spkd.data.kept import keeping_last
 from spkd.errors import InputError
@@ -20,21 +20,9 @@ from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.signals import stop_signals
 
-
-class Workers(Protocol):
-    """Where jobs are carried out: :class:`~spkd.studies.pool.Pool`, :class:`~spkd.studies.cluster.Cluster`."""
-
-    def has_room(self) -> bool:
-        """Return whether another job can be begun."""
-
-    def begin(self, job: Job) -> None:
-        """Begin a job; there must be room."""
-
-    def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
-        """Return the outcomes there are, by task name, after waiting so long for one at the most."""
-
-    def stop(self) -> list[tuple[str, Outcome]]:
-        """End all that is under way, with checkpoints, and return what came of it."""
+if TYPE_CHECKING:
+    from spkd.studies.cluster import Cluster
+    from spkd.studies.pool import Pool
 
 
 def run_study(
@@ -83,7 +71,7 @@ class _Study:
         self._folder, self._runtime, self._deadline = folder, runtime, deadline
         self._schedule, self._tally = schedule, tally
 
-    def run(self, workers: Workers) -> None:
+    def run(self, workers: Pool | Cluster) -> None:
         with stop_signals() as received:
             try:
                 while not (received or self._too_late()):
@@ -183,7 +171,7 @@ def _settle_recording(
         finished.pop(recording.name, None)
 
 
-def _workers(options: RunnerOptions, runtime: Runtime, tasks: int) -> Workers:
+def _workers(options: RunnerOptions, runtime: Runtime, tasks: int) -> Pool | Cluster:
     """Return where the tasks will run.
 
     Raises:
