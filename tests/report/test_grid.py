@@ -6,10 +6,8 @@ import csv
 import io
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
-from spkd.errors import InputError
 from spkd.report.grid import Grid, grid_csv, grid_latex, grid_markdown, grid_table, write_grid
 
 GRID = Grid("10 % & more", ("name", "γ"), (("a|b_c", "−1.5 ± 0.2"), ("[red]", "7.52 †")), ("a note",))
@@ -48,8 +46,3 @@ def test_three_files_are_written(tmp_path: Path) -> None:
     paths = write_grid(GRID, tmp_path / "deep" / "over.view")
     assert [path.name for path in paths] == ["over.view.md", "over.view.csv", "over.view.tex"]
     assert paths[0].read_text(encoding="utf-8") == grid_markdown(GRID)
-
-
-def test_rows_of_another_length_are_refused() -> None:
-    with pytest.raises(InputError, match="expected 2 cells in each row, got 1"):
-        Grid("", ("a", "b"), (("1",),))

@@ -10,7 +10,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from spkd.errors import InputError
 from spkd.files import csv_text, write_text_atomically
 from spkd.studies.published import Certainty
 
@@ -54,11 +53,6 @@ class Grid:
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     texts: int = 1
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.headings):
-                raise InputError(f"rows: expected {len(self.headings)} cells in each row, got {len(row)} in {row}")
 
 
 def grid_table(grid: Grid) -> Table:
