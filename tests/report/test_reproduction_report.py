@@ -24,7 +24,7 @@ SP = comparison_row("sp", SEEDS, [8.0, 7.5, 7.9], [1.0] * 3, ALONE)
 
 
 def pair(*lines: tuple[str, ComparisonRow | None]) -> Pair:
-    made = tuple(Line(label, label, 3, row, None if row is None else row.p_value) for label, row in lines)
+    made = tuple(Line(label, 3, row, None if row is None else row.p_value) for label, row in lines)
     return Pair("wrn-16-1", "wrn-16-2", 175066, 691674, made, 6.5)
 
 
@@ -89,7 +89,7 @@ def test_statistics_are_those_of_the_comparison() -> None:
 
 def test_each_cell_of_the_statistics_stands_below_its_heading() -> None:
     own = dataclasses.replace(SP, interval=(-1.5, -0.5), p_value=0.0123)
-    shown = dataclasses.replace(pair(("none", ALONE)), lines=(Line("sp", "sp", 3, own, 0.0369),))
+    shown = dataclasses.replace(pair(("none", ALONE)), lines=(Line("sp", 3, own, 0.0369),))
     grid = statistics(reproduction("combinations"), [shown])
     cells = dict(zip(grid.headings, grid.rows[0], strict=True))
     assert (cells["95 % interval"], cells["p"], cells["p (Holm)"]) == ("−1.50 to −0.50", "0.012", "0.037")

@@ -17,7 +17,7 @@ wrn-40-2 wrn-16-8 5.18q 4.86m 4.47m 4.55q 4.24q
 
 
 def figure(published: Published) -> str:
-    letters = {Certainty.SEEN: "s", Certainty.QUOTED: "q", Certainty.UNVERIFIED: "m"}
+    letters = {Certainty.QUOTED: "q", Certainty.UNVERIFIED: "m"}
     return f"{published.value:.2f}{letters[published.certainty]}"
 
 

@@ -135,8 +135,7 @@ def write_grid(grid: Grid, stem: Path) -> list[Path]:
 
 def _in_words(cell: str) -> str:
     for certainty in Certainty:
-        if certainty.mark:
-            cell = cell.replace(certainty.mark, certainty.name.lower())
+        cell = cell.replace(certainty.mark, certainty.name.lower())
     return cell
 
 

@@ -240,7 +240,7 @@ def _paper_notes(shown: Sequence[Published]) -> tuple[str, ...]:
     if not shown:
         return ()
     marks = [certainty for certainty in Certainty if certainty in {figure.certainty for figure in shown}]
-    notes = [f"{certainty.mark} {certainty.meaning}." for certainty in marks if certainty.mark]
+    notes = [f"{certainty.mark} {certainty.meaning}." for certainty in marks]
     return (
         "Paper's figures (medians of five runs, 200 epochs on all images) in brackets or in their own column.",
         *notes,

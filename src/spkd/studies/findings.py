@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from statistics import median
 
 from spkd.studies.experiments import EXPERIMENTS
 from spkd.studies.published import PublishedPair, published_pair
@@ -20,14 +19,12 @@ class Line:
 
     Attributes:
         label: what the line is called: the method, or the setting of an experiment about settings.
-        method: the method.
         planned: how many seeds there are to be.
         result: of the seeds that have finished, against the student alone; None before the first.
         p_holm: the p-value after Holm's correction for all methods that are planned for the pair.
     """
 
     label: str
-    method: str
     planned: int
     result: ComparisonRow | None
     p_holm: float | None = None
@@ -104,11 +101,11 @@ def _pair(student: str, teacher: str, planned: Sequence[PlannedTask], records: S
     alone = [record for record in records if record.student == student and record.method == BASELINE]
     seeds = sum(task.labels["student"] == student and task.labels["method"] == BASELINE for task in planned)
     baseline = _compared(BASELINE, alone, None)
-    lines = [Line(BASELINE, BASELINE, seeds, baseline)]
-    for label, method in dict.fromkeys((_label(task), str(task.labels["method"])) for task in own):
+    lines = [Line(BASELINE, seeds, baseline)]
+    for label in dict.fromkeys(_label(task) for task in own):
         names = {task.name for task in own if _label(task) == label}
         found = [record for record in records if record.task in names]
-        lines.append(Line(label, method, len(names), _compared(label, found, baseline)))
+        lines.append(Line(label, len(names), _compared(label, found, baseline)))
     teachers = [record for record in records if record.student == teacher and record.method == BASELINE]
     used = next((record for record in teachers if record.seed == 0), None)
     return Pair(
@@ -123,13 +120,9 @@ def _pair(student: str, teacher: str, planned: Sequence[PlannedTask], records: S
 
 def _label(task: PlannedTask) -> str:
     setting = task.labels["setting"]
-    return (
-        str(task.labels["method"])
-        if setting is None
-        else f"{setting:g}"
-        if isinstance(setting, float)
-        else str(setting)
-    )
+    if setting is None:
+        return str(task.labels["method"])
+    return f"{setting:g}" if isinstance(setting, float) else str(setting)
 
 
 def _compared(label: str, records: Sequence[Record], baseline: ComparisonRow | None) -> ComparisonRow | None:
@@ -192,8 +185,8 @@ def _about(pair: Pair, paper: PublishedPair | None) -> str:
     if paper is not None and set(paper.methods) == set(order):
         theirs = tuple(sorted(paper.methods, key=lambda method: paper.methods[method].value))
         held = "the same order" if _rises(pair, theirs) else f"another order ({', '.join(theirs)})"
-        marks = sorted({figure.certainty.mark for figure in paper.methods.values()} - {""})
-        text += f"; the paper has {held} {' '.join(marks)}".rstrip()
+        marks = sorted({figure.certainty.mark for figure in paper.methods.values()})
+        text += f"; the paper has {held} {' '.join(marks)}"
         text += _tested(pair, theirs)
     return text + _weakness(pair)
 
@@ -284,4 +277,4 @@ def _is_best(pair: Pair) -> bool:
 
 
 def _median(line: Line) -> float:
-    return median(line.result.test_errors) if line.result is not None else float("inf")
+    return line.result.median if line.result is not None else float("inf")

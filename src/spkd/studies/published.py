@@ -15,7 +15,6 @@ from enum import Enum
 class Certainty(Enum):
     """How sure a figure is: its mark beside the figure, and what the mark says."""
 
-    SEEN = ("", "seen in a primary source")
     QUOTED = ("‡", "as quoted by others, not seen in the paper itself")
     UNVERIFIED = ("†", "unverified: from memory, consistent with what others quote")
 
@@ -43,8 +42,7 @@ class Published:
     certainty: Certainty
 
     def __str__(self) -> str:
-        mark = self.certainty.mark
-        return f"{self.value:.2f} {mark}" if mark else f"{self.value:.2f}"
+        return f"{self.value:.2f} {self.certainty.mark}"
 
 
 @dataclass(frozen=True)
