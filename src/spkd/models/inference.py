@@ -32,8 +32,6 @@ OUTPUT_BYTES_PER_THREAD = 1.5e6
 """How much the layers of a micro-batch put out in the mean, for each of a processor's threads: much more leaves the
 caches. Measured on ten networks: docs/performance.md."""
 
-Precision = Literal["auto", "32-true", "bf16-true"]
-
 _NORMS = {nn.Conv1d: nn.BatchNorm1d, nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
 
 
@@ -60,7 +58,7 @@ def inference_form(
     images: Tensor,
     *,
     logits: bool = True,
-    precision: Precision = "32-true",
+    precision: Literal["auto", "32-true", "bf16-true"] = "32-true",
 ) -> InferenceForm:
     """Return the classifier in its cheapest form.
 

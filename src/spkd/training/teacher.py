@@ -11,9 +11,10 @@ from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError
 from spkd.models.classifier import same_classes
-from spkd.models.inference import InferenceForm, Precision, inference_form
+from spkd.models.inference import InferenceForm, inference_form
 from spkd.training.batches import LOOKED_AT, first_batch, own_batches
 from spkd.training.evaluation import top1_error
+from spkd.training.recipe import TeacherPrecision
 from spkd.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def cheapest_teacher(setup: Setup, stream: TrainStream, fabric: Fabric) -> Infer
     teacher, objective = setup.teacher.to(fabric.device), setup.objective
     images = first_batch(stream)[0][:LOOKED_AT]
 
-    def form(precision: Precision) -> InferenceForm:
+    def form(precision: TeacherPrecision) -> InferenceForm:
         return inference_form(
             teacher, objective.teacher_taps, images, logits=objective.reads_teacher_logits, precision=precision
         )
