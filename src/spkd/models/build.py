@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from spkd.data.options import View
 from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models import libraries
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation, View, composed
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation, composed
 from spkd.models.network import HeadMismatch, count_logits, replace_head
 from spkd.models.saved_model import check_answer, read_info
 from spkd.models.spec import Architecture, construct, requires, takes, with_classes

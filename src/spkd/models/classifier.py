@@ -7,17 +7,14 @@ import operator
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from spkd.data.options import View
 from spkd.errors import InputError
 from spkd.models.network import input_channels
 from spkd.taps import logits_of
-
-View = Literal["whole", "centre"]
-"""What a network was made to see of an image, see :class:`ModelInfo`."""
 
 
 @dataclass(frozen=True)

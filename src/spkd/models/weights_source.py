@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spkd.data.options import View
 from spkd.errors import InputError, nearest
 from spkd.files import is_file, is_folder, is_there
 from spkd.models import libraries
-from spkd.models.classifier import ModelInfo, Normalisation, View
+from spkd.models.classifier import ModelInfo, Normalisation
 from spkd.models.saved_model import find_meant, not_saved, read_info
 from spkd.models.spec import Architecture, construct, names_architecture, parse_spec, takes
 from spkd.models.weights import read_checkpoint, read_tensors
