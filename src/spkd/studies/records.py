@@ -48,14 +48,6 @@ class ComparisonRow:
     p_value: float | None = None
     pairs: int | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("test_errors", "val_errors"):
-            if len(getattr(self, name)) != len(self.seeds):
-                raise InputError(
-                    f"{name}: expected one for each of the {len(self.seeds)} seeds of {self.method!r}, "
-                    f"got {len(getattr(self, name))}"
-                )
-
 
 @dataclass(frozen=True)
 class Comparison:
