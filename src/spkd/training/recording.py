@@ -64,7 +64,7 @@ def record(
         raise InputError(f"--tape {folder} could not be opened")
     return {
         "kind": "tape",
-        "steps": setup.recipe.epochs * stream.batches_per_epoch,
+        "steps": tape.steps_in(setup.recipe.epochs),
         "bytes": tape.bytes_of(setup.objective.memories, setup.recipe.epochs),
         "memories": list(setup.objective.memories),
         "precision": tape.manifest.precision,

@@ -359,7 +359,7 @@ def _played_objective(
         return None
     pairs = _pairs(request, student, tape.manifest.block_ends, data, image_size)
     objective = _objective(request, pairs, recipe)
-    steps = recipe.epochs * tape.manifest.batches_per_epoch
+    steps = tape.steps_in(recipe.epochs)
     return objective if tape.recorded(objective.memories, steps) == steps else None
 
 

@@ -192,10 +192,13 @@ class Tape:
         path = None if memory is None else self._path(memory, "data")
         return 0 if path is None or not path.exists() else 512 * path.stat().st_blocks
 
+    def steps_in(self, epochs: int) -> int:
+        """Return how many steps so many epochs have, each with a place on the tape."""
+        return epochs * self.manifest.batches_per_epoch
+
     def bytes_of(self, names: Iterable[str], epochs: int) -> int:
         """Return the bytes that these memories take for so many epochs."""
-        steps = epochs * self.manifest.batches_per_epoch
-        return steps * sum(self.manifest.memories[name].slot_bytes for name in names)
+        return self.steps_in(epochs) * sum(self.manifest.memories[name].slot_bytes for name in names)
 
     def steps(self, name: str) -> int:
         """Return up to which step a memory has been recorded, with or without gaps."""

@@ -13,11 +13,6 @@ from spkd.training.setup import Setup
 from spkd.training.tape import Tape
 
 
-def steps_of(tape: Tape, setup: Setup) -> int:
-    """Return how many steps the run has, each with a place on the tape."""
-    return setup.recipe.epochs * tape.manifest.batches_per_epoch
-
-
 def check_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> None:
     """Refuse to begin what will not fit; ``full`` is, by memory, what is remembered of a full batch.
 
@@ -39,7 +34,7 @@ def no_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor], why: str = "")
 
 def _needed(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> int:
     """Return the bytes for which the disk must have room yet."""
-    steps = steps_of(tape, setup)
+    steps = tape.steps_in(setup.recipe.epochs)
 
     def missing(name: str, slot: int) -> int:
         return min((steps - tape.recorded([name], steps)) * slot, max(0, steps * slot - tape.room_of(name)))

@@ -22,7 +22,7 @@ from spkd.training.playback import Player, said_of_all
 from spkd.training.progress import Display
 from spkd.training.setup import Setup
 from spkd.training.tape import Manifest, Tape, TapeDtype
-from spkd.training.tape_room import check_room, no_room, steps_of
+from spkd.training.tape_room import check_room, no_room
 from spkd.training.teacher import teacher_error_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def recorder(
     display.say(announcement(tape, setup))
     part, recorded = (fabric.global_rank, fabric.world_size), None
     if fabric.world_size > 1:
-        memories, steps = setup.objective.memories, setup.recipe.epochs * stream.batches_per_epoch
+        memories, steps = setup.objective.memories, tape.steps_in(setup.recipe.epochs)
         recorded = fabric.broadcast(tape.is_recorded(memories, steps))
         # Another run may have recorded more since the first process looked.
         require_one_folder(fabric, "--tape", tape.folder, [bool((tape.is_recorded(memories, steps) >= recorded).all())])
@@ -68,7 +68,7 @@ def require_one_tape(setup: Setup, runtime: Runtime, fabric: Fabric) -> None:
 
 def announcement(tape: Tape, setup: Setup) -> str:
     """Return in words how large the tape will be and how much of it is there."""
-    names, steps = setup.objective.memories, steps_of(tape, setup)
+    names, steps = setup.objective.memories, tape.steps_in(setup.recipe.epochs)
     size = tape.bytes_of(names, setup.recipe.epochs)
     kept = ", ".join(f"{name} {decimal(tape.manifest.memories[name].slot_bytes)}" for name in names)
     return (
@@ -118,7 +118,7 @@ def _widen(tape: Tape, setup: Setup, full: Mapping[str, Tensor], last: Mapping[s
             tape.add(memory, full[memory], last[memory])
     tape.save()
     try:
-        tape.reserve(full, steps_of(tape, setup))
+        tape.reserve(full, tape.steps_in(setup.recipe.epochs))
     except OSError as error:
         Tape.erase(tape.folder) if earlier is None else earlier.save()
         raise no_room(tape, setup, full, f" ({error.strerror})") from error
