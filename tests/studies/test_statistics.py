@@ -45,7 +45,8 @@ def test_two_pairs_follow_the_cauchy_distribution() -> None:
     comparison = compare_paired([1.0, 1.0], [2.0, 4.0])
     assert comparison.p_value == pytest.approx(1 - 2 / math.pi * math.atan(2), rel=1e-12)
     reach = math.tan(math.pi * 0.95 / 2)
-    assert comparison.interval == pytest.approx((-2 - reach, -2 + reach), rel=1e-12)
+    # Of this quantile SciPy gives ten digits before its version 1.16.
+    assert comparison.interval == pytest.approx((-2 - reach, -2 + reach), rel=1e-10)
 
 
 @settings(deadline=None)
