@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -670,3 +671,43 @@ def test_images_that_a_saved_model_would_normalise_again_are_noticed(part: str) 
             module.check(wrong, targets)
     networks[part] = network(4)
     Distiller(networks["student"], networks["teacher"], objective()).check((images - 0.5) / 0.25, targets)
+
+
+def test_a_backward_pass_that_fails_is_met_in_the_rehearsal() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(192, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits = torch.sigmoid(self.head(images.flatten(1)))
+            return logits.add_(1)  # which sigmoid needs as it was
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        Distiller(Overwrites(), None, Objective()).check(*batch())
+
+
+def test_a_student_that_cannot_learn_is_met_in_the_rehearsal() -> None:
+    frozen = Distiller(network().requires_grad_(False), None, Objective())
+    with pytest.raises(InputError, match=r"^student: its logits depend on no trainable weight, so it cannot learn"):
+        frozen.check(*batch())
+    frozen.student[6].bias.requires_grad_(True)  # type: ignore[index, union-attr]
+    frozen.check(*batch())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_student_in_fabrics_wrapper_is_checked(precision: str, compiled: bool) -> None:
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    student: nn.Module = network(4)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    if compiled:
+        student = cast(nn.Module, torch.compile(student, backend="eager"))
+    wrapped, optimizer = fabric.setup(student, optimizer)
+    module = Distiller(wrapped, network(6, seed=1), objective())
+    images, targets = batch()
+    module.check(images, targets)
+    assert module.unused_parameters(images, targets) == ()
+    breakdown = module(images, targets)
+    fabric.backward(breakdown.total)
+    assert all(parameter.grad is not None for parameter in wrapped.parameters())

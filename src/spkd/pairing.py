@@ -84,7 +84,7 @@ def pair_taps(
             ``"student_path=teacher_path"`` pairs, where one path alone stands for both networks.
 
     Returns:
-        the pairs in order of execution.
+        the pairs, those of block ends in order of execution, explicit ones as they are given.
 
     Raises:
         InputError: no pair is given, one is given twice or cannot be read, there is no such layer, or block

@@ -98,7 +98,9 @@ def _exchanged(images: int, device: torch.device) -> Division:
 
 def in_ddp(network: nn.Module) -> DistributedDataParallel | None:
     """Return the wrapper of PyTorch that averages a network's gradients over the processes, if it has one."""
-    wrapped = getattr(network, "_orig_mod", network)
+    wrapped: object = network
+    for place in ("_orig_mod", "_forward_module", "_orig_mod"):  # compiled, in Fabric's wrapper, compiled in that
+        wrapped = getattr(wrapped, place, wrapped)
     return wrapped if isinstance(wrapped, DistributedDataParallel) else None
 
 

@@ -37,7 +37,7 @@ def refuse_shards(student: nn.Module) -> None:
 
 @contextmanager
 def undisturbed(module: nn.Module, student: nn.Module, taps: Taps, device: torch.device) -> Iterator[None]:
-    """Give buffers and random generators back as they were, and run the student past DDP meanwhile.
+    """Give buffers and random generators back as they were, and run the student past DDP and Fabric meanwhile.
 
     Args:
         module: whose buffers are to stay.
@@ -45,9 +45,11 @@ def undisturbed(module: nn.Module, student: nn.Module, taps: Taps, device: torch
         taps: of the student.
         device: whose random generator is to stay, as the processor's is.
     """
-    # DDP waits for gradients that are accumulated, and none are here.
+    # DDP waits for gradients that are accumulated, and none are here; Fabric takes those only that it is asked for.
     if (wrapped := in_ddp(student)) is not None:
         taps.model = wrapped.module
+    elif isinstance(bare := getattr(student, "_original_module", None), nn.Module):
+        taps.model = bare
     devices = [device] if device.type == "cuda" else []
     try:
         with keeping_buffers(module), torch.random.fork_rng(devices), torch.enable_grad():
@@ -114,7 +116,7 @@ def _check_probabilities(logits: Tensor, targets: Tensor) -> None:
 
 
 def check_terms(student: nn.Module, values: Mapping[str, Tensor], division: Division | None) -> None:
-    """Look whether every term is finite and, but for the cross-entropy, teaches the student.
+    """Look whether every term is finite and teaches the student; the cross-entropy beside others need not.
 
     Raises:
         InputError: when one is or does not; the line names it.
@@ -123,6 +125,13 @@ def check_terms(student: nn.Module, values: Mapping[str, Tensor], division: Divi
         _check_finite(name, value if division is None else division.sum(division.share * value))
         if name != "ce":
             _check_gradient(student, name, value, division)
+            continue
+        parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        if value.requires_grad and parameters:
+            # For the errors of a backward pass, which may go where no other term's does.
+            torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        elif len(values) == 1:
+            raise InputError("student: its logits depend on no trainable weight, so it cannot learn; unfreeze some.")
 
 
 def _check_finite(name: str, value: Tensor) -> None:

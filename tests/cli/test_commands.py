@@ -58,6 +58,18 @@ def test_train_says_what_it_made(capsys: pytest.CaptureFixture[str], tiny: str, 
     assert (result["kind"], result["method"]) == ("train", "none")
 
 
+def test_what_to_do_next_is_what_can_be_done(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digits' own teacher is trained first; where that is stopped, nothing is there to be resumed."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["distill", "--max_time", "0", *CPU, "--out", "run"]) == 3
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped before the end; the same command goes on"
+    assert "there is no run in run to end" in failing(capsys, "distill", *CPU, "--out", "run", "--finish")
+    assert "give --tape, or leave it out" in failing(capsys, "distill", *CPU, "--tape_dtype", "float32")
+    assert "name them by --data" in failing(capsys, "taps", "--data_root", "data", "--student", "wrn-10-1")
+
+
 def test_a_stopped_distillation_is_ended_with_what_there_is(
     capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
 ) -> None:

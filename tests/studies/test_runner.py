@@ -1,5 +1,6 @@
 """Small studies on the digits, run for real: in order, through failures, kills and stops, each task once."""
 
+import errno
 import importlib
 import json
 import os
@@ -27,9 +28,9 @@ from spkd.studies.pool import Pool, visible_gpus
 from spkd.studies.runner import run_study
 from spkd.studies.state import StudyState, claimed, read_running, study_state
 from spkd.studies.tasks import Measurement, Recording, Task
-from spkd.studies.work import Job, tape_folder
+from spkd.studies.work import Job, Outcome, tape_folder
 from spkd.training.options import Request, Runtime
-from spkd.training.progress import Display
+from spkd.training.progress import Display, Lines
 from spkd.training.recording import record
 from spkd.training.run import run
 from spkd.training.tape import Tape
@@ -487,3 +488,53 @@ def test_only_gpus_that_this_process_may_use_are_used(monkeypatch: pytest.Monkey
 def test_options_are_checked(number: str) -> None:
     with pytest.raises(InputError, match=f"--jobs must be at least 1, not {number}"):
         RunnerOptions(jobs=int(number))
+
+
+def test_a_task_is_claimed_by_one_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    note = tmp_path / "running.json"
+    for _ in range(2):
+        with claimed(tmp_path, None) as ours:
+            assert ours
+            assert json.loads(note.read_text())["pid"] == os.getpid()
+            with claimed(tmp_path, 0.0) as others:
+                assert not others
+        assert list(tmp_path.iterdir()) == []
+    note.touch()  # just begun by another
+    with claimed(tmp_path, 0.0) as ours:
+        assert not ours
+    assert note.exists()
+    os.utime(note, (0, 0))  # and never written to
+    with claimed(tmp_path, None) as ours:
+        assert ours
+
+
+def test_what_ends_as_the_study_is_stopped_is_not_tried_again(
+    functions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Ctrl-C goes to the workers too, and one may have saved before the study has looked."""
+
+    class Workers:
+        def has_room(self) -> bool:
+            return True
+
+        def begin(self, job: Job) -> None:
+            pass
+
+        def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return [("x", Outcome())]
+
+        def stop(self) -> list[tuple[str, Outcome]]:
+            return []
+
+    monkeypatch.setattr("spkd.studies.runner._workers", lambda *_: Workers())
+    task = Task("x", Measurement(functions.note, {"path": str(tmp_path / "noted"), "text": "x"}))
+    found = run_study([task], tmp_path / "study", RunnerOptions(), CPU, Lines())
+    assert found.missing == ("x",)
+    assert "interrupted" not in capsys.readouterr().err

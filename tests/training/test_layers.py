@@ -1,5 +1,7 @@
 """What ``spkd taps`` finds out."""
 
+from pathlib import Path
+
 import pytest
 
 from spkd.data.options import DataOptions
@@ -27,3 +29,8 @@ def test_the_images_of_a_data_set_decide_the_shape() -> None:
 def test_an_unknown_layer_is_refused() -> None:
     with pytest.raises(InputError, match="group4"):
         find_layers(student="wrn-10-1", teacher="wrn-10-2", select=("group4",))
+
+
+def test_made_up_images_are_grey_where_a_network_takes_such(teacher: Path) -> None:
+    assert find_layers(student="wrn-10-1", teacher=str(teacher)).image_shape == (1, 8, 8)
+    assert find_layers(student="wrn-10-1", teacher="wrn-10-2", grey=True).image_shape == (1, 32, 32)

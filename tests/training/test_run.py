@@ -34,6 +34,7 @@ from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
 from spkd.training.own_images import own_data
 from spkd.training.progress import Display, Lines
+from spkd.training.result import hardware
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import evaluate_saved
@@ -875,3 +876,61 @@ def test_what_another_process_did_meanwhile_is_not_overwritten(
         run(distillation(tiny, teacher, seed=1), folder, CPU, Display())
     assert (folder / "config.yaml").read_bytes() == (finished / "config.yaml").read_bytes()
     assert equal(finished, folder)
+
+
+def test_a_folder_called_as_weights_are_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n\ndef made(num_classes=10, pretrained=False):\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    request = Request(model="net.py:made", weights="pretrained")
+    before = set_up(request)
+    (tmp_path / "pretrained").mkdir()
+    after = set_up(request)
+    assert before.config()["weights"] == after.config()["weights"] == "pretrained"
+    assert before.identity() == after.identity()
+
+
+def test_a_test_that_fails_does_not_lose_the_student(
+    tiny: str, teacher: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise InputError("model: expected finite logits")
+
+    folder, request = tmp_path / "run", distillation(tiny, teacher)
+    with monkeypatch.context() as patched:
+        patched.setattr("spkd.training.result.evaluate", refuse)
+        with pytest.raises(InputError, match="finite logits"):
+            run(request, folder, CPU, Display())
+    assert not (folder / "result.json").exists()
+    assert equal(finished, folder)
+    result = run(request, folder, CPU, Display(), resume=True)
+    assert result is not None
+    assert result["test_error"] == json.loads((finished / "result.json").read_text())["test_error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "said"),
+    [
+        ("none", {"milestones": (0.5,), "lr_decay": 0.1}, "--milestones, --lr_decay: of no effect with sgd, cosine"),
+        ("kd", {"gamma": 3.0, "optimizer": "adamw", "momentum": 0.5}, "--gamma, --momentum: of no effect with adamw"),
+        ("sp", {"alpha": 0.5, "temperature": 2.0, "beta": 5.0}, "--alpha, --temperature, --beta: of no effect with"),
+        ("sp+kd+at", {"gamma": 3.0, "alpha": 0.5, "temperature": 2.0, "beta": 5.0}, None),
+        ("none", {"momentum": 0.5, "schedule": "step", "milestones": (0.5,), "lr_decay": 0.1}, None),
+        ("none", {"milestones": (0.3, 0.6, 0.8), "gamma": 100.0}, None),  # as the recipe has them
+    ],
+)
+def test_what_is_chosen_to_no_effect_is_said(
+    teacher: Path, method: str, overrides: dict[str, Any], said: str | None
+) -> None:
+    taught = None if method == "none" else str(teacher)
+    notes = set_up(Request(model="wrn-10-1", teacher=taught, method=method, overrides=overrides)).notes
+    found = [note for note in notes if "of no effect" in note]
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said)
+
+
+def test_the_kind_of_device_is_recorded() -> None:
+    assert hardware(torch.device("cpu")).endswith(("thread", "threads"))
+    assert hardware(torch.device("mps")).endswith(" MPS")

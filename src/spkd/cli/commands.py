@@ -62,6 +62,8 @@ def distill(options: Namespace) -> int:
     from spkd.training.progress import display
     from spkd.training.run import default_out
 
+    if options.tape_dtype is not None and options.tape is None:
+        raise InputError("--tape_dtype is the precision of a tape: give --tape, or leave it out")
     request = _request(options, options.student, options.seed)
     out = Path(options.out or default_out(request))
     rows = side_by_side.distill(
@@ -209,13 +211,16 @@ def taps(options: Namespace) -> int:
     from spkd.training.layers import find_layers
 
     given = {name: value for name, value in _pick(DataOptions, options).items() if value is not None}
+    if options.data is None and (useless := sorted(given.keys() - {"image_size", "grey"})):
+        raise InputError(f"--{useless[0]} is of images: name them by --data, or leave it out")
     found = find_layers(
         student=options.student,
         teacher=options.teacher or DEFAULT_TEACHER,
         weights=options.weights,
         teacher_weights=options.teacher_weights,
-        data=DataOptions(**given) if options.data else None,
+        data=None if options.data is None else DataOptions(**given),
         image_size=options.image_size,
+        grey=bool(options.grey),
         select=tuple(options.taps),
     )
     _print(layers_table(found))
@@ -344,6 +349,10 @@ def _pick(owner: type, options: Namespace) -> dict[str, Any]:
 
 
 def _how_to_go_on(out: Path) -> str:
+    from spkd.training.run_folder import RunFolder
+
+    if not RunFolder(out).has_begun():
+        return "the same command goes on"
     return f"--resume goes on from the checkpoint in {out}, --finish takes the best epoch so far"
 
 

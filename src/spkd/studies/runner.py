@@ -82,7 +82,7 @@ class _Study:
                     if not self._schedule.running:
                         break
                     for name, outcome in workers.wait(0.2):
-                        self._take(name, outcome, stopped=False)
+                        self._take(name, outcome, stopped=bool(received))
             finally:
                 for name, outcome in workers.stop():
                     self._take(name, outcome, stopped=True)

@@ -70,6 +70,8 @@ def distill(
             raise InputError(
                 f"{out} holds a run on {begun.get('data')}: to go on with it, give its options, by --config {config}"
             )
+        if finish and not RunFolder(Path(out)).has_begun():
+            raise InputError(f"--finish: there is no run in {out} to end")
         with_teacher = request_with_teacher(request, default_teacher, [request.method], runtime, display)
         if with_teacher is None:
             return None

@@ -231,12 +231,30 @@ def _claim(folder: Path) -> bool:
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
         file.flush()
         try:
-            os.link(file.name, path)  # appears with all its content, and only where there is none
+            _put(Path(file.name), path)
         except FileExistsError:
-            if read_running(folder) is None:
+            if read_running(folder) is None and not _is_being_written(path):
                 _remove_stale(path)
             return False
     return True
+
+
+def _put(source: Path, target: Path) -> None:
+    """Have what ``source`` holds at ``target`` too, unless there is something: then FileExistsError."""
+    try:
+        os.link(source, target)  # which then appears with all its content
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+
+
+def _is_being_written(claim: Path) -> bool:
+    with suppress(FileNotFoundError):
+        found = claim.stat()
+        return found.st_size == 0 and time.time() - found.st_mtime <= SILENCE
+    return False
 
 
 def _remove_stale(claim: Path) -> None:
@@ -246,7 +264,7 @@ def _remove_stale(claim: Path) -> None:
         claim.rename(aside)
         if _of_the_living(aside) is not None:
             with suppress(FileExistsError):
-                os.link(aside, claim)
+                _put(aside, claim)
         aside.unlink()
 
 

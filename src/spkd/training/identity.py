@@ -143,6 +143,11 @@ def absolute(text: str | None) -> str | None:
     return with_absolute_code(text)
 
 
+def absolute_weights(weights: str | None) -> str | None:
+    """Return the same of weights; a name of some, such as ``pretrained``, is no path, whatever is called so."""
+    return absolute(weights) if weights is not None and is_file(weights) else weights
+
+
 def absolute_network(spec: str) -> str:
     """Return the same of a network's spec; an architecture's name is no path."""
     return spec if names_architecture(spec) else str(absolute(spec))

@@ -11,6 +11,7 @@ from spkd.data.options import DataOptions
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
+from spkd.models.saved_model import find_meant, read_info
 from spkd.models.weights_source import model_defaults
 from spkd.pairing import Candidate, block_ends, pair_taps
 from spkd.taps import TapPair
@@ -38,18 +39,22 @@ def find_layers(
     teacher_weights: str | None = None,
     data: DataOptions | None = None,
     image_size: int | None = None,
+    grey: bool = False,
     select: tuple[str, ...] = ("last",),
 ) -> Layers:
     """Find the block ends of two networks and the pairs that ``select`` chooses.
 
-    Without ``data`` the images are made up: colour, of the networks' own size, or 32 pixels where
-    one is a CIFAR wide residual network, else 224. Weights decide nothing but the size.
+    Without ``data`` the images are made up: in colour unless a saved network is of grey images or ``grey`` is given, of
+    the networks' own size, or 32 pixels where one is a CIFAR wide residual network, else 224. Weights decide nothing
+    but the size.
 
     Raises:
         InputError: for an unknown network, layer or data set.
     """
-    channels, classes, native = 3, tuple(str(place) for place in range(10)), None
-    normalisation = Normalisation((0.5,) * 3, (0.5,) * 3)
+    saved = [folder for spec in (student, teacher) if (folder := find_meant(spec)) is not None]
+    channels = 1 if grey or any(read_info(folder).channels == 1 for folder in saved) else 3
+    classes, native = tuple(str(place) for place in range(10)), None
+    normalisation = Normalisation((0.5,), (0.5,))
     if data is not None:
         loaded = load_data(data)
         channels, classes, native = loaded.channels, loaded.classes, loaded.native_size

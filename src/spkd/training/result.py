@@ -28,9 +28,8 @@ def result_of(
     distiller: Distiller,
     teacher_error: float | None,
 ) -> dict[str, Any]:
-    """Take the best weights on validation, evaluate them once on the test set, and return the result."""
+    """Evaluate the student once on the test set, and return the result."""
     state, student = training.state, setup.student
-    student.load_state_dict(state.best_weights)
     teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
     tested: dict[str, Any] = {}
     if setup.data.test is not None:
@@ -94,5 +93,7 @@ def hardware(device: torch.device) -> str:
     """Return what a run was computed on, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return f"{platform.machine()} {device.type.upper()}"
     threads = torch.get_num_threads()
     return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"

@@ -170,9 +170,13 @@ def _train(
             display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
         if teacher_error is None:
             teacher_error = teacher_error_of(setup, "val", fabric.device)
+        setup.student.load_state_dict(state.best_weights)
+        if fabric.is_global_zero:
+            # Before the test, which a single image may spoil; nothing that was trained is lost then.
+            save_classifier(setup.student.cpu(), folder.student)
+            setup.student.to(fabric.device)
         result = result_of(setup, training, identity, fabric.device, distiller, teacher_error)
         if fabric.is_global_zero:
-            save_classifier(setup.student.cpu(), folder.student)
             folder.write_result(result)
         fabric.barrier()
         return result

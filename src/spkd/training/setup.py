@@ -30,6 +30,7 @@ from spkd.taps import TapPair
 from spkd.training.identity import (
     absolute,
     absolute_network,
+    absolute_weights,
     if_given,
     input_paths,
     run_identity,
@@ -88,7 +89,7 @@ class Setup:
         losses = recipe.pop("losses")
         network: dict[str, Any] = {
             "model" if request.teacher is None else "student": absolute_network(request.model),
-            "weights": absolute(request.weights),
+            "weights": absolute_weights(request.weights),
             **if_given("normalisation", request.normalisation),
         }
         data = asdict(request.data)
@@ -99,7 +100,7 @@ class Setup:
         else:
             network |= {
                 "teacher": absolute_network(request.teacher),
-                "teacher_weights": absolute(request.teacher_weights),
+                "teacher_weights": absolute_weights(request.teacher_weights),
                 **if_given("teacher_normalisation", request.teacher_normalisation),
                 "method": with_absolute_code(request.method),
                 "taps": list(request.taps),
@@ -179,6 +180,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     )
     notes += student.notes
     recipe = _recipe(request, data, student.trained, notes)
+    notes += _of_no_effect(request, recipe)
     tape = _tape(request, runtime, data, image_size, recipe)
     teacher = None
     objective = _played_objective(request, recipe, student.classifier, tape, data, image_size)
@@ -278,6 +280,26 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
         + (f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "")
     )
     return recipe
+
+
+def _of_no_effect(request: Request, recipe: Recipe) -> list[str]:
+    """Return a line where the user chose what nothing depends on."""
+    terms = term_names(request.method)
+    idle = {
+        "milestones": recipe.schedule != "step",
+        "lr_decay": recipe.schedule != "step",
+        "momentum": recipe.optimizer != "sgd",
+        "gamma": "sp" not in terms,
+        "alpha": "kd" not in terms,
+        "temperature": "kd" not in terms,
+        "beta": "at" not in terms,
+    }
+    usual = asdict(preset(recipe.name).for_batches_of(recipe.batch_size))
+    usual |= usual["losses"]
+    given = {name: value for name, value in request.overrides.items() if value not in (None, usual.get(name))}
+    said = [f"--{name}" for name in given if idle.get(name)]
+    chosen = ", ".join([recipe.optimizer, recipe.schedule, request.method])
+    return [f"{', '.join(said)}: of no effect with {chosen}"] if said else []
 
 
 def _teacher(request: Request, data: ImageData, image_size: int, normalisation: Normalisation) -> BuiltModel:
