@@ -17,10 +17,13 @@ from PIL import Image
 from scipy import stats
 
 import spkd
+from spkd.cli.commands import _request
 from spkd.cli.main import main
+from spkd.cli.options import distill_parser
 from spkd.data import load as loading
 from spkd.data.images import ImageData
 from spkd.data.options import DataOptions
+from spkd.errors import InputError
 from spkd.studies.state import claimed
 from spkd.training.own_images import images_in
 from spkd.training.recipe import PRESETS
@@ -56,6 +59,55 @@ def test_train_says_what_it_made(capsys: pytest.CaptureFixture[str], tiny: str, 
     assert f"{result['test_error']:.2f} %" in printed
     assert str(out / "student") in printed
     assert (result["kind"], result["method"]) == ("train", "none")
+
+
+def test_every_option_of_the_networks_reaches_the_request() -> None:
+    given = ["--weights", "a.pt", "--normalisation", "none", "--replace_head", "--teacher", "x"]
+    given += ["--teacher_weights", "b.pt", "--teacher_normalisation", "0.5/0.25", "--taps", "stages"]
+    options = distill_parser().parse_args([*given, "--unlabelled", "more", "--recipe", "scratch"])
+    found = _request(options, options.student, 3)
+    assert (found.weights, found.normalisation, found.replace_head) == ("a.pt", "none", True)
+    assert (found.teacher_weights, found.teacher_normalisation) == ("b.pt", "0.5/0.25")
+    assert (found.taps, found.seed, found.unlabelled, found.recipe) == (("stages",), 3, "more", "scratch")
+
+
+@pytest.mark.parametrize(
+    ("called", "given", "expected"),
+    [
+        (
+            "spkd.training.run.run",
+            ["train", "--finish", "--resume", "--overwrite"],
+            {"finish": True, "resume": True, "overwrite": True},
+        ),
+        (
+            "spkd.studies.side_by_side.distill",
+            ["distill", "--finish", "--resume", "--overwrite", "--alone"],
+            {"finish": True, "resume": True, "overwrite": True, "alone": True},
+        ),
+        (
+            "spkd.training.saved.evaluate_saved",
+            "evaluate net --weights w.pt --data new --split all --teacher t --normalisation none --save s --out o".split(),
+            {"weights": "w.pt", "split": "all", "teacher": "t", "normalisation": "none", "save": "s", "out": "o"},
+        ),
+        (
+            "spkd.training.prediction.predict",
+            ["predict", "net", "a.png", "--skip_bad_images", "--top", "3", "--workers", "5"],
+            {"skip_bad_images": True, "top": 3, "workers": 5},
+        ),
+    ],
+)
+def test_every_option_reaches_what_it_is_for(
+    called: str, given: list[str], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def ask(*_: object, **how: object) -> None:
+        asked.update(how)
+        raise InputError("that is all")
+
+    monkeypatch.setattr(called, ask)
+    assert main(given) == 2
+    assert {name: asked[name] for name in expected} == expected
 
 
 def test_what_to_do_next_is_what_can_be_done(

@@ -81,6 +81,13 @@ def test_floats_are_scaled(tmp_path):
     assert read_hwc(path)[0, :, 0].tolist() == [0, 128, 255]
 
 
+def test_the_scale_is_the_format_s_and_not_the_image_s(tmp_path):
+    floats = saved(Image.fromarray(np.array([[0.0, 100.0, 255.0]], dtype=np.float32)), tmp_path / "a.tif")
+    assert read_hwc(floats)[0, :, 0].tolist() == [0, 100, 255]
+    dark = saved(Image.fromarray(np.array([[0, 200, 255]], dtype=np.uint16)), tmp_path / "a.png")
+    assert read_hwc(dark)[0, :, 0].tolist() == [0, 1, 1]
+
+
 def test_cmyk_and_bilevel(tmp_path):
     cmyk = Image.new("CMYK", (4, 4), (0, 255, 255, 0))
     red = read_hwc(saved(cmyk, tmp_path / "a.jpg", quality=100)).reshape(-1, 3).mean(0)

@@ -100,3 +100,24 @@ def test_the_fingerprint_is_of_pixels_classes_and_splits():
     ]
     assert fingerprint(pixels.clone()) == made[0]
     assert len(set(made)) == len(made)
+
+
+def test_the_fingerprint_of_files_is_of_names_sizes_and_content_wherever_they_lie(tmp_path, monkeypatch):
+    place = tmp_path / "one"
+    place.mkdir()
+    for number in range(130):
+        (place / f"{number:03d}.png").write_bytes(bytes(10))
+
+    def fingerprint(folder):
+        images = FileImages(sorted(map(str, folder.iterdir())), torch.zeros(130, dtype=torch.int64))
+        return ImageData("own", ("a",), 3, images, images, None, None, True, (0.5,), (0.5,)).fingerprint
+
+    first = fingerprint(place)
+    monkeypatch.chdir(tmp_path)
+    place = place.rename(tmp_path / "two")
+    assert fingerprint(place) == first
+    (place / "001.png").write_bytes(bytes(11))  # which is not read
+    assert fingerprint(place) != first
+    (place / "001.png").write_bytes(bytes(10))
+    (place / "000.png").write_bytes(bytes([1] * 10))  # which is
+    assert fingerprint(place) != first

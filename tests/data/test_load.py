@@ -86,3 +86,20 @@ def test_fewer_training_images_are_stratified_and_always_the_same():
 def test_as_many_training_images_as_there_can_be(count):
     with pytest.raises(InputError, match=f"train_images: expected from 10 to 490 of the 500 [^\n]+ got {count}"):
         load_data(DataOptions(train_images=count))
+
+
+def test_how_images_are_read_reaches_each_kind_of_them(make_folder, tmp_path, monkeypatch):
+    folder, more = make_folder({"pets/cat": 8, "pets/dog": 8, "more": 3}) / "pets", tmp_path / "more"
+    for path in (folder / "cat" / "000.png", more / "000.png"):
+        path.write_bytes(b"no image")
+    data = load_data(DataOptions(str(folder), skip_bad_images=True), str(more))
+    assert sum("left out 1 of" in note and "cannot be read" in note for note in data.notes) == 2
+    asked = {}
+
+    def load(*_, **how):
+        asked.update(how)
+        return data
+
+    monkeypatch.setattr("spkd.data.load.load_vision_set", load)
+    load_data(DataOptions("cifar10", download=True, skip_bad_images=True))
+    assert (asked["download"], asked["skip_bad_images"]) == (True, True)

@@ -71,6 +71,9 @@ def test_there_and_back(study: Path) -> None:
     assert (record.row, record.setting, record.seed, record.teacher) == ("a, b", "10.0", 0, "")
     assert (record.test_error, record.seconds, record.train_images) == (8.25, 12.5, 45000)
     assert record.software == "spkd=0.1.0 torch=2.14"
+    assert (record.val_error, record.best_epoch, record.epochs, record.parameters) == (8.0, 3, 4, 175066)
+    assert (record.val_images, record.test_images) == (5000, 10000)
+    assert (record.images_per_second, record.hardware, record.identity) == (1000.5, "two cores", "abc")
     assert [task.state for task in loaded.tasks] == ["done", "done", "done", "failed", "missing"]
     assert [task.kind for task in loaded.tasks] == ["training", "recording", "training", "training", "measurement"]
     assert loaded.tasks[3].reason == "the disk is full"

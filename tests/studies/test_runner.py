@@ -538,3 +538,14 @@ def test_what_ends_as_the_study_is_stopped_is_not_tried_again(
     found = run_study([task], tmp_path / "study", RunnerOptions(), CPU, Lines())
     assert found.missing == ("x",)
     assert "interrupted" not in capsys.readouterr().err
+
+
+def test_a_long_task_keeps_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "BEAT", 0.01)
+    with claimed(tmp_path, None):
+        os.utime(tmp_path / "running.json", (0, 0))
+        deadline = time.time() + 60
+        while read_running(tmp_path) is None:
+            assert time.time() < deadline
+            time.sleep(0.01)
+    assert 2 * state.BEAT < state.SILENCE

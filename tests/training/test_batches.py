@@ -54,6 +54,7 @@ def test_an_epoch_has_the_images_without_a_label_too(tiny: str, teacher: Path, t
     setup = set_up(Request(model=tiny, teacher=str(teacher), method="kd", data=data, unlabelled=str(tmp_path)))
     given = sorted(torch.cat([targets for _, targets in make_stream(setup, CPU).epoch(0)]).tolist())
     assert given == [-100] * 20 + sorted(setup.data.train.targets.tolist())
+    assert setup.recipe.batch_size == 16  # a quarter of all 70, and not of the 50 with a label
 
 
 @pytest.mark.parametrize("no_flip", [False, True])

@@ -122,3 +122,17 @@ def test_the_preset_follows_from_what_is_given(data: str, model: str, trained: b
 def test_an_unknown_preset_is_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="Did you mean 'finetune'"):
         preset("fine-tune")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("finetune", (30, 32, "adamw", 3e-4, 0.05, "cosine", 1.0, 1.0, 30.0, 10.0)),
+        ("scratch", (100, 64, "adamw", 1e-3, 0.05, "cosine", 5.0, 1.0, 128.0, 10.0)),
+        ("digits", (30, 64, "sgd", 0.1, 5e-4, "cosine", 1.0, 0.0, 100.0, 3.0)),
+    ],
+)
+def test_the_presets_are_as_they_were_chosen(name: str, values: tuple[object, ...]) -> None:
+    one = preset(name)
+    found = (one.epochs, one.batch_size, one.optimizer, one.lr, one.weight_decay, one.schedule)
+    assert (*found, one.warmup_epochs, one.clip_norm, one.losses.gamma, one.losses.beta) == values

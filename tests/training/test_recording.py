@@ -12,15 +12,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.models.saved_model import save_classifier
 from spkd.training import setup as setting_up
 from spkd.training import tape_setup
+from spkd.training.identity import tape_identity
 from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
 from spkd.training.progress import Display
+from spkd.training.recipe import Recipe
 from spkd.training.recording import record
 from spkd.training.run import run
 from spkd.training.setup import set_up
@@ -495,3 +498,11 @@ def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Pa
         player(0, torch.rand(32, 1, 8, 8))
     assert tape.is_recorded(setup.objective.memories, 16).tolist() == [False, *[True] * 14, False], "all are marked"
     assert player(1, torch.rand(32, 1, 8, 8))["kd"].shape == (32, 10)
+
+
+def test_other_weights_of_a_library_are_another_teacher() -> None:
+    data, own = load_data(DataOptions()), Request(model="wrn-10-1", teacher="torchvision/resnet50", method="kd")
+    first, second = (
+        tape_identity(replace(own, teacher_weights=f"IMAGENET1K_V{number}"), data, 32, Recipe()) for number in (1, 2)
+    )
+    assert {name for name in first if first[name] != second[name]} == {"teacher_weights"}

@@ -934,3 +934,35 @@ def test_what_is_chosen_to_no_effect_is_said(
 def test_the_kind_of_device_is_recorded() -> None:
     assert hardware(torch.device("cpu")).endswith(("thread", "threads"))
     assert hardware(torch.device("mps")).endswith(" MPS")
+
+
+def test_other_layers_are_another_run(tiny: str, teacher: Path) -> None:
+    last = set_up(distillation(tiny, teacher))
+    other = set_up(replace(distillation(tiny, teacher), taps=("stem=body",)))
+    assert (last.config()["taps"], other.config()["taps"]) == (["last"], ["stem=body"])
+    assert last.identity() != other.identity()
+
+
+def test_no_run_is_written_over_what_it_is_made_of(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(teacher, tmp_path / "run-alone"))
+    file, wide = str(own / "student" / "model.safetensors"), f"{tiny}?width=16"
+    for option, wanted in (
+        ("model", Request(model=str(own))),
+        ("weights", Request(model=wide, weights=file)),
+        ("teacher", distillation(tiny, own)),
+        ("teacher_weights", replace(distillation(tiny, teacher), teacher=wide, teacher_weights=file)),
+    ):
+        with pytest.raises(InputError, match=f"--{option} .* lie in each other"):
+            run(wanted, own, CPU, Display(), overwrite=True)
+    asked = distillation(tiny, own)
+    with pytest.raises(InputError, match=r"--teacher .*run-alone lie in each other"):
+        distill(asked, tmp_path / "run", CPU, Display(), default_teacher=tiny, alone=True, overwrite=True)
+    assert Path(file).exists()
+
+
+def test_weights_that_a_student_s_callable_loads_are_part_of_the_run(loading: Request, tmp_path: Path) -> None:
+    student = Request(model=str(loading.teacher), weights="pretrained")
+    before = set_up(student).identity()
+    state = torch.load(tmp_path / "best.pt", weights_only=True)
+    torch.save({name: 2 * value if value.dim() > 1 else value for name, value in state.items()}, tmp_path / "best.pt")
+    assert set_up(student).identity() != before

@@ -429,3 +429,17 @@ def test_only_the_teacher_that_taught_is_agreed_with(tiny: str, teacher: Path, t
     assert agreement() is None
     assert len(said) == 1
     assert said[0].startswith("agreement with the teacher is not measured: ")
+
+
+def test_size_and_view_that_are_asked_for_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, folder = saved_for_three(tmp_path), three_classes(tmp_path / "three", height=15)
+    shown: list[Any] = []
+
+    def watched(images: Any, **how: Any) -> Any:
+        shown.append((how["image_size"], how["view"]))
+        return evaluation_batches(images, **how)
+
+    monkeypatch.setattr("spkd.training.batches.evaluation_batches", watched)
+    for given in ({}, {"image_size": 12}, {"view": "centre"}):
+        evaluate_saved(network, DataOptions(str(folder), **given), **WHOLE, say=print)
+    assert shown == [(8, "whole"), (12, "whole"), (8, "centre")]

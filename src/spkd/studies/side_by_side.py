@@ -100,7 +100,7 @@ def distill(
 def _check_alone(request: Request, out: Path, *, overwrite: bool) -> None:
     """Refuse before the student's run what would be refused after it, when the student is to be trained alone."""
     single, folder = alone_request(request), RunFolder(out)
-    refuse_inputs("--out", out, input_paths(single))
+    refuse_inputs("--out", out, input_paths(request))  # the teacher is none of its inputs, but still wanted
     if request.unlabelled is not None or out.exists():
         setup = set_up(single)  # without the images that have no label a batch may be too large
         folder.check(setup.config(), setup.identity(), resume=not overwrite, overwrite=overwrite)
