@@ -711,3 +711,39 @@ def test_a_student_in_fabrics_wrapper_is_checked(precision: str, compiled: bool)
     breakdown = module(images, targets)
     fabric.backward(breakdown.total)
     assert all(parameter.grad is not None for parameter in wrapped.parameters())
+
+
+def test_a_term_that_is_only_watched_is_not_checked() -> None:
+    class Broken(SoftTargetLoss):
+        def forward(self, student: object, remembered: Tensor) -> Tensor:
+            return torch.tensor(float("nan"))
+
+    terms = [Term("kd", 0.9, SoftTargetLoss()), Term("watch", 0.0, Broken())]
+    Distiller(network(), network(seed=1), Objective(terms)).check(*batch())
+    with pytest.raises(InputError, match="term 'watch': expected a finite loss"):
+        Distiller(network(), network(seed=1), Objective([*terms[:1], Term("watch", 1.0, Broken())])).check(*batch())
+
+
+@pytest.mark.parametrize("part", ["student", "teacher"])
+def test_a_network_that_is_elsewhere_than_the_images_is_named(part: str) -> None:
+    networks = {"student": network(4), "teacher": network(6, seed=1)}
+    networks[part] = networks[part].to("meta")
+    module = Distiller(networks["student"], networks["teacher"], objective())
+    with pytest.raises(InputError, match=f"^{part}: its weights are on meta and the images on cpu; move all to one"):
+        module.check(*batch())
+
+
+def test_what_a_teacher_said_in_inference_mode_can_be_learnt_from() -> None:
+    module, (images, targets) = distiller(), batch()
+    expected = module(images, targets).total
+    with torch.inference_mode():
+        remembered = module.remember(images)
+    total = module(images, targets, remembered).total
+    assert torch.equal(total, expected)
+    total.backward()
+
+
+@pytest.mark.parametrize("wrong", ["sp+kd", None])
+def test_what_is_no_objective_is_refused(wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"^objective: expected an Objective, as build_objective makes it, got "):
+        Distiller(network(), network(seed=1), wrong)

@@ -306,3 +306,21 @@ def test_onnxruntime_gets_as_many_threads_as_torch(
     finally:
         torch.set_num_threads(before)
     assert threads == [2]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(4, 1, 16, 16), r"^images: expected \(n, 1, 8, 8\), got \(4, 1, 16, 16\)$"),
+        (torch.rand(4, 3, 8, 8), r"^images: expected \(n, 1, 8, 8\), got"),
+        (torch.randn(40, 1, 8, 8), r"^images: expected values in \[0, 1\], got -"),
+        (255 * torch.rand(4, 1, 8, 8), r"^images: expected values in \[0, 1\], got"),
+    ],
+)
+def test_a_saved_model_s_file_is_made_for_its_own_images(
+    saved: tuple[Path, Classifier], images: Tensor, message: str
+) -> None:
+    """Those of the check decide what the file takes."""
+    with pytest.raises(InputError, match=message):
+        export_model(saved[0], images=images)
+    assert not (saved[0] / "export").exists()

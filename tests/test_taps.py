@@ -425,3 +425,10 @@ def test_micro_batches_end_early_as_whole_ones_do() -> None:
 def test_a_micro_batch_holds_an_image() -> None:
     with pytest.raises(InputError, match="micro_batch_size: expected at least 1 image, got 0"):
         Taps(network(), [], micro_batch_size=0)
+
+
+def test_a_single_name_is_one_layer() -> None:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(13)))
+    assert list(Taps(model, "12")(torch.rand(2, 3)).taps) == ["12"]
+    with pytest.raises(InputError, match="'nothing'"):
+        Taps(model, "nothing")

@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 from spkd.errors import InputError
 from spkd.losses.objective import LossBreakdown, Objective
 from spkd.processes import Division, divide, in_ddp
-from spkd.rehearsal import check_range, check_targets, check_terms, refuse_shards, undisturbed, unused
+from spkd.rehearsal import check_place, check_range, check_targets, check_terms, refuse_shards, undisturbed, unused
 from spkd.taps import Activations, Taps, unwrap
 
 
@@ -92,6 +92,8 @@ class Distiller(nn.Module):
         teacher_micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(objective, Objective):
+            raise InputError(f"objective: expected an Objective, as build_objective makes it, got {objective!r}")
         self.student = student
         self.objective = objective
         # In a tuple, so that it is no submodule.
@@ -137,7 +139,8 @@ class Distiller(nn.Module):
             targets: class indices (b,), int64, -100 for an image without a label; or probabilities of the classes
                 (b, k), as mixup and cutmix give them; or what the objective's criterion takes. None where no image
                 has a label.
-            remembered: what :meth:`remember` returned for these images; the teacher then does not run.
+            remembered: what :meth:`remember` returned for these images in this order, and for the same layers of the
+                teacher; the teacher then does not run.
 
         Returns:
             the weighted total, to call ``backward()`` on, the unweighted terms, and the student's logits.
@@ -206,31 +209,35 @@ class Distiller(nn.Module):
         ``remembered`` is as for :meth:`forward`.
 
         Weights, gradients, buffers such as batch statistics, and the random number generators of the processor and
-        of CUDA are afterwards as they were.
+        of CUDA are afterwards as they were. With several processes all must call it, each with its images.
 
         Raises:
-            InputError: a target has no logit or is no probability, a term is not finite, or a distillation term has no
-                gradient with respect to the student's trainable parameters; the line names the term. Or images are
-                far from [0, 1] and go to a saved model, which normalises them itself; or the student's parameters are
-                sharded (``fully_shard``).
+            InputError: a target has no logit or is no probability, a term of a weight above 0 is not finite, or such a
+                distillation term has no gradient with respect to the student's trainable parameters; the line names the
+                term. Or images are far from [0, 1] and go to a saved model, which normalises them itself, or are on
+                another device than a network; or the student's parameters are sharded (``fully_shard``).
         """
         self._look_for_another()
         refuse_shards(self.student)
         for name, network in (("student", self.student), ("teacher", self.teacher)):
             if network is not None:
+                check_place(name, network, images)
                 check_range(name, network, images)
         with undisturbed(self, self.student, self._student_taps, images.device):
             student, said, division = self._run(images, remembered)
             if targets is not None and self.objective.criterion is None:
                 check_targets(student.logits, targets, len(images), division)
-            check_terms(self.student, self.objective.values(student, targets, said, division), division)
+            values = self.objective.values(student, targets, said, division)
+            counted = {"ce", *(term.name for term in self.objective.terms if term.weight)}
+            check_terms(self.student, {name: value for name, value in values.items() if name in counted}, division)
 
     def unused_parameters(
         self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | Remembered | None = None
     ) -> tuple[str, ...]:
         """Return the names of trainable parameters on which no term of the objective depends, in any process.
 
-        The arguments are those of :meth:`forward`; all is left as it was, as by :meth:`check`.
+        The arguments are those of :meth:`forward`; all is left as it was, and all processes must call it, as for
+        :meth:`check`.
         """
         self._look_for_another()
         refuse_shards(self.student)

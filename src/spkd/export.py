@@ -76,16 +76,35 @@ def export_model(
         folder: where the classifier is.
         out: the file, or an existing folder for it; ``<folder>/export/model.onnx`` or ``.pt2`` by default.
         format: ``onnx`` or ``torch``.
-        images: real images (n, channels, h, w) in [0, 1] for the check.
-        tolerance: see :func:`export_network`.
+        images: real images (n, channels, image_size, image_size) in [0, 1] for the check.
+        tolerance: greatest difference of a logit from PyTorch's, relative to the greatest absolute logit.
 
     Raises:
-        InputError: as :func:`export_network` does, and when there is no saved model.
+        InputError: when there is no saved model, the images are others, the network cannot be converted, its logits are
+            not finite, the exported ones differ by more than the tolerance, or the file cannot be written. Nothing is
+            written then.
     """
     # Before the network is loaded: a mistyped option is answered at once.
     path = export_path(Path(folder), None if out is None else Path(out), format)
     classifier = load_classifier(folder)
+    require_own_images(classifier.info, images)
     return export_network(classifier, path, format, images=images, tolerance=tolerance, info=classifier.info)
+
+
+def require_own_images(info: ModelInfo, images: Tensor) -> None:
+    """Refuse images for the check of a file that are not those which the network takes, and the file would then.
+
+    Raises:
+        InputError: when they have another shape, or are not in [0, 1].
+    """
+    wanted = (info.channels, info.image_size, info.image_size)
+    if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
+        raise InputError(f"images: expected (n, {', '.join(map(str, wanted))}), got {tuple(images.shape)}")
+    if images.is_floating_point() and len(images) and not (images.min() >= -0.5 and images.max() <= 1.5):
+        raise InputError(
+            f"images: expected values in [0, 1], got {float(images.min()):.3g} to {float(images.max()):.3g}; the "
+            "network normalises them itself"
+        )
 
 
 def export_path(folder: Path, out: Path | None, format: str, name: str = "model") -> Path:

@@ -124,7 +124,7 @@ def _explicit_pairs(student: nn.Module, teacher: nn.Module | None, chosen: Seque
     if not chosen:
         raise InputError("taps: expected 'last', 'stages' or 'student_path=teacher_path' pairs, got none; try 'last'.")
     pairs = []
-    for text in chosen:
+    for text in map(str, chosen):
         pair = TapPair.parse(text)
         if text in _KEYWORDS:
             raise InputError(f"taps: expected {text!r} alone or explicit pairs, got both; leave one of them out.")

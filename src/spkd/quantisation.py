@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from spkd.errors import InputError, one_line
-from spkd.export import LATENCY_REPEATS, converted, export_path, onnx_runner, quiet, weight_bytes
+from spkd.export import (
+    LATENCY_REPEATS,
+    converted,
+    export_path,
+    onnx_runner,
+    quiet,
+    require_own_images,
+    weight_bytes,
+)
 from spkd.files import write_bytes_atomically
 from spkd.models.cost import latency_ms
 from spkd.models.saved_model import load_classifier
@@ -80,6 +88,7 @@ def export_int8(
     """
     path = export_path(Path(folder), None if out is None else Path(out), "onnx", name="model-int8")
     classifier = load_classifier(folder)
+    require_own_images(classifier.info, images)
     exported = converted(classifier, "onnx", images=images, tolerance=tolerance, info=classifier.info)
     content = quantised(exported.content, calibration)
     run = onnx_runner(content)

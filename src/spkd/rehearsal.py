@@ -58,6 +58,20 @@ def undisturbed(module: nn.Module, student: nn.Module, taps: Taps, device: torch
         taps.model = student
 
 
+def check_place(name: str, network: nn.Module, images: Tensor) -> None:
+    """Look whether a network is where the images are.
+
+    Raises:
+        InputError: when its weights are on another device.
+    """
+    parameter = next(network.parameters(), None)
+    if parameter is not None and parameter.device != images.device:
+        raise InputError(
+            f"{name}: its weights are on {parameter.device} and the images on {images.device}; move all to one device "
+            "(distiller.to(device) moves both networks)."
+        )
+
+
 def check_range(name: str, network: nn.Module, images: Tensor) -> None:
     """Look whether a network that normalises images itself is given images that are not normalised yet.
 

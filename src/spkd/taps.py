@@ -135,7 +135,7 @@ class Taps:
             raise InputError(f"micro_batch_size: expected at least 1 image, got {micro_batch_size}")
         self._micro_batch_size, self._differentiated = micro_batch_size, differentiated
         self.model = model
-        self.names = tuple(dict.fromkeys(names))
+        self.names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
         layers = {name: find_layer(model, name) for name in self.names}
         self._captures = {name: _Capture() for name in self.names}
         for name, layer in layers.items():

@@ -86,8 +86,13 @@ def test_every_option_of_the_networks_reaches_the_request() -> None:
         ),
         (
             "spkd.training.saved.evaluate_saved",
-            "evaluate net --weights w.pt --data new --split all --teacher t --normalisation none --save s --out o".split(),
-            {"weights": "w.pt", "split": "all", "teacher": "t", "normalisation": "none", "save": "s", "out": "o"},
+            ["evaluate", "net", "--weights", "w.pt", "--data", "new", "--split", "all", "--teacher", "t"],
+            {"weights": "w.pt", "split": "all", "teacher": "t"},
+        ),
+        (
+            "spkd.training.saved.evaluate_saved",
+            ["evaluate", "net", "--data", "new", "--normalisation", "none", "--save", "s", "--out", "o"],
+            {"normalisation": "none", "save": "s", "out": "o"},
         ),
         (
             "spkd.training.prediction.predict",

@@ -266,3 +266,11 @@ def test_a_neighbour_that_an_own_loss_imports_belongs_to_what_it_remembers(own: 
 def test_the_weight_of_the_labels_can_be_given(weight: float) -> None:
     for method in ("sp", "sp+kd"):
         assert build_objective(method, LAST, LossWeights(), cross_entropy=weight).cross_entropy == weight
+
+
+def test_pairs_and_weights_of_another_kind_are_refused() -> None:
+    for pairs in (["layer4=layer4"], TapPair("1", "1")):
+        with pytest.raises(InputError, match=r"^pairs: expected a list of TapPair"):
+            build_objective("sp", pairs, LossWeights())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^weights: expected LossWeights"):
+        build_objective("sp", LAST, LossWeights)  # type: ignore[arg-type]

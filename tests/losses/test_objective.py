@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -353,3 +354,29 @@ def test_a_user_s_loss_remembers_a_bfloat16_teacher_in_float32(teacher: Activati
     short = Activations(teacher.logits.bfloat16(), {name: tap.bfloat16() for name, tap in teacher.taps.items()})
     remembered = Objective([Term("own", 1.0, Own(torch.ones(())))]).remember(short)
     assert remembered["own"].dtype == torch.float32
+
+
+def test_terms_may_come_one_by_one() -> None:
+    found = Objective(Term(f"kd{number}", 1.0, SoftTargetLoss()) for number in range(3))
+    assert [term.name for term in found.terms] == ["kd0", "kd1", "kd2"]
+    assert len(found.losses) == 3
+
+
+@pytest.mark.parametrize(
+    ("terms", "criterion", "message"),
+    [
+        (
+            [Term("kd", 1.0, SoftTargetLoss)],
+            None,
+            r"^terms: expected Term\(name, weight, loss\) with a DistillationLoss",
+        ),
+        ([Term("x", 1.0, nn.MSELoss())], None, "^terms: expected Term"),
+        (["kd"], None, "^terms: expected Term"),
+        ([Term("kd", "3", SoftTargetLoss())], None, "^the weight of kd must be a finite number of at least 0, got 3"),
+        ([], nn.CrossEntropyLoss, "^criterion: expected a function of logits and targets or a module that is made"),
+        ([], "bce", "^criterion: expected a function"),
+    ],
+)
+def test_what_is_no_term_or_criterion_is_refused(terms: Any, criterion: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Objective(terms, criterion=criterion)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import spkd
 from spkd.errors import InputError
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
-from spkd.models.saved_model import description_digest, load_classifier, read_info, save_classifier
+from spkd.models.saved_model import description_digest, load_classifier, read_info, save_classifier, save_model
 from spkd.models.weights_source import model_defaults
 
 HALF = Normalisation((0.5,), (0.25,))
@@ -427,3 +428,18 @@ def test_refuses_state_that_is_no_tensor(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="_extra_state in its state dict is a str"):
         save_classifier(Classifier(Extra(3), info(3)), tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_precision_is_held_against_its_spec_too(tmp_path: Path, dtype: torch.dtype) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef one():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Identity())\n"
+        "\ndef other():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Sigmoid())\n"
+    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Identity()).to(dtype)
+    info = ModelInfo(f"{tmp_path}/net.py:one", ("a", "b"), 3, 2, Normalisation((0.0,), (1.0,)))
+    save_model(network, tmp_path / "saved", info)
+    assert json.loads((tmp_path / "saved" / "model.json").read_text())["answer"]
+    assert next(load_classifier(tmp_path / "saved").parameters()).dtype == torch.float32
+    with pytest.raises(InputError, match="answers otherwise than the network"):
+        save_model(network, tmp_path / "again", replace(info, spec=f"{tmp_path}/net.py:other"))

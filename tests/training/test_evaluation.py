@@ -270,3 +270,12 @@ def test_networks_are_evaluated_whatever_their_logits_come_in() -> None:
     expected = 100 * (images.flatten(1).argmax(1) != targets).double().mean().item()
     assert evaluate(InDict(), [(images, targets)], ["a", "b", "c"]).top1_error == pytest.approx(expected)
     assert top1_error(InDict(), [(images, targets)]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.tensor([0, 1, 1], dtype=torch.uint8), torch.tensor([0, 1]), torch.zeros(3, 2)]
+)
+def test_targets_that_are_no_class_numbers_are_refused(targets: Tensor) -> None:
+    """In bytes, what is counted would begin anew at 256."""
+    with pytest.raises(InputError, match=r"^targets: expected class numbers, int64, one for each of 3 images, got "):
+        evaluate(nn.Identity(), [(torch.rand(3, 2), targets)], ["a", "b"])

@@ -13,10 +13,14 @@ def matched(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tenso
     """Return the (student, teacher) pairs of one tensor each or of two sequences of equal length.
 
     Raises:
-        InputError: when the sequences are empty or their lengths differ.
+        InputError: when the sequences are empty, their lengths differ, or they hold something else.
     """
     students = [student] if isinstance(student, Tensor) else list(student)
     teachers = [teacher] if isinstance(teacher, Tensor) else list(teacher)
+    if strange := [one for one in (*students, *teachers) if not isinstance(one, Tensor)]:
+        raise InputError(
+            f"expected the features of a layer, or a list of such, got a {type(strange[0]).__name__} in it"
+        )
     if len(students) != len(teachers):
         raise InputError(
             f"student and teacher must give as many layers as each other, got {len(students)} and "

@@ -47,6 +47,8 @@ def distance(own: Tensor, batch: Tensor | None, teacher: Tensor, *, teacher_is_m
         teacher_is_matrix: which of the two.
     """
     if _is_differentiated(own, batch):
+        if not torch.compiler.is_compiling() and teacher.is_inference():  # which may not be kept for a backward pass
+            teacher = teacher.clone()
         loss: Tensor = _Distance.apply(own, batch, teacher, teacher_is_matrix)
         return loss
     with torch.autocast(own.device.type, enabled=False):

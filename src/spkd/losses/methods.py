@@ -85,6 +85,8 @@ def build_objective(
     0.1
     """
     _check_pairs(pairs)
+    if not isinstance(weights, LossWeights):
+        raise InputError(f"weights: expected LossWeights(...), got {weights!r}")
     terms: list[Term] = []
     weight_of_labels = 1.0
     requests = _read(method)
@@ -183,6 +185,8 @@ def _term_label(text: str) -> str:
 
 
 def _check_pairs(pairs: Sequence[TapPair]) -> None:
+    if isinstance(pairs, TapPair) or not all(isinstance(pair, TapPair) for pair in pairs):
+        raise InputError(f"pairs: expected a list of TapPair, as pair_taps gives it, got {pairs!r}")
     for pair, count in Counter(pairs).items():
         if count > 1:
             raise InputError(f"the pair of layers {pair.student}={pair.teacher} is given {count} times; give it once")

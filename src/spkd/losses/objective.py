@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, NamedTuple
 
 import torch
@@ -87,28 +88,37 @@ class Objective(nn.Module):
         users_terms: the names of the terms whose losses are not the package's.
 
     Raises:
-        InputError: when two terms have one name or one is called "ce", when a weight is negative or not
-            finite, or when all weights are zero.
+        InputError: when a term is none, two have one name or one is called "ce", when a weight is no number, negative
+            or not finite, when all weights are zero, or for a criterion that cannot be called.
 
     A user's own loss that raises an error of another kind, or returns what it must not, is answered with an
     ``InputError`` as well, which names the term and its class.
     """
 
     def __init__(
-        self, terms: Sequence[Term] = (), cross_entropy: float = 1.0, *, criterion: Criterion | None = None
+        self, terms: Iterable[Term] = (), cross_entropy: float = 1.0, *, criterion: Criterion | None = None
     ) -> None:
         super().__init__()
+        terms = tuple(terms)
+        for term in terms:
+            if not isinstance(term, Term) or not isinstance(term.loss, DistillationLoss):
+                raise InputError(f"terms: expected Term(name, weight, loss) with a DistillationLoss made, got {term!r}")
+        if isinstance(criterion, type) or (criterion is not None and not callable(criterion)):
+            raise InputError(
+                f"criterion: expected a function of logits and targets or a module that is made, got {criterion!r}; "
+                'try nn.CrossEntropyLoss(reduction="none")'
+            )
         _check_names([term.name for term in terms])
         weights = [
             ("cross_entropy", cross_entropy),
             *((f"the weight of {term.name}", term.weight) for term in terms),
         ]
         for name, weight in weights:
-            if not math.isfinite(weight) or weight < 0:
+            if not _is_weight(weight):
                 raise InputError(f"{name} must be a finite number of at least 0, got {weight}; try 1")
         if not any(weight for _, weight in weights):
             raise InputError("all weights of the objective are 0, so nothing would be learnt; give one above 0")
-        self.terms = tuple(terms)
+        self.terms = terms
         self.cross_entropy = cross_entropy
         self.criterion = criterion
         self.losses = nn.ModuleList(term.loss for term in terms)
@@ -290,3 +300,7 @@ def _check_names(names: Sequence[str]) -> None:
             raise InputError("no term may be called 'ce', which is the cross-entropy; give it another name")
         if names.count(name) > 1:
             raise InputError(f"terms must have different names, got {name!r} {names.count(name)} times; rename one")
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value) and float(value) >= 0

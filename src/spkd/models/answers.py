@@ -42,7 +42,8 @@ def agree(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _looked(network: nn.Module, channels: int, image_size: int) -> tuple[float, ...] | None:
-    picture = _picture(channels, image_size).to(_device(network))
+    parameter = next((one for one in network.parameters() if one.is_floating_point()), None)
+    picture = _picture(channels, image_size).to(_device(network), None if parameter is None else parameter.dtype)
     try:
         with evaluating(network), keeping_buffers(network), torch.no_grad():
             logits: list[float] = logits_of(network(picture)).float().flatten()[:KEPT].tolist()

@@ -79,6 +79,8 @@ class ModelInfo:
         if not isinstance(classes, list | tuple) or not classes or not all(isinstance(one, str) for one in classes):
             raise InputError(f"classes: expected a list of the classes' names, got {classes!r}.")
         object.__setattr__(self, "classes", tuple(classes))
+        if not isinstance(self.normalisation, Normalisation):
+            raise InputError(f"normalisation: expected Normalisation(mean, std), got {self.normalisation!r}.")
         for name, least, most in (("channels", 1, 4096), ("image_size", 1, 65536)):
             value = getattr(self, name)
             try:

@@ -52,7 +52,9 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
 
 def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = None) -> None:
-    """Save a network that was trained in a loop of one's own, for :func:`load_classifier` and every command.
+    """Save a network that was trained in a loop of one's own, for ``spkd.load_model`` and every command.
+
+    A model that is in the folder already is replaced. A network in half or double precision comes back in float32.
 
     Args:
         network: the network, wrapped or not, with any weights; or a classifier, which brings its own ``info``.
@@ -128,8 +130,9 @@ def load_classifier(folder: str | Path) -> Classifier:
     """Return the classifier saved in ``folder``, or in ``folder/student`` for a run folder.
 
     The architecture is built from the saved spec without pretrained weights, so nothing is downloaded, then
-    given the saved weights; it answers bit for bit as the one that was saved. It comes in eval mode, on the
-    CPU; the state of the random generators is left as it was.
+    given the saved weights, in float32; one that was saved in float32 answers to the same bits. It comes in eval mode,
+    on the CPU; the state of the random generators is left as it was. Where the spec names code of your own, that is
+    imported, which runs it. A classifier takes images in [0, 1] and has an ``info``, a :class:`ModelInfo`.
 
     Raises:
         InputError: when there is no saved model, a file of it is damaged, the spec's own file or package is

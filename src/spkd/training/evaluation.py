@@ -229,6 +229,11 @@ def _check(logits: Tensor, targets: Tensor, classes: int) -> None:
             f"model: expected logits of shape (images, {classes}), one for each class of the data, "
             f"got {tuple(logits.shape)}; evaluate on the data that the model was trained for"
         )
+    if targets.dtype != torch.int64 or tuple(targets.shape) != (len(logits),):
+        raise InputError(
+            f"targets: expected class numbers, int64, one for each of {len(logits)} images, "
+            f"got {targets.dtype} of shape {tuple(targets.shape)}"
+        )
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
         raise InputError(
             f"targets: expected class numbers 0 to {classes - 1}, "
