@@ -54,7 +54,8 @@ class DistillationLoss(nn.Module, ABC):
     def forward(self, student: Activations, remembered: Tensor) -> Tensor:
         """Compare the student with what :meth:`remember` returned for this batch: a scalar, unweighted.
 
-        What a tape has kept comes back rounded to the tape's precision, float16 by default, as float32.
+        What a tape has kept comes back rounded to the tape's precision, float16 by default, as float32. The student's
+        layers come as they are, under autocast in half precision: begin with ``.float()``.
         """
 
 
