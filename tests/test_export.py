@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -324,3 +326,16 @@ def test_a_saved_model_s_file_is_made_for_its_own_images(
     with pytest.raises(InputError, match=message):
         export_model(saved[0], images=images)
     assert not (saved[0] / "export").exists()
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_no_image_of_the_check_is_in_the_file(saved: tuple[Path, Classifier], format: str) -> None:
+    """They are the user's, and the file is to be given away."""
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    report = export_model(saved[0], format=format, images=images)
+    few = export_model(saved[0], report.path.with_stem("few"), format, images=images[:3])
+    assert report.bytes == few.bytes
+    with zipfile.ZipFile(report.path) if format == "torch" else contextlib.nullcontext() as file:
+        parts = [report.path.read_bytes()] if file is None else [file.read(name) for name in file.namelist()]
+    for image in images:
+        assert not any(image.numpy().tobytes() in part for part in parts)

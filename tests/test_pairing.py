@@ -310,7 +310,7 @@ def test_the_network_is_left_as_it_was() -> None:
         assert torch.equal(tensor, state[name]), name
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.equal(torch.get_rng_state(), generator)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError):
         block_ends(model, images(32, channels=5))
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks for module in model.modules())
@@ -372,3 +372,12 @@ def test_wrong_selections_are_answered(select: tuple[str, ...], message: str) ->
     with pytest.raises(InputError, match=message) as caught:
         pair_taps(WideResNet(10, 1), create("torchvision/resnet18", 32), images(32), select)
     assert "\n" not in str(caught.value)
+
+
+def test_images_that_a_network_does_not_take_are_told_in_one_line() -> None:
+    grey, coloured = WideResNet(10, 1, 10, 1), WideResNet(10, 1)
+    for student, teacher in ((grey, coloured), (coloured, grey)):
+        with pytest.raises(
+            InputError, match=r"^WideResNet: it fails on images of 3 × 16 × 16: RuntimeError: Given gro"
+        ):
+            pair_taps(student, teacher, images(16))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from spkd.errors import InputError, nearest
+from spkd.errors import InputError, nearest, one_line
 from spkd.modes import evaluating, keeping_buffers
 from spkd.taps import TapPair, find_layer, first_tensor, unwrap
 
@@ -140,6 +140,16 @@ def _explicit_pairs(student: nn.Module, teacher: nn.Module | None, chosen: Seque
     return pairs
 
 
+def _run(model: nn.Module, images: Tensor) -> None:
+    try:
+        model(images)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        size = " × ".join(map(str, images.shape[1:]))
+        raise InputError(f"{type(unwrap(model)).__name__}: it fails on images of {size}: {one_line(error)}") from error
+
+
 @dataclasses.dataclass
 class _Record:
     """What one module did in the trace. Tensors are kept, so that identity and overwriting can be told."""
@@ -200,7 +210,7 @@ class _Trace:
                 torch.compiler.set_stance("force_eager"),
                 evaluating(model),
             ):
-                model(images)
+                _run(model, images)
         finally:
             for handle in handles:
                 handle.remove()

@@ -243,3 +243,29 @@ def test_mistakes_with_new_options_are_one_line(
     code, out, err = answer(capsys, *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert line in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["tape", "record", "--teacher", "models/large", "--data", "photos"], "see `spkd tape record --help`"),
+        (["tape", "record", "t", "--gamma", "3"], "`spkd tape record` has no option --gamma"),
+        (["tape", "info", "t", "--gamme", "3"], "See `spkd tape info --help`"),
+    ],
+)
+def test_a_command_of_several_words_is_named_whole(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
+) -> None:
+    assert main(arguments) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(teacher: Path) -> None:
+    command = [sys.executable, "-m", "spkd", "evaluate", str(teacher), "--per_class", "--accelerator", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert "rror" not in process.stderr.read().decode()
+    process.stderr.close()
+    process.wait(timeout=120)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -24,7 +25,7 @@ def printed(table: RenderableType) -> str:
 def test_brackets_in_names_of_networks_are_kept() -> None:
     row = NetworkRow("[bold]sp[/bold]", "net.py:Net?sizes=[a, b]", 2_500_000, 950, 1.234, None, 3.0)
     line = next(line for line in printed(network_table([row])).splitlines() if "2.50 M" in line)
-    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    cells = re.split(" {2,}", line.strip())
     assert cells == ["[bold]sp[/bold]", "net.py:Net?sizes=[a, b]", "2.50 M", "950", "1.23 ms", "3.00 %", "–"]
 
 
@@ -72,3 +73,26 @@ def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:
         .splitlines()[1]
         .startswith("warning: the teacher (3.00 %) is no better than the student alone (3.00 %)")
     )
+
+
+def test_no_number_is_cut_on_a_terminal_of_80_columns() -> None:
+    rows = [NetworkRow("student, sp+kd", "my_net.py:make_net", 77_600, 763_500, 10.39, 12.2, 21.68)]
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(network_table(rows))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for shown in ("77.6 k", "763.5 k", "10.39 ms", "12.20 %", "21.68 %", "parameters", "validation", "latency", "test"):
+        assert shown in text
+    assert "…" not in text
+
+
+def test_what_the_teacher_brought_is_told_in_words() -> None:
+    def text(error: float, label: str = "student, sp+kd") -> str:
+        rows = [
+            NetworkRow(name, "wrn-10-1", 1, 1, 1.0, own, None) for name, own in (("student alone", 3.0), (label, error))
+        ]
+        return str(gain_text(rows))
+
+    assert "as many test errors as alone" in text(3.0)
+    assert "0.50 points fewer" in text(2.5)
+    assert text(3.5).endswith("and a lower --gamma may help")
+    assert "--gamma" not in text(3.5, "student, kd") + text(2.5)

@@ -913,22 +913,44 @@ def test_a_test_that_fails_does_not_lose_the_student(
 @pytest.mark.parametrize(
     ("method", "overrides", "said"),
     [
-        ("none", {"milestones": (0.5,), "lr_decay": 0.1}, "--milestones, --lr_decay: of no effect with sgd, cosine"),
-        ("kd", {"gamma": 3.0, "optimizer": "adamw", "momentum": 0.5}, "--gamma, --momentum: of no effect with adamw"),
-        ("sp", {"alpha": 0.5, "temperature": 2.0, "beta": 5.0}, "--alpha, --temperature, --beta: of no effect with"),
-        ("sp+kd+at", {"gamma": 3.0, "alpha": 0.5, "temperature": 2.0, "beta": 5.0}, None),
-        ("none", {"momentum": 0.5, "schedule": "step", "milestones": (0.5,), "lr_decay": 0.1}, None),
-        ("none", {"milestones": (0.3, 0.6, 0.8), "gamma": 100.0}, None),  # as the recipe has them
+        (
+            "none",
+            {"milestones": (0.5,), "lr_decay": 0.1},
+            {"milestones": "schedule cosine", "lr_decay": "schedule cosine"},
+        ),
+        (
+            "kd",
+            {"gamma": 3.0, "optimizer": "adamw", "momentum": 0.5},
+            {"gamma": "method kd", "momentum": "optimizer adamw"},
+        ),
+        ("sp", {"alpha": 0.5, "temperature": 2.0}, {"alpha": "method sp", "temperature": "method sp"}),
+        ("sp", {"beta": 5.0}, {"beta": "method sp"}),
+        ("sp+kd+at", {"gamma": 3.0, "alpha": 0.5, "temperature": 2.0, "beta": 5.0}, {}),
+        ("none", {"momentum": 0.5, "schedule": "step", "milestones": (0.5,), "lr_decay": 0.1}, {}),
+        ("none", {"milestones": (0.3, 0.6, 0.8), "gamma": 100.0}, {}),  # as the recipe has them
     ],
 )
 def test_what_is_chosen_to_no_effect_is_said(
-    teacher: Path, method: str, overrides: dict[str, Any], said: str | None
+    teacher: Path, method: str, overrides: dict[str, Any], said: dict[str, str]
 ) -> None:
     taught = None if method == "none" else str(teacher)
     notes = set_up(Request(model="wrn-10-1", teacher=taught, method=method, overrides=overrides)).notes
-    found = [note for note in notes if "of no effect" in note]
-    assert len(found) == (said is not None)
-    assert said is None or found[0].startswith(said)
+    expected = [f"--{name} is of no effect with the {why}" for name, why in said.items()]
+    assert [note for note in notes if "of no effect" in note] == expected
+
+
+@pytest.mark.parametrize(
+    ("epochs", "gamma", "said"), [(12, None, True), (50, None, True), (51, None, False), (12, 300.0, False)]
+)
+def test_a_weight_that_is_for_longer_runs_is_warned_of(
+    teacher: Path, epochs: int, gamma: float | None, said: bool
+) -> None:
+    overrides = {"epochs": epochs, "gamma": gamma}
+    taught = Request(model="wrn-10-1", teacher=str(teacher), method="sp", recipe="paper", overrides=overrides)
+    for request in (taught, replace(taught, method="sp+kd")):
+        assert any("is for 200 epochs and may do harm in" in note for note in set_up(request).notes) == said
+    for request in (replace(taught, method="kd"), replace(taught, recipe="digits")):
+        assert not any("is for 200 epochs" in note for note in set_up(request).notes)
 
 
 def test_the_kind_of_device_is_recorded() -> None:

@@ -39,6 +39,8 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
     assert own_data(teacher, {"data": "cifar10", "data_root": "x"}) == DataOptions(data="cifar10", data_root="x")
     assert own_data(tmp_path, {"data": "digits"}) == DataOptions(data="digits")
     with pytest.raises(InputError, match="does not tell which images it was trained on: name them by --data"):
+        own_data(saved_for_three(tmp_path), {"workers": 0})
+    with pytest.raises(InputError, match="holds no saved model"):
         own_data(tmp_path, {"workers": 0})
     with pytest.raises(InputError, match="there is no folder nowhere; give a run folder"):
         own_data("nowhere", {"workers": 0})

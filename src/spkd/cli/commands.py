@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from spkd.cli.options import DEFAULT_TEACHER
 from spkd.data.kept import keeping_last
 from spkd.data.options import DataOptions
-from spkd.errors import InputError
+from spkd.errors import InputError, UnusableFolder
 from spkd.files import require_writable, write_text_atomically
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
@@ -39,6 +38,7 @@ def train(options: Namespace) -> int:
 
     request = _request(options, options.model, options.seed)
     out = Path(options.out or default_out(request))
+    _note_new_run(options)
     result = run(
         request,
         out,
@@ -66,6 +66,7 @@ def distill(options: Namespace) -> int:
         raise InputError("--tape_dtype is the precision of a tape: give --tape, or leave it out")
     request = _request(options, options.student, options.seed)
     out = Path(options.out or default_out(request))
+    _note_new_run(options)
     rows = side_by_side.distill(
         request,
         out,
@@ -112,9 +113,9 @@ def compare(options: Namespace) -> int:
     )
     if comparison is None:
         return _stopped("the same command goes on")
-    _print(comparison_table(comparison))
     write_figure(comparison_figure(comparison), out / "comparison.png")
     write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
+    _print(comparison_table(comparison))
     print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
     return 0
 
@@ -144,7 +145,10 @@ def tape(options: Namespace) -> int:
         request = _request(chosen, chosen.student, chosen.seed)
         if record(request, chosen.methods, folder, _runtime(chosen), display()) is None:
             return _stopped("the same command goes on")
-    found = Tape.open(folder)
+    try:
+        found = Tape.open(folder)
+    except UnusableFolder as error:
+        raise InputError(error.what) from error
     if found is None:
         raise InputError(f"there is no tape in {folder}: `spkd tape record {folder} --teacher ...` makes one")
     _print(tape_table(found))
@@ -193,10 +197,7 @@ def predict(options: Namespace) -> int:
     for note in found.notes:
         print(note, file=sys.stderr)
     if options.out is None:
-        try:
-            print(found.csv(), end="", flush=True)
-        except BrokenPipeError:  # `head`, say, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(found.csv(), end="", flush=True)
         return 0
     write_text_atomically(Path(options.out), found.csv())
     counts = Counter(one.classes[0] for one in found.predictions)
@@ -346,6 +347,14 @@ def _runtime(options: Namespace) -> Runtime:
 
 def _pick(owner: type, options: Namespace) -> dict[str, Any]:
     return {field.name: options[field.name] for field in fields(owner) if field.name in options}
+
+
+def _note_new_run(options: Namespace) -> None:
+    """Say it where a run that is to be resumed is not there: its name may be mistyped."""
+    from spkd.training.run_folder import RunFolder
+
+    if options.resume and options.out is not None and not RunFolder(Path(options.out)).has_begun():
+        print(f"--resume: there is no run in {options.out} yet, so it begins now", file=sys.stderr)
 
 
 def _how_to_go_on(out: Path) -> str:

@@ -74,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except BrokenPipeError:  # `head`, say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if is_full_memory(error):
             return _fail(
@@ -144,7 +147,7 @@ def _one_line(message: str, given: Sequence[str]) -> str:
         known = options.tape_actions() if given[:1] == ["tape"] else COMMANDS
         return f"unknown command {match[1]!r}: there are {', '.join(known)}.{nearest(match[1], known)}"
     if match := re.search(r"following arguments are required: (?:\w+\.)*(\w+)$", message):
-        return f"give the {match[1]}: see `spkd {' '.join(word for word in given if not word.startswith('-'))} --help`"
+        return f"give the {match[1]}: see `spkd {' '.join(_command_words(given))} --help`"
     if "but it was not provided" in message:
         known = options.tape_actions() if given[:1] == ["tape"] else COMMANDS
         return f"no command given: there are {', '.join(known)}; see `spkd --help`"
@@ -172,5 +175,15 @@ def _unknown_option(name: str, given: Sequence[str]) -> str:
     command = next((word for word in given if word in COMMANDS), None)
     if command is None:
         return f"unknown option {name}; see `spkd --help`"
-    known = [option for action in COMMANDS[command].parser()._actions for option in action.option_strings]
-    return f"`spkd {command}` has no option {name}.{nearest(name, known)} See `spkd {command} --help`"
+    words = _command_words(given)
+    parser = options.tape_actions()[words[1]] if len(words) > 1 else COMMANDS[command].parser()
+    known = [option for action in parser._actions for option in action.option_strings]
+    called = " ".join(words)
+    return f"`spkd {called}` has no option {name}.{nearest(name, known)} See `spkd {called} --help`"
+
+
+def _command_words(given: Sequence[str]) -> list[str]:
+    """Return the command that is given, and its action where it has any."""
+    command = next(word for word in given if word in COMMANDS)
+    actions = options.tape_actions() if command == "tape" else {}
+    return [command, *(word for word in given if word in actions)][:2]

@@ -91,5 +91,8 @@ def _judge(paths: Sequence[str], faults: Sequence[str | None], skip_bad: bool) -
         raise InputError(
             f"data: none of {len(paths)} files can be read, the first: {path} ({fault}); check that they are images"
         )
-    others = f", nor {len(bad) - 1} more of {len(paths)} files" if len(bad) > 1 else ""
+    others = ""
+    if len(bad) > 1:
+        named = ", ".join(other for other, _ in bad[1:6]) + (", ..." if len(bad) > 6 else "")
+        others = f", nor can {len(bad) - 1} more of {len(paths)} files: {named}"
     raise InputError(unreadable(path, fault, others))

@@ -266,7 +266,8 @@ def not_saved(folder: Path) -> str:
         return f"model: there is no folder {folder}; give a run folder or a saved model's."
     if is_folder(folder / "checkpoints"):
         return (
-            f"model: {folder} is a run that has not finished; --resume it, then its model is in {folder / 'student'}."
+            f"model: {folder} is a run that has not finished; --resume or --finish it, then its model is in "
+            f"{folder / 'student'}."
         )
     return (
         f"model: {folder} holds no saved model (neither model.json nor student/model.json); give a run "

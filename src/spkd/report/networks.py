@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
@@ -20,21 +21,26 @@ UNEQUAL = 1.5
 
 def network_table(rows: Sequence[NetworkRow]) -> Table:
     """Return a table with a line for each network: parameters, multiply-adds and latency for one image, errors."""
-    table = Table()
-    table.add_column("network")
-    table.add_column("model")
-    for heading in ("parameters", "multiply-adds", "CPU latency", "validation error", "test error"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            Text(row.label),
-            Text(row.model),
+    lines = [
+        (
             _short(row.parameters),
             _short(row.multiply_adds),
             f"{row.latency_ms:.2f} ms",
             _percent(row.val_error),
             _percent(row.test_error),
         )
+        for row in rows
+    ]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("network", overflow="fold")
+    table.add_column("model", overflow="fold")
+    for place, heading in enumerate(("parameters", "MACs", "CPU latency", "validation error", "test error")):
+        # Where there is little room a heading takes two lines, and no number does.
+        words = max(map(len, heading.split()))
+        width = max([words, *(len(line[place]) for line in lines)])
+        table.add_column(heading, justify="right", min_width=width)
+    for row, line in zip(rows, lines, strict=True):
+        table.add_row(Text(row.label), Text(row.model), *line)
     return table
 
 
@@ -51,8 +57,12 @@ def gain_text(rows: Sequence[NetworkRow]) -> str | None:
     if alone is None or alone.test_error is None or rows[-1].test_error is None:
         return None
     gain = alone.test_error - rows[-1].test_error
-    said = f"{abs(gain):.2f} points {'fewer' if gain >= 0 else 'MORE'} test errors than alone"
+    said = f"{abs(gain):.2f} points {'fewer' if gain > 0 else 'MORE'} test errors than alone"
+    if gain == 0:
+        said = "as many test errors as alone"
     text = f"{rows[-1].label}: {said}, in this one run; `spkd compare` tests it over seeds"
+    if gain < 0 and "sp" in rows[-1].label.removeprefix("student, ").split("+"):
+        text += ", and a lower --gamma may help"
     teacher = next((row.test_error for row in rows if row.label == "teacher"), None)
     warning = weak_teacher(teacher, alone.test_error)
     return text if warning is None else f"{text}\nwarning: {warning}"

@@ -20,6 +20,8 @@ def tape_table(tape: Tape) -> RenderableType:
     stored = {"teacher precision": manifest.precision, "stored in": manifest.dtype}
     for name, value in {**manifest.identity, **stored, **errors}.items():
         if value not in (None, {}):
+            if isinstance(value, dict):
+                value = ", ".join(f"{what} {digest[:12]}" for what, digest in value.items())
             facts.add_row(name.replace("_", " "), Text(str(value), overflow="ellipsis", no_wrap=True))
     memories = Table("memory", "shape", "each step", "steps recorded", "damaged", "of it on disk")
     for name, memory in manifest.memories.items():

@@ -22,7 +22,7 @@ from spkd.data.options import DataOptions, View
 from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models.classifier import ModelInfo, composed
-from spkd.models.saved_model import find_meant, not_saved, saved_info
+from spkd.models.saved_model import find_meant, find_saved, not_saved, saved_info
 from spkd.training.batches import batches_for
 from spkd.training.run_folder import config_of
 
@@ -47,6 +47,8 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     own = config.get("data")
     if "data" not in given:
         if not is_folder(folder):
+            raise InputError(not_saved(Path(folder)))
+        if own is None and find_saved(folder) is None:
             raise InputError(not_saved(Path(folder)))
         if own is None:
             raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
@@ -104,10 +106,11 @@ def numbered_as(info: ModelInfo, images: Images, data: ImageData, say: Callable[
         return images
     if not set(theirs) <= set(ours):
         if len(ours) != len(theirs):
-            unknown = next(name for name in data.classes if composed([name])[0] not in ours)
+            unknown = [repr(name) for name in data.classes if composed([name])[0] not in ours]
+            shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
             raise InputError(
                 f"the network tells {len(ours)} classes apart, {data.name} has {len(theirs)}, of which it does not "
-                f"know {unknown!r}"
+                f"know {shown}"
             )
         different = next(f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b)
         raise InputError(f"the network's classes are not those of {data.name}: {different} there")

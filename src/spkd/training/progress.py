@@ -89,8 +89,8 @@ class Bar(Display):
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            _TimeLeft(compact=True),  # before the numbers, of which a narrow terminal cuts the last
             TextColumn("{task.fields[text]}"),
-            _TimeLeft(compact=True),
             console=console or Console(stderr=True),
         )
         self._task: TaskID | None = None

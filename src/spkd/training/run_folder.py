@@ -102,7 +102,8 @@ class RunFolder:
         if self.config() is None and self.path.exists() and _holds_files(self.path):
             raise InputError(f"--out {self.path} holds other files and no run of spkd: choose another --out")
         if self.has_begun() and not (resume or overwrite):
-            raise InputError(f"{self.path} already holds a run: give --resume, --overwrite or another --out")
+            ways = "--resume" if (self.path / "result.json").exists() else "--resume or --finish"
+            raise InputError(f"{self.path} already holds a run: give {ways}, --overwrite, or another --out")
         if self.has_begun() and resume:
             self.refuse_other(config, identity)
 
