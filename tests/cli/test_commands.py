@@ -373,7 +373,7 @@ def test_compare_refuses_a_folder_of_another_configuration(
     code = main([*command, "--lr", "0.05"])
     captured = capsys.readouterr()
     assert code == 2
-    assert "lr was 0.1, is 0.05: give another --out, or the options that it was" in captured.err.splitlines()[-1]
+    assert "lr was 0.1, is 0.05: give another --out, the options that it was" in captured.err.splitlines()[-1]
 
 
 def test_a_comparison_among_the_images_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

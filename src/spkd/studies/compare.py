@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.data.kept import keeping_last
-from spkd.errors import InputError
+from spkd.errors import InputError, UnusableFolder
 from spkd.files import write_text_atomically
 from spkd.losses.methods import method_label
 from spkd.models.saved_model import find_meant
@@ -155,7 +155,12 @@ def _requests(request: Request, methods: Sequence[str], out: Path, overwrite: bo
                 continue
             own = replace(setup, request=replace(one, seed=int(seed)))
             if folder.config() not in (None, own.config()):
-                folder.refuse_other(own.config(), own.identity())
+                try:
+                    folder.refuse_other(own.config(), own.identity())
+                except UnusableFolder as error:  # whose advice is for a run by itself
+                    raise InputError(
+                        f"{error.what}: give another --out, the options that it was made with, or --overwrite"
+                    ) from error
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file, not a folder")
     return requests, first.data.name

@@ -103,11 +103,7 @@ def earlier_result(task: Task, study: Path) -> Mapping[str, Any] | None:
 
     setup = set_up(task.work)
     config, identity = setup.config(), setup.identity()
-    try:
-        folder.check(config, identity, resume=True, overwrite=False)
-    except UnusableFolder as error:  # whose advice is for a run by itself
-        advice = "give another --out, or the options that it was made with (`spkd compare --overwrite` runs it again)"
-        raise UnusableFolder(f"{error.what}: {advice}", error.what) from error
+    folder.check(config, identity, resume=True, overwrite=False)
     folder.begin(config, identity, overwrite=False)
     return result
 
