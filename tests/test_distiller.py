@@ -747,3 +747,11 @@ def test_what_a_teacher_said_in_inference_mode_can_be_learnt_from() -> None:
 def test_what_is_no_objective_is_refused(wrong: Any) -> None:
     with pytest.raises(InputError, match=r"^objective: expected an Objective, as build_objective makes it, got "):
         Distiller(network(), network(seed=1), wrong)
+
+
+def test_a_distiller_that_dataparallel_copies_says_what_to_use() -> None:
+    """As PyTorch copies it: by its attributes, without its constructor."""
+    module = distiller()
+    replica = module._replicate_for_data_parallel()
+    with pytest.raises(InputError, match="DataParallel copies a Distiller for each GPU"):
+        replica.student = network(4)

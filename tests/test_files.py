@@ -21,6 +21,7 @@ from spkd.files import (
     is_folder,
     is_there,
     locked,
+    names_beside,
     require_writable,
     reserve,
     write_atomically,
@@ -297,3 +298,12 @@ def test_of_a_link_the_file_is_replaced_and_a_pipe_is_written_into(tmp_path: Pat
     write_text_atomically(pipe, "three")
     assert reader.communicate(timeout=60)[0] == b"three"
     assert pipe.is_fifo()
+
+
+def test_what_lies_beside_a_mistyped_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "large").mkdir(parents=True)
+    (tmp_path / "models" / "file").touch()
+    assert names_beside(tmp_path / "models" / "larg") == ["large"]
+    assert names_beside(tmp_path / "nowhere" / "larg") == []
+    monkeypatch.chdir(tmp_path)
+    assert names_beside(Path("model")) == ["models"]

@@ -283,6 +283,11 @@ class Distiller(nn.Module):
     def _follow(self, student: object) -> None:
         """Run what is put in the student's place, which may be the student in a wrapper."""
         taps = self._student_taps
+        if getattr(self, "_is_replica", False):
+            raise InputError(
+                "nn.DataParallel copies a Distiller for each GPU, whose layers cannot be read then; use "
+                "DistributedDataParallel, with a process for each."
+            )
         if not isinstance(student, nn.Module) or unwrap(student) is not unwrap(taps.model):
             raise InputError(
                 "student: another network is put in its place, whose layers are not read; make a new Distiller of it, "

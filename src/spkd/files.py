@@ -202,6 +202,13 @@ def is_there(path: str | Path) -> bool:
     return False
 
 
+def names_beside(path: Path) -> list[str]:
+    """Return the names of the folders beside a path that may not be there itself, for a hint at a mistyped one."""
+    with contextlib.suppress(OSError):
+        return sorted(entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir())
+    return []
+
+
 def is_utf8(name: str) -> bool:
     """Return whether a file's name can be written as text, which on some systems may be any bytes.
 

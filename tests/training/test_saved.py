@@ -44,6 +44,8 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
         own_data(tmp_path, {"workers": 0})
     with pytest.raises(InputError, match="there is no folder nowhere; give a run folder"):
         own_data("nowhere", {"workers": 0})
+    with pytest.raises(InputError, match=r"Did you mean 'saved'\?$"):
+        own_data(tmp_path / "save", {"workers": 0})
 
 
 def test_a_network_of_grey_images_is_evaluated_on_a_folder_of_any(teacher: Path, tmp_path: Path) -> None:

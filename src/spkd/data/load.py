@@ -16,7 +16,7 @@ from spkd.data.splits import hold_out
 from spkd.data.unlabelled import with_unlabelled
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
-from spkd.files import is_folder, is_there
+from spkd.files import is_folder, is_there, names_beside
 from spkd.imports import split_arguments
 
 
@@ -111,9 +111,10 @@ def _find_folder(options: DataOptions) -> Path:
             raise InputError(f"data: expected a folder, got the file {candidate}; unpack it if it is an archive")
     looked = " and ".join(str(candidate.resolve()) for candidate in candidates)
     if os.sep in options.data:
-        raise InputError(f"data: no folder {looked}; check the path")
-    known = ["digits", *VISION_SETS]
+        hint = nearest(candidates[0].name, names_beside(candidates[0]))
+        raise InputError(f"data: no folder {looked}; check the path{hint and f'.{hint}'}")
+    known = ["digits", *VISION_SETS, *names_beside(candidates[0])]
     raise InputError(
         f"data: {options.data!r} is neither a known data set nor a folder (looked for {looked})."
-        f"{nearest(options.data, known)} Known sets: {', '.join(known)}"
+        f"{nearest(options.data, known)} Known sets: digits, {', '.join(VISION_SETS)}"
     )

@@ -12,8 +12,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from spkd.errors import InputError
-from spkd.files import is_file, is_folder, is_there, sha256, write_bytes_atomically, write_text_atomically
+from spkd.errors import InputError, nearest
+from spkd.files import (
+    is_file,
+    is_folder,
+    is_there,
+    names_beside,
+    sha256,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 from spkd.imports import is_of_python
 from spkd.models.answers import KEPT, agree, answer, steady_answer
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
@@ -263,7 +271,8 @@ def _where_it_lies(spec: str, folder: Path) -> str:
 def not_saved(folder: Path) -> str:
     """Return the line that says why no saved model is found in ``folder``."""
     if not is_there(folder):
-        return f"model: there is no folder {folder}; give a run folder or a saved model's."
+        hint = nearest(folder.name, names_beside(folder))
+        return f"model: there is no folder {folder}; give a run folder or a saved model's.{hint}"
     if is_folder(folder / "checkpoints"):
         return (
             f"model: {folder} is a run that has not finished; --resume or --finish it, then its model is in "
