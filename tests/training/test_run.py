@@ -947,9 +947,10 @@ def test_a_weight_that_is_for_longer_runs_is_warned_of(
 ) -> None:
     overrides = {"epochs": epochs, "gamma": gamma}
     taught = Request(model="wrn-10-1", teacher=str(teacher), method="sp", recipe="paper", overrides=overrides)
-    for request in (taught, replace(taught, method="sp+kd")):
+    for request in (taught, replace(taught, method="sp?layers=last+kd")):
         assert any("is for 200 epochs and may do harm in" in note for note in set_up(request).notes) == said
-    for request in (replace(taught, method="kd"), replace(taught, recipe="digits")):
+    others = ({"method": "kd"}, {"recipe": "digits"}, {"method": "kd+sp?layers=last&weight=300"})
+    for request in (replace(taught, **other) for other in others):
         assert not any("is for 200 epochs" in note for note in set_up(request).notes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -313,7 +314,8 @@ def _for_longer(request: Request, recipe: Recipe) -> list[str]:
     """Return a line where a run is much shorter than the one that its weight of SP is made for."""
     usual = preset(recipe.name)
     is_short = recipe.name == "paper" and recipe.epochs <= usual.epochs // 4
-    if "sp" not in term_names(request.method) or not is_short or request.overrides.get("gamma") is not None:
+    is_chosen = request.overrides.get("gamma") is not None or re.search(r"\bsp\?[^+]*weight=", request.method)
+    if "sp" not in term_names(request.method) or not is_short or is_chosen:
         return []
     return [
         f"warning: γ {recipe.losses.gamma:g} is for {usual.epochs} epochs and may do harm in {recipe.epochs}: on small "
