@@ -667,7 +667,7 @@ def test_images_that_a_saved_model_would_normalise_again_are_noticed(part: str) 
     module.check(images, targets)
     module.check(1.2 * images - 0.1, targets)  # as after a change of contrast
     for wrong in ((images - 0.5) / 0.25, 255 * images):
-        with pytest.raises(InputError, match=f"^images: the {part} is a saved model, which takes them in "):
+        with pytest.raises(InputError, match=f"^images: the {part} is a saved model, which takes values in "):
             module.check(wrong, targets)
     networks[part] = network(4)
     Distiller(networks["student"], networks["teacher"], objective()).check((images - 0.5) / 0.25, targets)

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from spkd.data.augment import shorter_side
 from spkd.errors import InputError, nearest, one_line
 from spkd.files import write_bytes_atomically
-from spkd.models.classifier import ModelInfo
+from spkd.models.classifier import ModelInfo, require_unit_range
 from spkd.models.cost import latency_ms
 from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating
@@ -100,11 +100,7 @@ def require_own_images(info: ModelInfo, images: Tensor) -> None:
     wanted = (info.channels, info.image_size, info.image_size)
     if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
         raise InputError(f"images: expected (n, {', '.join(map(str, wanted))}), got {tuple(images.shape)}")
-    if images.is_floating_point() and len(images) and not (images.min() >= -0.5 and images.max() <= 1.5):
-        raise InputError(
-            f"images: expected values in [0, 1], got {float(images.min()):.3g} to {float(images.max()):.3g}; the "
-            "network normalises them itself"
-        )
+    require_unit_range(images, "the network")
 
 
 def export_path(folder: Path, out: Path | None, format: str, name: str = "model") -> Path:

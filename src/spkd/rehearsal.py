@@ -10,7 +10,7 @@ from torch import Tensor, distributed, nn
 
 from spkd.errors import InputError
 from spkd.losses.objective import UNLABELLED
-from spkd.models.classifier import Classifier
+from spkd.models.classifier import Classifier, require_unit_range
 from spkd.modes import keeping_buffers
 from spkd.processes import Division, in_ddp
 from spkd.taps import Taps, levels
@@ -78,14 +78,8 @@ def check_range(name: str, network: nn.Module, images: Tensor) -> None:
     Raises:
         InputError: when they are further from [0, 1] than augmentation takes them.
     """
-    if not images.is_floating_point() or not any(isinstance(level, Classifier) for level in levels(network)):
-        return
-    least, most = float(images.min()), float(images.max())
-    if least < -0.5 or most > 1.5:
-        raise InputError(
-            f"images: the {name} is a saved model, which takes them in [0, 1] and normalises them itself, got values "
-            f"from {least:.3g} to {most:.3g}; leave the loader's normalisation out."
-        )
+    if any(isinstance(level, Classifier) for level in levels(network)):
+        require_unit_range(images, f"the {name} is a saved model, which")
 
 
 def check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None) -> None:

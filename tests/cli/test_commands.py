@@ -127,6 +127,16 @@ def test_what_to_do_next_is_what_can_be_done(
     assert "name them by --data" in failing(capsys, "taps", "--data_root", "data", "--student", "wrn-10-1")
 
 
+def test_a_run_to_be_resumed_that_is_not_there_is_said(
+    capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path
+) -> None:
+    """Its name may be mistyped."""
+    command = ["train", "--model", tiny, "--epochs", "1", *CPU, "--out", str(tmp_path / "run"), "--resume"]
+    for first in (True, False):
+        assert main(command) == 0
+        assert (f"--resume: there is no run in {tmp_path / 'run'} yet" in capsys.readouterr().err) == first
+
+
 def test_a_stopped_distillation_is_ended_with_what_there_is(
     capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ from spkd.training.recipe import Recipe
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+    from spkd.training.progress import Display
+
 CHECKED = 64
 """Images on which an exported file is checked."""
 STOPPED = 3
@@ -38,12 +40,13 @@ def train(options: Namespace) -> int:
 
     request = _request(options, options.model, options.seed)
     out = Path(options.out or default_out(request))
-    _note_new_run(options)
+    shown = display()
+    _note_new_run(options, shown)
     result = run(
         request,
         out,
         _runtime(options),
-        display(),
+        shown,
         resume=options.resume,
         finish=options.finish,
         overwrite=options.overwrite,
@@ -66,12 +69,13 @@ def distill(options: Namespace) -> int:
         raise InputError("--tape_dtype is the precision of a tape: give --tape, or leave it out")
     request = _request(options, options.student, options.seed)
     out = Path(options.out or default_out(request))
-    _note_new_run(options)
+    shown = display()
+    _note_new_run(options, shown)
     rows = side_by_side.distill(
         request,
         out,
         _runtime(options),
-        display(),
+        shown,
         default_teacher=DEFAULT_TEACHER,
         alone=options.alone,
         resume=options.resume or (options.out is None and not options.overwrite),
@@ -349,12 +353,12 @@ def _pick(owner: type, options: Namespace) -> dict[str, Any]:
     return {field.name: options[field.name] for field in fields(owner) if field.name in options}
 
 
-def _note_new_run(options: Namespace) -> None:
+def _note_new_run(options: Namespace, shown: Display) -> None:
     """Say it where a run that is to be resumed is not there: its name may be mistyped."""
     from spkd.training.run_folder import RunFolder
 
     if options.resume and options.out is not None and not RunFolder(Path(options.out)).has_begun():
-        print(f"--resume: there is no run in {options.out} yet, so it begins now", file=sys.stderr)
+        shown.say(f"--resume: there is no run in {options.out} yet, so it begins now")
 
 
 def _how_to_go_on(out: Path) -> str:

@@ -157,6 +157,26 @@ class Classifier(nn.Module):
         return logits_of(self.network((images - self.mean) / self.std))
 
 
+def require_unit_range(images: Tensor, who: str) -> None:
+    """Refuse images that are further from [0, 1] than augmentation takes them: they have been normalised before.
+
+    Args:
+        images: floating-point ones; others are let pass.
+        who: takes them, in words.
+
+    Raises:
+        InputError: when they are.
+    """
+    if not images.is_floating_point() or not images.numel():
+        return
+    least, most = float(images.min()), float(images.max())
+    if least < -0.5 or most > 1.5:
+        raise InputError(
+            f"images: {who} takes values in [0, 1] and normalises them itself, got {least:.3g} to {most:.3g}; leave "
+            "the loader's normalisation out."
+        )
+
+
 def same_classes(one: Classifier, other: Classifier) -> bool:
     """Return whether two networks tell the same classes apart, in the same order."""
     return composed(one.info.classes) == composed(other.info.classes)

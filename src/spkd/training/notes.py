@@ -1,15 +1,18 @@
-"""What a user should know of images before they are trained on."""
+"""What a user should know of images, networks and recipe before a training."""
 
 from __future__ import annotations
 
+import re
 from statistics import median
 
 import torch
 
 from spkd.data.decoding import header_size
 from spkd.data.images import FileImages, ImageData
+from spkd.losses.methods import term_names
 from spkd.models.saved_model import find_meant
 from spkd.training.options import Request
+from spkd.training.recipe import Recipe, preset
 from spkd.training.run_folder import NOT_SAID, config_of, images_changed
 
 LOOKED_AT = 16
@@ -43,6 +46,32 @@ def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
                 f"warning: {data.name} has changed since the {name} was trained on it, and other images are held out: "
                 "it may have learnt some of them, so that errors are too low; make val/ and test/ of a set that grows"
             )
+    return notes
+
+
+def notes_of_recipe(request: Request, recipe: Recipe) -> list[str]:
+    """Return a line for each thing that the user chose to no effect, and one where a run is too short for its γ."""
+    terms = term_names(request.method)
+    usual = preset(recipe.name).for_batches_of(recipe.batch_size)
+    weights = {"gamma": "sp", "alpha": "kd", "temperature": "kd", "beta": "at"}
+    idle = {name: f"method {request.method}" for name, term in weights.items() if term not in terms}
+    if recipe.schedule != "step":
+        idle |= dict.fromkeys(("milestones", "lr_decay"), f"schedule {recipe.schedule}")
+    if recipe.optimizer != "sgd":
+        idle["momentum"] = f"optimizer {recipe.optimizer}"
+    as_usual = {**vars(usual), **vars(usual.losses)}
+    notes = [
+        f"--{name} is of no effect with the {idle[name]}"
+        for name, value in request.overrides.items()
+        if name in idle and value not in (None, as_usual[name])
+    ]
+    is_chosen = request.overrides.get("gamma") is not None or re.search(r"\bsp\?[^+]*weight=", request.method)
+    if recipe.name == "paper" and "sp" in terms and recipe.epochs <= usual.epochs // 4 and not is_chosen:
+        gamma = recipe.losses.gamma
+        notes.append(
+            f"warning: γ {gamma:g} is for {usual.epochs} epochs and may do harm in {recipe.epochs}: on small images of "
+            f"CIFAR-10 a tenth did better in 12 (--gamma {gamma / 10:g})"
+        )
     return notes
 
 

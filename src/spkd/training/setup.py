@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,7 +38,7 @@ from spkd.training.identity import (
     with_absolute_code,
 )
 from spkd.training.normalisation import read_normalisation
-from spkd.training.notes import notes_of_images, notes_of_learnt
+from spkd.training.notes import notes_of_images, notes_of_learnt, notes_of_recipe
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.run_folder import NOT_SAID, refuse_inputs
@@ -181,8 +180,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     )
     notes += student.notes
     recipe = _recipe(request, data, student.trained, notes)
-    notes += _of_no_effect(request, recipe)
-    notes += _for_longer(request, recipe)
+    notes += notes_of_recipe(request, recipe)
     tape = _tape(request, runtime, data, image_size, recipe)
     teacher = None
     objective = _played_objective(request, recipe, student.classifier, tape, data, image_size)
@@ -282,45 +280,6 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
         + (f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "")
     )
     return recipe
-
-
-def _of_no_effect(request: Request, recipe: Recipe) -> list[str]:
-    """Return a line where the user chose what nothing depends on."""
-    terms = term_names(request.method)
-    idle = {
-        "milestones": recipe.schedule != "step",
-        "lr_decay": recipe.schedule != "step",
-        "momentum": recipe.optimizer != "sgd",
-        "gamma": "sp" not in terms,
-        "alpha": "kd" not in terms,
-        "temperature": "kd" not in terms,
-        "beta": "at" not in terms,
-    }
-    usual = asdict(preset(recipe.name).for_batches_of(recipe.batch_size))
-    usual |= usual["losses"]
-    given = {name: value for name, value in request.overrides.items() if value not in (None, usual.get(name))}
-    without = {
-        **dict.fromkeys(("milestones", "lr_decay"), f"the schedule {recipe.schedule}"),
-        "momentum": f"the optimizer {recipe.optimizer}",
-    }
-    return [
-        f"--{name} is of no effect with {without.get(name, f'the method {request.method}')}"
-        for name in given
-        if idle.get(name)
-    ]
-
-
-def _for_longer(request: Request, recipe: Recipe) -> list[str]:
-    """Return a line where a run is much shorter than the one that its weight of SP is made for."""
-    usual = preset(recipe.name)
-    is_short = recipe.name == "paper" and recipe.epochs <= usual.epochs // 4
-    is_chosen = request.overrides.get("gamma") is not None or re.search(r"\bsp\?[^+]*weight=", request.method)
-    if "sp" not in term_names(request.method) or not is_short or is_chosen:
-        return []
-    return [
-        f"warning: γ {recipe.losses.gamma:g} is for {usual.epochs} epochs and may do harm in {recipe.epochs}: on small "
-        f"images of CIFAR-10 a tenth did better in 12 (--gamma {recipe.losses.gamma / 10:g})"
-    ]
 
 
 def _teacher(request: Request, data: ImageData, image_size: int, normalisation: Normalisation) -> BuiltModel:
