@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from spkd.errors import InputError, nearest, one_line
+from spkd.errors import InputError, nearest
 from spkd.modes import evaluating, keeping_buffers
-from spkd.taps import TapPair, find_layer, first_tensor, unwrap
+from spkd.taps import TapPair, find_layer, first_tensor, named_where_it_fails, unwrap
 
 _KEYWORDS = ("last", "stages")
 
@@ -140,16 +140,6 @@ def _explicit_pairs(student: nn.Module, teacher: nn.Module | None, chosen: Seque
     return pairs
 
 
-def _run(model: nn.Module, images: Tensor) -> None:
-    try:
-        model(images)
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        size = " × ".join(map(str, images.shape[1:]))
-        raise InputError(f"{type(unwrap(model)).__name__}: it fails on images of {size}: {one_line(error)}") from error
-
-
 @dataclasses.dataclass
 class _Record:
     """What one module did in the trace. Tensors are kept, so that identity and overwriting can be told."""
@@ -209,8 +199,9 @@ class _Trace:
                 # A compiled network would run as it was compiled, without these hooks.
                 torch.compiler.set_stance("force_eager"),
                 evaluating(model),
+                named_where_it_fails(type(self.root).__name__, images),
             ):
-                _run(model, images)
+                model(images)
         finally:
             for handle in handles:
                 handle.remove()

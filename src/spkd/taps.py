@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
-from spkd.errors import InputError, nearest
+from spkd.errors import InputError, nearest, one_line
 
 # Where DDP and DataParallel, torch.compile, Lightning Fabric and Classifier keep the network.
 _WRAPPED_AS = frozenset({"module", "_orig_mod", "_forward_module", "_original_module", "network"})
@@ -333,6 +334,22 @@ def logits_of(output: object) -> Tensor:
             f"{type(output).__name__}; wrap the network in a module whose forward returns its logits."
         )
     return found
+
+
+@contextmanager
+def named_where_it_fails(name: str, images: Tensor) -> Iterator[None]:
+    """Tell in one line which network, maybe a user's own, fails on the images.
+
+    Raises:
+        InputError: for whatever it raises but a full memory.
+    """
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        size = " × ".join(map(str, images.shape[1:]))
+        raise InputError(f"{name}: it fails on images of {size}: {one_line(error)}") from error
 
 
 def levels(model: nn.Module) -> list[nn.Module]:

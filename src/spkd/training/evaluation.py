@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spkd.errors import InputError, one_line
+from spkd.errors import InputError
 from spkd.modes import evaluating
-from spkd.taps import logits_of
+from spkd.taps import logits_of, named_where_it_fails
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -248,13 +248,8 @@ def logits_on(network: str, model: nn.Module, images: Tensor) -> Tensor:
     To be called under ``no_grad`` and not ``inference_mode``: what a model caches there could never take part in
     training.
     """
-    try:
+    with named_where_it_fails(network, images):
         return logits_of(model(images)).float()
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        size = " × ".join(map(str, images.shape[1:]))
-        raise InputError(f"{network}: it fails on images of {size}: {one_line(error)}") from error
 
 
 def check_finite(network: str, logits: Tensor) -> None:
