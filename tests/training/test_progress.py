@@ -78,3 +78,12 @@ def test_a_time_left_that_is_known_better_is_shown(
         bar.begin("tasks", steps=10, done=0)
         bar.update(5, "running: a", left=5000.0)
     assert "1:23:" in written.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_shows_the_count_and_the_time_left_whole(width: int) -> None:
+    written = io.StringIO()
+    with Bar(Console(file=written, force_terminal=True, color_system=None, width=width)) as bar:
+        bar.begin("wrn-16-1 sp+kd", 78_200, 0)
+        bar.update(12_345, "epoch 32/200, ce 0.1234, sp 0.0009126, val error 12.02 %, 2,254 images/s", 3700.0)
+    assert "12345/78200 1:01:40 epoch 3" in written.getvalue()

@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Task as RichTask
+from rich.table import Column
 from rich.text import Text
 
 from spkd.training.devices import is_follower
@@ -85,13 +86,15 @@ class Bar(Display):
     """A progress bar on a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
+        # Of what is too long for a narrow terminal the numbers' end is cut, and neither the count nor the time left.
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            _TimeLeft(compact=True),  # before the numbers, of which a narrow terminal cuts the last
-            TextColumn("{task.fields[text]}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            _TimeLeft(compact=True, table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=console or Console(stderr=True),
+            expand=True,
         )
         self._task: TaskID | None = None
 
