@@ -305,5 +305,9 @@ def test_what_lies_beside_a_mistyped_folder_is_known(tmp_path: Path, monkeypatch
     (tmp_path / "models" / "file").touch()
     assert names_beside(tmp_path / "models" / "larg") == ["large"]
     assert names_beside(tmp_path / "nowhere" / "larg") == []
+    (tmp_path / "models" / "large.onnx").touch()
+    (tmp_path / "models" / "notes").touch()
+    assert names_beside(tmp_path / "models" / "larg.onnx") == ["large", "large.onnx"]
+    assert names_beside(tmp_path / "models" / "larg") == ["large"]
     monkeypatch.chdir(tmp_path)
     assert names_beside(Path("model")) == ["models"]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from spkd.errors import InputError
-from spkd.export import converted, export_model, onnx_runner
+from spkd.export import converted, export_model
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.exported import onnx_runner
 from spkd.models.saved_model import save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.quantisation import export_int8, quantised

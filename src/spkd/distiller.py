@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
 
 from spkd.errors import InputError
 from spkd.losses.objective import LossBreakdown, Objective
-from spkd.processes import Division, divide, in_ddp
+from spkd.processes import divide, in_ddp
 from spkd.rehearsal import check_place, check_range, check_targets, check_terms, refuse_shards, undisturbed, unused
 from spkd.taps import Activations, Taps, unwrap
+
+if TYPE_CHECKING:
+    from spkd.division import Division
 
 
 class Remembered:

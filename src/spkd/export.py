@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from spkd.data.augment import shorter_side
 from spkd.errors import InputError, nearest, one_line
 from spkd.files import write_bytes_atomically
 from spkd.models.classifier import ModelInfo, require_unit_range
 from spkd.models.cost import latency_ms
+from spkd.models.exported import Runner, onnx_runner, told_beside
 from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18  # what PyTorch's exporter writes natively; onnxruntime reads it since 1.14
 LATENCY_REPEATS = 30
-
-Runner = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -269,7 +266,7 @@ def _torch_file(program: ExportedProgram, info: ModelInfo | None) -> tuple[bytes
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # names files and quotes lines of this machine
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files=_told(info, classes="classes.json", images="images.txt"))
+    torch.export.save(program, file, extra_files=told_beside(info, classes="classes.json", images="images.txt"))
     module = torch.export.load(io.BytesIO(file.getvalue())).module()
 
     def run(images: Tensor) -> Tensor:
@@ -297,40 +294,9 @@ def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], info: Mo
         raise RuntimeError("torch.onnx.export gave no program")
     model = exported.model_proto
     _remove_traces(model)
-    onnx.helper.set_model_props(model, _told(info, classes="classes", images="images"))
+    onnx.helper.set_model_props(model, told_beside(info, classes="classes", images="images"))
     content = model.SerializeToString()
     return content, onnx_runner(content)
-
-
-def onnx_runner(content: bytes) -> Runner:
-    """Return what runs an exported ONNX file's content on the CPU, in as many threads as PyTorch."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
-
-    return run
-
-
-def _told(info: ModelInfo | None, *, classes: str, images: str) -> dict[str, str]:
-    """Return what is written beside the network, under these names."""
-    if info is None:
-        return {}
-    views = {
-        None: "",
-        "whole": ", of the whole image",
-        "centre": f", the centre of the image after its shorter side was resized to {shorter_side(info.image_size)}, "
-        "bilinear",
-    }
-    colour = "RGB" if info.channels == 3 else f"{info.channels} channel(s)"
-    size = f"{info.image_size} x {info.image_size} pixels{views[info.view]}"
-    text = f"float32 in [0, 1], {colour}, {size}; the model normalises them"
-    return {classes: json.dumps(info.classes), images: text}
 
 
 def _remove_traces(model: Any) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import ctypes
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -15,6 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from spkd.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where the library can be imported
+    fcntl = None  # type: ignore[assignment]
 
 _held: set[int] = set()  # handles of the locks of this process
 
@@ -100,7 +104,8 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     _held.add(handle)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise InputError(f"another process is at work in {folder}: wait for it, or give another folder") from error
         except OSError:
@@ -121,7 +126,8 @@ def _let_go_of_all() -> None:
         _let_go(handle)
 
 
-os.register_at_fork(after_in_child=_let_go_of_all)  # or a child that outlives its parent would keep the folder locked
+if hasattr(os, "register_at_fork"):  # or a child that outlives its parent would keep the folder locked
+    os.register_at_fork(after_in_child=_let_go_of_all)
 
 
 def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -203,9 +209,10 @@ def is_there(path: str | Path) -> bool:
 
 
 def names_beside(path: Path) -> list[str]:
-    """Return the names of the folders beside a path that may not be there itself, for a hint at a mistyped one."""
+    """Return what may be meant by a path that is not there: the folders beside it, and files that end alike."""
     with contextlib.suppress(OSError):
-        return sorted(entry.name for entry in path.absolute().parent.iterdir() if entry.is_dir())
+        beside = path.absolute().parent.iterdir()
+        return sorted(entry.name for entry in beside if entry.is_dir() or entry.suffix == path.suffix != "")
     return []
 
 

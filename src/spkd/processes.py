@@ -2,68 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spkd.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class Division:
-    """Which images of the batch are this process's: process 0 has the first ones, process 1 the next.
-
-    Every method that communicates must be called by all processes, in the same order. Compilers leave these methods
-    out, since they could change that order.
-
-    Attributes:
-        sizes: how many images each process has, at least one.
-        rank: which process this is.
-    """
-
-    sizes: tuple[int, ...]
-    rank: int
-
-    @property
-    def share(self) -> float:
-        """This process's images as a fraction of all."""
-        return self.sizes[self.rank] / sum(self.sizes)
-
-    @property
-    def processes(self) -> int:
-        """How many processes there are."""
-        return len(self.sizes)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def gather(self, own: Tensor) -> Tensor:
-        """Return the tensors of all processes one after another, ``(b, ...)`` from this process's ``(r, ...)``.
-
-        Backwards each process gets the sum over the processes of their gradients for its part.
-        """
-        if not own[:1].numel():
-            return own.new_empty(sum(self.sizes), *own.shape[1:])
-        whole: Tensor = _Gather.apply(own, self)
-        return whole
-
-    def gather_any(self, own: Tensor) -> Tensor:
-        """Return the same without gradient, of any type: bytes are sent, since gloo and nccl cannot send int16, say."""
-        rows: Tensor = self.gather(own.detach().reshape(len(own), -1).contiguous().view(torch.uint8))
-        return rows.view(own.dtype).reshape(-1, *own.shape[1:])
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of the processes' tensors of one shape, without gradient."""
-        total = values.detach().clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total
-
-    def any(self, flags: Tensor) -> Tensor:
-        """Return which of the flags, booleans, any process has."""
-        counts: Tensor = self.sum(flags.int())
-        return counts > 0
+if TYPE_CHECKING:
+    from spkd.division import Division
 
 
 def divide(images: int, device: torch.device) -> Division | None:
@@ -77,22 +23,9 @@ def divide(images: int, device: torch.device) -> Division | None:
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return None
-    division: Division = _exchanged(images, device)
-    return division
+    from spkd.division import exchanged
 
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _exchanged(images: int, device: torch.device) -> Division:
-    in_main_memory = "cpu:" in distributed.get_backend_config()
-    own = torch.tensor([images], device="cpu" if in_main_memory else device)
-    sizes = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(sizes, own)
-    division = Division(tuple(torch.cat(sizes).tolist()), distributed.get_rank())
-    if not all(division.sizes):
-        raise InputError(
-            f"images: expected at least one in every process, got {', '.join(map(str, division.sizes))}; leave out a "
-            "last batch that is smaller than the number of processes."
-        )
+    division: Division = exchanged(images, device)
     return division
 
 
@@ -102,37 +35,3 @@ def in_ddp(network: nn.Module) -> DistributedDataParallel | None:
     for place in ("_orig_mod", "_forward_module", "_orig_mod"):  # compiled, in Fabric's wrapper, compiled in that
         wrapped = getattr(wrapped, place, wrapped)
     return wrapped if isinstance(wrapped, DistributedDataParallel) else None
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, division: Division) -> Tensor:
-        ctx.division = division
-        largest = max(division.sizes)
-        padded = own.new_zeros(largest, *own.shape[1:])
-        padded[: own.shape[0]] = own
-        parts = [torch.empty_like(padded) for _ in division.sizes]
-        distributed.all_gather(parts, padded)
-        return torch.cat([part[:size] for part, size in zip(parts, division.sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        division: Division = ctx.division
-        total: Tensor = _Sum.apply(gradient)
-        start = sum(division.sizes[: division.rank])
-        return total[start : start + division.sizes[division.rank]], None
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over the processes; its own derivative is such a sum again."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total: Tensor = _Sum.apply(gradient)
-        return total

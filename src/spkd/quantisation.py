@@ -16,13 +16,13 @@ from spkd.export import (
     LATENCY_REPEATS,
     converted,
     export_path,
-    onnx_runner,
     quiet,
     require_own_images,
     weight_bytes,
 )
 from spkd.files import write_bytes_atomically
 from spkd.models.cost import latency_ms
+from spkd.models.exported import onnx_runner
 from spkd.models.saved_model import load_classifier
 
 

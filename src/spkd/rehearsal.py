@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,8 +13,11 @@ from spkd.errors import InputError
 from spkd.losses.objective import UNLABELLED
 from spkd.models.classifier import Classifier, require_unit_range
 from spkd.modes import keeping_buffers
-from spkd.processes import Division, in_ddp
+from spkd.processes import in_ddp
 from spkd.taps import Taps, levels
+
+if TYPE_CHECKING:
+    from spkd.division import Division
 
 HALF_PRECISION_SCALE = 2.0**16
 """By which a loss is scaled in a rehearsal whose gradients are all zero: as much as PyTorch's scaler begins with."""

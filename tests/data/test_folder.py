@@ -35,12 +35,16 @@ class TestLayouts:
 
     def test_validation_is_cut_where_it_is_missing(self, make_folder):
         data = load_folder(make_folder({"train/a": 20, "train/b": 20, "test/a": 2, "test/b": 2}))
-        assert (len(data.train), len(data.val), len(data.test)) == (36, 4, 4)
+        assert (len(data.train), len(data.val), len(data.test), data.cut) == (36, 4, 4, True)
         assert len(data.notes) == 1
 
     def test_a_test_set_is_cut_where_it_is_missing(self, make_folder):
         data = load_folder(make_folder({"train/a": 20, "train/b": 20, "val/a": 2, "val/b": 2}))
-        assert (len(data.train), len(data.val), len(data.test)) == (34, 4, 6)
+        assert (len(data.train), len(data.val), len(data.test), data.cut) == (40, 2, 2, False)
+
+    def test_a_test_set_is_cut_from_the_training_images_where_validation_has_too_few(self, make_folder):
+        data = load_folder(make_folder({"train/a": 20, "train/b": 20, "val/a": 2, "val/b": 1}))
+        assert (len(data.train), len(data.val), len(data.test), data.cut) == (34, 3, 6, True)
 
     def test_litter_is_passed_over_and_depth_is_not(self, make_folder):
         folder = make_folder({"a": 5, "b": 3, "b/deeper": 2, ".hidden": 3, "__MACOSX": 3, "a/.trash": 2})

@@ -77,10 +77,33 @@ def test_with_a_test_set_only_validation_is_cut():
     assert len(splits.notes) == 1
 
 
+def test_with_a_validation_set_that_is_halved():
+    train, val = images_of(torch.arange(200) % 2), images_of(torch.arange(41) % 2)
+    splits = complete_splits(train, val, None, "ab")
+    assert splits.train is train
+    assert (len(splits.val), len(splits.test)) == (21, 20)
+    assert sorted(numbers_of(splits.val) + numbers_of(splits.test)) == list(range(41))
+    for part in (splits.val, splits.test):
+        counts = torch.bincount(part.targets)
+        assert abs(int(counts[0] - counts[1])) <= 1
+    assert splits.notes == (
+        "test set: 20 of the 41 validation images, cut by a fixed seed, stratified by class; 21 are left to choose by",
+    )
+
+
+@pytest.mark.parametrize("targets", [[0, 0, 0, 1], [0, 0, 0]])
+def test_validation_images_of_which_a_class_has_one_are_not_halved(targets):
+    train, val = images_of(torch.arange(200) % 2), images_of(torch.tensor(targets))
+    splits = complete_splits(train, val, None, "ab")
+    assert splits.val is val
+    assert (len(splits.train), len(splits.test)) == (170, 30)
+    assert [note.split(",")[0] for note in splits.notes] == ["test set: 30 of the 200 images"]
+
+
 @pytest.mark.parametrize(("given", "needed"), [((), 3), (("val",), 2), (("test",), 2)])
 def test_a_class_must_have_an_image_for_every_set(given, needed):
     def cut(rare):
-        other = images_of(torch.arange(4) % 2)
+        other = images_of(torch.tensor([0, 1]))
         val, test = (other if name in given else None for name in ("val", "test"))
         return complete_splits(images_of(torch.tensor([0] * 40 + [1] * rare)), val, test, ["common", "rare"])
 

@@ -136,7 +136,11 @@ def _info_parser() -> ArgumentParser:
 def evaluate_parser() -> ArgumentParser:
     """Return the options of ``spkd evaluate``."""
     parser = _new_parser("Evaluate a trained network: one of a run, or any other with its weights.")
-    parser.add_argument("network", type=str, help=f"folder of a run or saved model; with --weights: {_ARCHITECTURES}")
+    parser.add_argument(
+        "network",
+        type=str,
+        help=f"folder of a run or saved model, or an exported .onnx file; with --weights: {_ARCHITECTURES}",
+    )
     _add_text(parser, "weights", f"of a network that is no saved model: {_WEIGHTS}")
     _add_text(parser, "normalisation", _NORMALISATION)
     _add_text(parser, "teacher", "folder to measure agreement with (default: the run's own teacher)")
@@ -152,7 +156,7 @@ def evaluate_parser() -> ArgumentParser:
 def predict_parser() -> ArgumentParser:
     """Return the options of ``spkd predict``."""
     parser = _new_parser("Say what a trained network takes images for, as comma-separated values.")
-    parser.add_argument("network", type=str, help="folder of a run or saved model")
+    parser.add_argument("network", type=str, help="folder of a run or saved model, or an exported .onnx file")
     parser.add_argument("images", type=str, nargs="+", help="image files, or folders with images anywhere below")
     parser.add_argument("--top", type=int, default=1, help="how many classes to show of each image, likeliest first")
     _add_text(parser, "out", "the file to write (default: shown)")

@@ -63,7 +63,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
 
     Either ``folder`` holds ``train/`` (or ``training/``), and perhaps ``val/`` (or ``valid/``, ``validation/``) and
     ``test/`` (or ``testing/``), each with one folder per class, or it holds the class folders themselves. Sets that are
-    missing are cut from the training images (see :func:`spkd.data.splits.complete_splits`). Classes are in the order
+    missing are cut from the others (see :func:`spkd.data.splits.complete_splits`). Classes are in the order
     of their names; images may lie deeper in a class's folder; hidden files are passed over, and files of other endings,
     which a note counts. All images are read as RGB, upright, whatever their mode; every file is decoded once to see
     that it can be.
@@ -71,7 +71,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
     Args:
         folder: an existing folder.
         skip_bad_images: leave out files that cannot be read instead of stopping.
-        divided: whether sets that are missing are cut from the training images. Otherwise they stay empty, and a single
+        divided: whether sets that are missing are cut from the others. Otherwise they stay empty, and a single
             class and a single image do.
 
     Raises:
@@ -102,7 +102,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
         flip=True,
         normalisation_mean=mean,
         normalisation_std=std,
-        cut=bool(splits.notes),
+        cut=len(splits.train) < len(parts["train"]),
         notes=(
             *notes,
             *note_of_others(folder, others),

@@ -30,22 +30,32 @@ class Splits:
 
 
 def complete_splits(train: Images, val: Images | None, test: Images | None, classes: Sequence[str]) -> Splits:
-    """Cut from the training images the sets that are not given, stratified, the same at every call.
+    """Cut the sets that are not given from the others, stratified, the same at every call.
 
-    Validation takes 10 % where only it is missing; a test set takes 15 %, and validation as many with it.
+    A test set is half of the validation images where these are given, with two of each class or more: a teacher that
+    learnt the training images would answer for those too well. Else the training images are cut: validation takes 10 %
+    where only it is missing; a test set takes 15 %, and validation as many with it.
 
     Raises:
         InputError: when a class has too few images to give one to each set.
     """
+    notes = []
+    if test is None and val is not None and int(torch.bincount(val.targets, minlength=len(classes)).min()) > 1:
+        total = len(val)
+        stay, held = hold_out(val.targets, total // 2, classes)
+        val, test = val.select(stay), val.select(held)
+        notes.append(
+            f"test set: {len(test)} of the {total} validation images, cut by a fixed seed, stratified by class; "
+            f"{len(val)} are left to choose by"
+        )
     _check_enough(train.targets, 1 + (val is None) + (test is None), classes)
     total = len(train)
-    notes = []
     if test is None:
         stay, held = hold_out(train.targets, round(0.15 * total), classes)
         train, test = train.select(stay), train.select(held)
         notes.append(f"test set: {len(test)} of the {total} images, cut by a fixed seed, stratified by class")
     if val is None:
-        share = 0.15 if notes else 0.10
+        share = 0.15 if notes else 0.10  # with a test set that was cut, as many as that
         stay, held = hold_out(train.targets, round(share * total), classes)
         train, val = train.select(stay), train.select(held)
         notes.append(f"validation set: {len(val)} of the {total} images, cut by a fixed seed, stratified by class")

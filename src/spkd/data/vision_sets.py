@@ -82,7 +82,7 @@ def load_vision_set(
 ) -> ImageData:
     """Load one of ``VISION_SETS`` from ``root``, where torchvision keeps it or would download it to.
 
-    A set's own validation images are used where it has them; what it lacks is cut from its training images
+    A set's own validation images are used where it has them; what it lacks is cut from its others
     (see :func:`spkd.data.splits.complete_splits`).
 
     Args:

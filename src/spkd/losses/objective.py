@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from spkd.errors import InputError, nearest
 from spkd.functional.numerics import upcast
 from spkd.imports import failure
 from spkd.losses.base import DistillationLoss
-from spkd.processes import Division
 from spkd.taps import Activations
+
+if TYPE_CHECKING:
+    from spkd.division import Division
 
 UNLABELLED = -100
 """The target of an image without a label: PyTorch's own for what a cross-entropy passes over."""

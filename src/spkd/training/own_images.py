@@ -22,6 +22,7 @@ from spkd.data.options import DataOptions, View
 from spkd.errors import InputError
 from spkd.files import is_folder
 from spkd.models.classifier import ModelInfo, composed
+from spkd.models.exported import is_exported
 from spkd.models.saved_model import find_meant, find_saved, not_saved, saved_info
 from spkd.training.batches import batches_for
 from spkd.training.run_folder import config_of
@@ -46,6 +47,8 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     config = config_of(folder)
     own = config.get("data")
     if "data" not in given:
+        if is_exported(folder):
+            raise InputError(f"{folder} does not tell which images it is to be asked about: name them by --data")
         if not is_folder(folder):
             raise InputError(not_saved(Path(folder)))
         if own is None and find_saved(folder) is None:

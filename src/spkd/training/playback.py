@@ -5,6 +5,8 @@ Several processes with a part of each batch record what the teacher says of the 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,8 +15,11 @@ from torch import Tensor
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.losses.objective import Objective, Term
-from spkd.processes import Division, divide
+from spkd.processes import divide
 from spkd.training.tape import Tape
+
+if TYPE_CHECKING:
+    from spkd.division import Division
 
 
 class Player:

@@ -14,7 +14,7 @@ from spkd.data.folder import image_files
 from spkd.data.images import Images
 from spkd.errors import InputError
 from spkd.files import csv_text, is_utf8
-from spkd.models.saved_model import load_classifier
+from spkd.models.exported import load_either
 from spkd.modes import evaluating
 from spkd.training.batches import batches_for
 from spkd.training.devices import make_fabric
@@ -104,13 +104,13 @@ def predict(
     workers: int | None = None,
     skip_bad_images: bool = False,
 ) -> Predictions:
-    """Classify images by the network saved in the folder ``network``.
+    """Classify images by the network in the folder or exported ONNX file ``network``.
 
     They are seen as in the network's evaluation. Every file is decoded before any is classified, so that a broken one
     is found at once.
 
     Args:
-        network: folder of a run or a saved model.
+        network: folder of a run or a saved model, or an exported ONNX file.
         images: files, and folders to be searched with all that are below.
         top: how many classes are wanted of each; with more than there are, all.
         accelerator: as of a run.
@@ -122,7 +122,7 @@ def predict(
     """
     if top < 1:
         raise InputError(f"--top must be at least 1, not {top}")
-    classifier = load_classifier(network)
+    classifier = load_either(network)
     info = classifier.info
     device = make_fabric(Runtime(accelerator=accelerator)).device
     classifier.to(device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
@@ -12,6 +14,8 @@ from spkd.errors import InputError
 from spkd.files import is_folder, is_there, require_writable, write_text_atomically
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation, same_classes
+from spkd.models.cost import latency_ms
+from spkd.models.exported import is_exported, load_either
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved, savable_state, save_classifier
 from spkd.models.weights_source import model_defaults
@@ -42,12 +46,13 @@ def evaluate_saved(
 ) -> Evaluation:
     """Evaluate a network on one split of ``options``' images.
 
-    It is the one saved in the folder ``network``, or the architecture that this names, with ``weights``, which were
-    trained with ``normalisation``. Agreement is measured with ``teacher`` (the folder of a saved network), or with the
-    run's own teacher where that is such a folder and tells the same classes apart. ``say`` is given a line for what
-    is to be known of the images and of the network; one when the images of the run's own data are no longer those that
-    it was trained with. A network with ``weights`` is kept in the new folder ``save``, as one of a saved model. Into
-    the file ``out`` goes what the network said of each image.
+    It is the one saved in the folder ``network`` or exported to the ONNX file ``network``, or the architecture that
+    this names, with ``weights``, which were trained with ``normalisation``. Agreement is measured with ``teacher`` (the
+    folder of a saved network), or with the run's own teacher where that is such a folder and tells the same classes
+    apart. ``say`` is given a line for what is to be known of the images and of the network, as how quick an exported
+    file is here; one when the images of the run's own data are no longer those that it was trained with. A network with
+    ``weights`` is kept in the new folder ``save``, as one of a saved model. Into the file ``out`` goes what the network
+    said of each image.
 
     Raises:
         InputError: when there is no such network, its classes are not those of the images, there is no such split, or
@@ -59,6 +64,8 @@ def evaluate_saved(
     saved = None if weights is not None else _saved(network, normalisation)
     if saved is None:
         _require_weights(str(network), weights, normalisation)
+    elif is_exported(network):
+        _note_exported(saved, options, say)
     if teacher is not None and find_saved(teacher) is None:
         raise InputError(f"--teacher {teacher} holds no saved model")
     device = make_fabric(Runtime(accelerator=accelerator)).device
@@ -102,13 +109,23 @@ def evaluate_saved(
 
 def _saved(network: str | Path, normalisation: str | None) -> Classifier | None:
     """Return the saved model that is meant, None where an architecture is."""
-    if find_saved(network) is None:
+    if not is_exported(network) and find_saved(network) is None:
         if is_folder(network):
             raise InputError(not_saved(Path(network)))
         return None
     if normalisation is not None:
-        raise InputError(f"--normalisation: {network} is a saved model and brings its own; leave it out")
-    return load_classifier(network)
+        raise InputError(f"--normalisation: {network} brings its own; leave it out")
+    return load_either(network)
+
+
+def _note_exported(exported: Classifier, options: DataOptions, say: Callable[[str], None]) -> None:
+    """Say how quick an exported file is here; its images have one size."""
+    info = exported.info
+    if options.image_size not in (None, info.image_size):
+        raise InputError(f"--image_size: {info.spec} takes images of {info.image_size} × {info.image_size} pixels only")
+    one = torch.rand(1, info.channels, info.image_size, info.image_size)
+    took = latency_ms(exported, one)
+    say(f"{info.spec} takes {took:.2f} ms for one image, by onnxruntime (threads: {torch.get_num_threads()})")
 
 
 def _require_weights(spec: str, weights: str | None, normalisation: str | None) -> None:

@@ -1,0 +1,120 @@
+"""An exported ONNX file: what it tells of classes and images, and how it is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spkd.data.augment import shorter_side
+from spkd.data.options import View
+from spkd.errors import InputError, nearest, one_line
+from spkd.files import is_file, names_beside
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.saved_model import load_classifier
+
+Runner = Callable[[Tensor], Tensor]
+"""From images (b, channels, h, w), float32 on the CPU, to logits (b, k)."""
+
+_VIEWS: tuple[View | None, ...] = (None, "whole", "centre")
+
+
+def is_exported(place: str | Path) -> bool:
+    """Return whether an ONNX file is named, and not the folder of a model or an architecture."""
+    return Path(place).suffix == ".onnx"
+
+
+def load_either(place: str | Path) -> Classifier:
+    """Return the classifier in an exported ONNX file, or else in the folder of a run or saved model, to be asked.
+
+    Raises:
+        InputError: as :func:`load_exported` and :func:`spkd.models.saved_model.load_classifier` do.
+    """
+    return load_exported(Path(place)) if is_exported(place) else load_classifier(place)
+
+
+def load_exported(path: Path) -> Classifier:
+    """Return the classifier in an ONNX file that :func:`spkd.export.export_model` or ``export_int8`` wrote.
+
+    It is run by onnxruntime on the CPU, in as many threads as PyTorch has, wherever its images are, and has no
+    gradients. Its ``info`` tells of a normalisation that changes nothing, since the file's own is inside.
+
+    Raises:
+        InputError: when the file is not there or is damaged, or tells nothing of its classes.
+    """
+    if not is_file(path):
+        raise InputError(f"model: there is no file {path}.{nearest(path.name, names_beside(path))}")
+    try:
+        session = _session(str(path))
+    except Exception as error:  # onnxruntime's own kinds
+        raise InputError(f"model: {path} cannot be run by onnxruntime: {one_line(error)}") from error
+    told = session.get_modelmeta().custom_metadata_map
+    try:
+        [(_, channels, size, _)] = [one.shape for one in session.get_inputs()]
+        info = ModelInfo(str(path), json.loads(told["classes"]), channels, size, Normalisation((0.0,), (1.0,)))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"model: {path} tells no classes or image size: give a file of `spkd export`") from error
+    return Classifier(_Exported(_runner(session)), _with_view(info, told)).eval()
+
+
+class _Exported(nn.Module):
+    """What an exported file computes."""
+
+    def __init__(self, run: Runner) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._run(images.cpu()).to(images.device)
+
+
+def onnx_runner(content: bytes) -> Runner:
+    """Return what runs an exported ONNX file's content on the CPU, in as many threads as PyTorch."""
+    return _runner(_session(content))
+
+
+def _session(file: bytes | str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def _runner(session: Any) -> Runner:
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return run
+
+
+def told_beside(info: ModelInfo | None, *, classes: str, images: str) -> dict[str, str]:
+    """Return what is written beside an exported network, under these names: its classes as JSON, its images in words.
+
+    Without ``info`` nothing is.
+    """
+    return {} if info is None else {classes: json.dumps(info.classes), images: _images(info)}
+
+
+def _images(info: ModelInfo) -> str:
+    views = {
+        None: "",
+        "whole": ", of the whole image",
+        "centre": f", the centre of the image after its shorter side was resized to {shorter_side(info.image_size)}, "
+        "bilinear",
+    }
+    colour = "RGB" if info.channels == 3 else f"{info.channels} channel(s)"
+    size = f"{info.image_size} x {info.image_size} pixels{views[info.view]}"
+    return f"float32 in [0, 1], {colour}, {size}; the model normalises them"
+
+
+def _with_view(info: ModelInfo, told: Mapping[str, str]) -> ModelInfo:
+    """Return the same with the view that makes the words those that are told, if one does."""
+    views = (replace(info, view=view) for view in _VIEWS)
+    return next((one for one in views if _images(one) == told.get("images")), info)

@@ -1,0 +1,136 @@
+"""An exported file is evaluated and asked as the network that it came from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from spkd.data.images import MemoryImages
+from spkd.data.load import load_data
+from spkd.data.options import DataOptions, View
+from spkd.errors import InputError
+from spkd.export import export_model, export_network
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.exported import load_exported
+from spkd.models.saved_model import load_classifier, save_classifier
+from spkd.models.wrn import WideResNet
+from spkd.training.evaluation import Evaluation
+from spkd.training.own_images import images_to_quantise_with, own_data
+from spkd.training.prediction import predict
+from spkd.training.saved import evaluate_saved
+
+INFO = ModelInfo("wrn-10-1", ("null", "eins", "zwei"), 3, 8, Normalisation((0.5,), (0.25,)))
+
+
+def exported(folder: Path, info: ModelInfo = INFO) -> Path:
+    torch.manual_seed(0)
+    save_classifier(Classifier(WideResNet(10, 1, num_classes=len(info.classes)), info), folder)
+    return export_model(folder, images=torch.rand(3, info.channels, info.image_size, info.image_size)).path
+
+
+@pytest.fixture(scope="module")
+def digits_file(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    test = load_data(DataOptions()).test
+    assert isinstance(test, MemoryImages)
+    out = tmp_path_factory.mktemp("export") / "model.onnx"
+    return export_model(teacher, out, images=test.pixels[:8].float() / 255).path
+
+
+def evaluated(network: Path, said: list[str], teacher: str | None = None) -> Evaluation:
+    options = DataOptions("digits")
+    return evaluate_saved(network, options, split="test", teacher=teacher, accelerator="cpu", say=said.append)
+
+
+def test_a_file_is_evaluated_as_the_network_that_it_came_from(teacher: Path, digits_file: Path) -> None:
+    said: list[str] = []
+    found = evaluated(digits_file, said, str(teacher))
+    assert re.fullmatch(rf"{digits_file} takes \d+\.\d\d ms for one image, by onnxruntime \(threads: \d+\)", said[-1])
+    own = evaluated(teacher, [])
+    assert found.agreement == 100
+    assert found.cross_entropy == pytest.approx(own.cross_entropy, rel=1e-4)
+    assert replace(found, agreement=None, cross_entropy=0, calibration_error=0) == replace(
+        own, agreement=None, cross_entropy=0, calibration_error=0
+    )
+
+
+def test_a_file_takes_new_images_for_what_the_network_does(teacher: Path, digits_file: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    test = load_data(DataOptions()).test
+    assert isinstance(test, MemoryImages)
+    for place in range(12):
+        Image.fromarray(test.pixels[place, 0].numpy()).save(tmp_path / f"{place}.png")
+    found, own = (predict(network, [str(tmp_path)], top=3) for network in (digits_file, teacher))
+    assert [one.classes for one in found.predictions] == [one.classes for one in own.predictions]
+    assert len({one.classes[0] for one in found.predictions}) > 1
+
+
+def test_eight_bits_are_evaluated_too(teacher: Path, tmp_path: Path) -> None:
+    from spkd.quantisation import export_int8
+
+    data = DataOptions("digits")
+    calibration, labelled = images_to_quantise_with(teacher, data, print)
+    batches = list(labelled)
+    images = batches[0][0][:8]
+    report = export_int8(teacher, tmp_path / "m.onnx", images=images, calibration=calibration, labelled=batches)
+    measured = evaluate_saved(report.path, data, split="val", teacher=None, accelerator="cpu", say=print)
+    assert measured.top1_error == report.error
+
+
+@pytest.mark.parametrize("view", [None, "whole", "centre"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_classes_and_images_are_those_of_the_network(view: View | None, channels: int, tmp_path: Path) -> None:
+    info = replace(INFO, view=view, spec=f"wrn-10-1?in_channels={channels}", channels=channels)
+    torch.manual_seed(0)
+    classifier = Classifier(WideResNet(10, 1, num_classes=3, in_channels=channels), info).eval()
+    images = torch.rand(5, channels, 8, 8)
+    export_network(classifier, tmp_path / "m.onnx", images=images, info=info)
+    found = load_exported(tmp_path / "m.onnx")
+    plain = Normalisation((0.0,), (1.0,))
+    assert found.info == replace(info, spec=str(tmp_path / "m.onnx"), normalisation=plain)
+    with torch.no_grad():
+        assert torch.allclose(found(images), classifier(images), atol=1e-5)
+    assert not found(images).requires_grad
+
+
+def test_a_file_that_cannot_be_asked_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = exported(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"there is no file .*modle\.onnx\. Did you mean 'model\.onnx'\?$"):
+        load_exported(path.with_name("modle.onnx"))
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"^model: .*damaged\.onnx cannot be run by onnxruntime: [^\n]*$"):
+        load_exported(damaged)
+    without = tmp_path / "without.onnx"
+    for key, value in (("other", "x"), ("classes", "{"), ("classes", "[1]"), ("classes", "[]")):
+        model = onnx.load(path)
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, {key: value})
+        onnx.save(model, without)
+        with pytest.raises(InputError, match=r"without\.onnx tells no classes or image size: give a file of"):
+            load_exported(without)
+    with pytest.raises(InputError, match=r"model\.onnx does not tell which images .*: name them by --data"):
+        own_data(path, {"data": None})
+    with pytest.raises(InputError, match=r"--image_size: .*model\.onnx takes images of 8 × 8 pixels only"):
+        evaluate_saved(path, DataOptions(image_size=16), split="test", teacher=None, accelerator="cpu", say=print)
+    with pytest.raises(InputError, match=r"--normalisation: .*model\.onnx brings its own; leave it out"):
+        evaluate_saved(
+            path,
+            DataOptions(),
+            split="test",
+            teacher=None,
+            accelerator="cpu",
+            say=print,
+            normalisation="none",
+        )
+
+
+def test_the_network_of_a_file_is_not_the_one_in_a_folder(tmp_path: Path) -> None:
+    path = exported(tmp_path / "saved")
+    assert load_exported(path).info.normalisation != load_classifier(tmp_path / "saved").info.normalisation
+    assert not list(load_exported(path).parameters())
