@@ -34,6 +34,7 @@ from spkd.losses.methods import build_objective
 from spkd.losses.weights import LossWeights
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.inference import ROUNDING, inference_form
+from spkd.models.student_form import synchronised
 from spkd.models.wrn import WideResNet
 from spkd.taps import TapPair
 from spkd.training.devices import make_fabric
@@ -264,7 +265,7 @@ def trained(rank: int | None) -> list[Tensor]:
     student: nn.Module = network(4, 0)
     original = copy.deepcopy(student)
     if rank is not None:
-        student = DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(student))
+        student = DistributedDataParallel(synchronised(student))
     objective = build_objective("sp+kd+at", [TapPair("2", "2")], LossWeights(gamma=30.0, beta=3.0))
     module = Distiller(student, network(6, 1), objective).cuda().train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,9 @@ def test_a_stopped_distillation_is_ended_with_what_there_is(
         assert "--resume goes on from the checkpoint in" in capsys.readouterr().err
     printed = succeed(capsys, "distill", *options, *CPU, "--alone", "--finish")
     assert "student alone" in printed
+    assert (
+        "test errors than alone, but after 1 epochs, and alone after 3" in printed or "as many test errors" in printed
+    )
     epochs = [json.loads((folder / "result.json").read_text())["epochs"] for folder in (out, Path(f"{out}-alone"))]
     assert epochs == [1, 3]
     assert "--overwrite excludes --resume and --finish" in failing(
@@ -268,6 +272,11 @@ def test_compare_does_not_overwrite_what_is_being_worked_on(
     folder, command = comparison
     with claimed(folder / "sp" / "seed-1", None):
         assert "is being worked on by process" in failing(capsys, *command, "--overwrite")
+    changed = [*command, "--overwrite"]
+    changed[command.index("none") : command.index("kd") + 1] = ["kd", "at"]
+    with claimed(folder / "sp" / "seed-1", None):  # which plays the tape that these would erase
+        assert "is being worked on by process" in failing(capsys, *changed)
+    assert (folder / "recordings" / "seed-1" / "tape" / "tape.json").exists()
     assert (folder / "none" / "seed-0" / "result.json").exists()
 
 
@@ -403,6 +412,29 @@ def test_going_on_with_a_run_on_other_images_without_its_options_is_refused_at_o
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "a teacher was trained first"
 
 
+def test_compare_warns_of_what_a_run_would_and_names_all_software(
+    capsys: pytest.CaptureFixture[str], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "compare"
+    options = ["--teacher", str(teacher), "--student", "wrn-10-1", "--recipe", "paper", "--epochs", "1"]
+    command = ["compare", *options, "--methods", "none", "kd", "sp", "--seeds", "1", *CPU, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["spkd", *command, "--overwrite"])
+    assert main([*command, "--overwrite"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert said[0].startswith("warning: γ 1500 is for 200 epochs and may do harm in 1")
+    record = json.loads((out / "comparison.json").read_text())
+    assert record["command"] == shlex.join(["spkd", *command])
+    result = out / "sp" / "seed-0" / "result.json"
+    changed = json.loads(result.read_text())
+    changed["software"]["torch"] = "1.0"
+    result.write_text(json.dumps(changed))
+    succeed(capsys, *command)
+    assert json.loads((out / "comparison.json").read_text())["software"] == {
+        **record["software"],
+        "torch": f"{record['software']['torch']} or 1.0",
+    }
+
+
 def test_compare_runs_again_what_it_is_told_to_overwrite(
     capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path
 ) -> None:
@@ -411,7 +443,17 @@ def test_compare_runs_again_what_it_is_told_to_overwrite(
     command = ["compare", *options, *CPU, "--jobs", "1", "--out", str(out)]
     succeed(capsys, *command, "--epochs", "1")
     assert main([*command, "--epochs", "2"]) == 2
+    capsys.readouterr()
+    assert main([*command, "--epochs", "2", "--overwrite", "--max_time", "0"]) == 3
+    assert "the same command without --overwrite goes on" in capsys.readouterr().err
+    assert not (out / "sp" / "seed-0" / "result.json").exists()
     succeed(capsys, *command, "--epochs", "2", "--overwrite")
+    # Beyond the command line's own values: an equal configuration may be made of other weights.
+    config = out / "sp" / "seed-0" / "config.yaml"
+    config.write_text(re.sub("Made of: .*", "Made of: other weights", config.read_text()))
+    error = failing(capsys, *command, "--epochs", "2", "--seeds", "2")
+    assert "was made with other weights, code or images: give another --out" in error
+    assert not (out / "sp" / "seed-1").exists()
     assert json.loads((out / "sp" / "seed-0" / "result.json").read_text())["epochs"] == 2
 
 
@@ -447,7 +489,7 @@ def test_a_failed_run_is_reported_and_the_others_are_kept(
     out = tmp_path / "compare"
     assert main(["compare", *options, "--epochs", "1", *CPU, "--jobs", "1", "--out", str(out)]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "1 of 2 runs failed" in error
+    assert "1 of 2 tasks failed, what has finished is kept" in error
     assert "not finite" in error
     assert (out / "none" / "seed-0" / "result.json").exists()
     log = out / "sp-weight=1e38" / "seed-0" / "task.log"

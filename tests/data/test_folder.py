@@ -46,6 +46,17 @@ class TestLayouts:
         data = load_folder(make_folder({"train/a": 20, "train/b": 20, "val/a": 2, "val/b": 1}))
         assert (len(data.train), len(data.val), len(data.test), data.cut) == (34, 3, 6, True)
 
+    @pytest.mark.parametrize("name", ["train", "valid", "test"])
+    def test_a_class_may_be_called_as_a_split_is(self, make_folder, name):
+        data = load_folder(make_folder({"bus": 8, "car": 8, name: 8}))
+        assert data.classes == tuple(sorted(("bus", "car", name)))
+        assert data.notes[0] == f"{name}/ is taken for a class, since it holds no folders"
+
+    @pytest.mark.parametrize("others", [{"train": 2, "test": 2, "masks": 2}, {"train": 2, "empty": 0}, {"train": 2}])
+    def test_a_split_without_classes_is_told(self, make_folder, others):
+        with pytest.raises(InputError, match=r"expected one folder per class in .*/train, got 2 images"):
+            load_folder(make_folder(others))
+
     def test_litter_is_passed_over_and_depth_is_not(self, make_folder):
         folder = make_folder({"a": 5, "b": 3, "b/deeper": 2, ".hidden": 3, "__MACOSX": 3, "a/.trash": 2})
         for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):

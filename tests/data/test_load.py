@@ -103,3 +103,11 @@ def test_how_images_are_read_reaches_each_kind_of_them(make_folder, tmp_path, mo
     monkeypatch.setattr("spkd.data.load.load_vision_set", load)
     load_data(DataOptions("cifar10", download=True, skip_bad_images=True))
     assert (asked["download"], asked["skip_bad_images"]) == (True, True)
+
+
+def test_fewer_training_images_need_two_of_each_class(make_folder):
+    folder = make_folder({"train/a": 9, "train/b": 1, "val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1})
+    with pytest.raises(
+        InputError, match=r"train_images: class 'b' of \w+ has one training image; leave the option out"
+    ):
+        load_data(DataOptions(str(folder), train_images=4))

@@ -10,6 +10,7 @@ from torchvision import datasets
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.vision_sets import VISION_SETS, load_vision_set
 from spkd.errors import InputError
+from spkd.files import locked
 
 BY_TRAIN = {"train": True}, None, {"train": False}
 IN_TWO, IN_THREE = [({"split": "train"}, val, {"split": "test"}) for val in (None, {"split": "val"})]
@@ -215,3 +216,16 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match=r"^data: cifar10 could not be downloaded [^\n]+unreachable[^\n]+$"):
         load_vision_set("cifar10", tmp_path, download=True)
     assert capsys.readouterr().out == ""
+
+
+def test_one_process_at_a_time_downloads(tmp_path, monkeypatch):
+    def download(self):
+        with pytest.raises(InputError, match="another process is at work"), locked(tmp_path, wait=False):
+            pass
+        raise OSError("tried")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", download)
+    with pytest.raises(InputError, match="tried"):
+        load_vision_set("cifar10", tmp_path, download=True)
+    with locked(tmp_path, wait=False), pytest.raises(InputError, match="nothing is there"):
+        load_vision_set("cifar10", tmp_path)

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from spkd.errors import InputError
 from spkd.functional import similarity_matrix
@@ -243,6 +243,16 @@ def test_a_micro_batch_puts_out_twice_the_weights_that_it_reads() -> None:
 def test_where_it_does_not_matter_there_are_no_micro_batches() -> None:
     assert inference.micro_batch_size(nn.Flatten(), torch.rand(2, 3, 4, 4)) is None
     assert inference.micro_batch_size(nn.Conv2d(3, 4, 1), torch.rand(2, 3, 4, 4, device="meta")) is None
+
+
+def test_layers_of_a_kind_of_their_own_have_no_say_in_micro_batches() -> None:
+    class Masked(nn.Conv2d):
+        """Puts out a mask as well, as partial convolutions do."""
+
+        def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            return super().forward(input), torch.ones(1)
+
+    assert inference.micro_batch_size(Masked(3, 4, 1), torch.rand(2, 3, 4, 4)) is None
 
 
 def test_a_network_whose_images_depend_on_each_other_runs_whole() -> None:

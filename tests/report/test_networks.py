@@ -96,3 +96,12 @@ def test_what_the_teacher_brought_is_told_in_words() -> None:
     assert "0.50 points fewer" in text(2.5)
     assert text(3.5).endswith("and a lower --gamma may help")
     assert "--gamma" not in text(3.5, "student, kd") + text(2.5)
+
+
+def test_runs_of_unequal_length_are_no_verdict() -> None:
+    rows = [
+        NetworkRow(name, "wrn-10-1", 1, 1, 1.0, error, None, epochs)
+        for name, error, epochs in (("student alone", 3.0, 30), ("student, sp", 3.5, 12))
+    ]
+    text = "student, sp: 0.50 points MORE test errors than alone, but after 12 epochs, and alone after 30"
+    assert gain_text(rows) == text

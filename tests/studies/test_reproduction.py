@@ -19,6 +19,7 @@ from spkd.studies.scales import ReproduceOptions
 from spkd.studies.state import StudyState
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.training.options import Request, Runtime
+from spkd.training.progress import Display
 from spkd.training.run_folder import RunFolder
 
 REQUEST = Request(model="wrn-16-1")
@@ -169,3 +170,35 @@ def test_the_precision_is_that_of_what_has_begun_or_of_the_devices_that_train(
     rest = FLOAT32[0].partition("bfloat16")[2]
     assert heard.lines == [line.format(study=tmp_path, rest=rest) for line in said]
     assert trained == ["32-true" if said else "bf16-mixed"] * 2
+
+
+def test_what_earlier_calls_have_finished_stays_in_the_records(study: Path) -> None:
+    first, last = TASKS[0], TASKS[3]
+    state = StudyState(results={first.name: {**RESULT, "test_error": 7.0}, last.name: RESULT}, failed={}, missing=())
+    save_records("gamma", ReproduceOptions(scale="small"), [last, first], state, study, "spkd reproduce gamma --only c")
+    loaded = load_reproduction("gamma", study)
+    assert [(record.task, record.test_error) for record in loaded.records] == [
+        ("none/wrn-16-1/seed-0", 7.0),
+        ("sp/a, b/seed-0", 8.25),
+        ("sp/c/seed-0", 8.25),
+    ]
+    assert [(task.name, task.state) for task in loaded.tasks] == [
+        ("none/wrn-16-1/seed-0", "done"),
+        ("recordings/t/seed-0", "done"),
+        ("sp/a, b/seed-0", "done"),
+        ("sp/c/seed-0", "done"),
+    ]
+
+
+def test_a_folder_has_one_scale(study: Path) -> None:
+    with pytest.raises(InputError, match=r"holds gamma at the scale small, not smoke: give another --out$"):
+        reproduce(
+            "similarity",
+            ReproduceOptions(scale="smoke"),
+            study,
+            runner=RunnerOptions(),
+            runtime=Runtime(accelerator="cpu"),
+            display=Display(),
+            command="",
+        )
+    assert [path.name for path in study.iterdir()] == ["gamma"]

@@ -218,7 +218,10 @@ def test_a_refusal_names_what_helps_in_a_study(tiny: str, teacher: Path, tmp_pat
     assert refused.failed == {"network": made + helps}
     with pytest.raises(RunFailed) as caught:
         refused.raise_failure(folder)
-    assert str(caught.value) == f"1 of 1 runs failed, the others are kept. First, {folder / 'network'}: {made}{helps}"
+    assert (
+        str(caught.value)
+        == f"1 of 1 tasks failed, what has finished is kept. First, {folder / 'network'}: {made}{helps}"
+    )
 
     # What the task itself meets is noted beside its log.
     other = student(tiny, teacher)
@@ -273,7 +276,7 @@ def test_a_failure_stops_what_waits_for_it_alone_and_is_retried_when_asked(
         assert state.failed == {"bad": "ZeroDivisionError: no switch"}
         assert state.missing == ("after bad", "after that")
         assert states(folder)["bad"] == "failed"
-        with pytest.raises(RunFailed, match=r"1 of 5 runs failed.*study/bad: ZeroDivisionError: no switch"):
+        with pytest.raises(RunFailed, match=r"1 of 5 tasks failed.*study/bad: ZeroDivisionError: no switch"):
             state.raise_failure(folder)
     log = (folder / "bad" / "task.log").read_text()
     assert log.count("Traceback (most recent call last)") == 1, "it was tried again, or there is no traceback"

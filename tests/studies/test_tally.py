@@ -87,3 +87,16 @@ def test_what_is_running_is_shown_in_a_log_as_soon_as_it_is_time(
         now[0] += 0.2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tasks: running: a, ")
+
+
+def test_what_has_failed_before_is_said_at_once() -> None:
+    tasks = [Task(name, Request(model="wrn-10-1")) for name in "abcde"]
+    failed = {name: f"no {name}" for name in "abcd"}
+    shown = Shown()
+    Tally(Schedule(tasks, {}, failed), {}, shown)
+    assert shown.lines == [
+        "a is left alone: no a",
+        "b is left alone: no b",
+        "c is left alone: no c",
+        "... and 1 more task(s)",
+    ]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from spkd.training.devices import make_fabric
+from spkd.errors import RunFailed
+from spkd.training.devices import make_fabric, told_in_one_line
 from spkd.training.options import Runtime
 
 
@@ -22,3 +23,10 @@ def test_one_device_is_one_process_whatever_slurm_has_started(
     for precision in ("32-true", "bf16-mixed"):
         fabric = make_fabric(Runtime(accelerator="cpu"), precision)
         assert (fabric.world_size, fabric.global_rank, fabric.is_global_zero) == (1, 0, True)
+
+
+def test_weights_that_a_step_leaves_out_are_told_of() -> None:
+    text = "Expected to have finished reduction in the prior iteration before starting a new one."
+    expected = pytest.raises(RunFailed, match="skips layers at random: train it in one process")
+    with expected, told_in_one_line(Runtime(), "--resume goes on"):
+        raise RuntimeError(text)

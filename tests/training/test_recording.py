@@ -482,6 +482,36 @@ def test_a_tape_of_mirrored_images_is_none_of_images_as_they_are(tmp_path: Path)
         run(plain, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Display())
 
 
+def test_a_tape_of_images_in_colour_is_none_of_grey_ones(tmp_path: Path) -> None:
+    for number in range(24):
+        place = tmp_path / "pictures" / f"class {number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (110, 100), (10 * number, 0, 0)).save(place / f"{number}.png")
+    data = DataOptions(str(tmp_path / "pictures"), image_size=8)
+    save_classifier(set_up(Request(model="wrn-10-1", data=data)).student, tmp_path / "teacher")
+    colour = request("wrn-10-1", tmp_path / "teacher", method="sp", data=data, overrides={"batch_size": 4})
+    grey = replace(colour, data=replace(data, grey=True))
+    one, other = (set_up(wanted).tape_identity() for wanted in (colour, grey))
+    assert {name for name in one | other if one.get(name) != other.get(name)} == {"channels"}
+
+
+def test_a_teacher_s_error_in_another_view_is_not_taken_from_a_tape(tmp_path: Path) -> None:
+    for number in range(24):
+        place = tmp_path / "pictures" / f"class {number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (110, 100), (10 * number, 0, 0)).save(place / f"{number}.png")
+    data = DataOptions(str(tmp_path / "pictures"), image_size=8)
+    save_classifier(set_up(Request(model="wrn-10-1", data=data)).student, tmp_path / "teacher")
+    centre = request("wrn-10-1", tmp_path / "teacher", method="kd", data=data, overrides={"batch_size": 4})
+    whole = replace(centre, data=replace(data, view="whole"))
+    taped = replace(CPU, tape=str(tmp_path / "tape"))
+    live = trained(centre, tmp_path / "live", taped)
+    played, other = (trained(one, tmp_path / name, taped) for one, name in ((centre, "played"), (whole, "whole")))
+    assert played["teacher_val_error"] == live["teacher_val_error"] is not None
+    assert other.get("teacher_val_error") is None
+    assert "teacher_error" not in other["test"]
+
+
 def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Path, tmp_path: Path) -> None:
     """The others would play the step, and the one that asked would wait for them."""
     record(request(tiny, teacher), ["kd"], tmp_path / "tape", CPU, Display())

@@ -113,10 +113,11 @@ def compare(options: Namespace) -> int:
         against=options.against,
         overwrite=options.overwrite,
         default_teacher=DEFAULT_TEACHER,
-        command=shlex.join(["spkd", *sys.argv[1:]]),
+        # Called again as it was, it would begin anew.
+        command=shlex.join(["spkd", *(word for word in sys.argv[1:] if word != "--overwrite")]),
     )
     if comparison is None:
-        return _stopped("the same command goes on")
+        return _stopped(f"the same command{' without --overwrite' if options.overwrite else ''} goes on")
     write_figure(comparison_figure(comparison), out / "comparison.png")
     write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
     _print(comparison_table(comparison))

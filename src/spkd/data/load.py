@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from spkd.data.digits import load_digits
 from spkd.data.folder import load_folder
 from spkd.data.images import ImageData
@@ -95,6 +97,10 @@ def _with_fewer(data: ImageData, count: int) -> ImageData:
             f"train_images: expected from {len(data.classes)} to {total - len(data.classes)} of the {total} training "
             f"images of {data.name}, which has {len(data.classes)} classes, got {count}"
         )
+    counts = torch.bincount(data.train.targets, minlength=len(data.classes))
+    if int(counts.min()) < 2:
+        name = data.classes[int(counts.argmin())]
+        raise InputError(f"train_images: class {name!r} of {data.name} has one training image; leave the option out")
     _, chosen = hold_out(data.train.targets, count, data.classes)
     note = f"training set: {len(chosen)} of the {total} images, chosen by a fixed seed, stratified by class"
     return replace(data, train=data.train.select(chosen), notes=(*data.notes, note))

@@ -17,6 +17,7 @@ from spkd.data.decoding import reason
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics
 from spkd.data.splits import complete_splits
 from spkd.errors import InputError, nearest
+from spkd.files import locked
 
 DEFAULT_ROOT = "data"
 """Folder, in the working folder, in which sets are looked for unless another is given."""
@@ -186,7 +187,9 @@ def _make(name: str, root: Path, arguments: Mapping[str, object], download: bool
     dataset_class = getattr(datasets, vision_set.class_name)
     try:
         # Results go to stdout, so what torchvision prints there must not.
-        with contextlib.redirect_stdout(sys.stderr):
+        # One of several processes downloads, and the others find it there.
+        alone = locked(root, wait=True) if download else contextlib.nullcontext()
+        with contextlib.redirect_stdout(sys.stderr), alone:
             made = dataset_class if verify else _without_checksums(dataset_class)
             return made(str(root), download=download, **arguments)
     except Exception as error:  # downloads, archives, pickles and label files each fail in their own ways

@@ -135,7 +135,9 @@ def micro_batch_size(network: nn.Module, images: Tensor) -> int | None:
     outputs: list[float] = []
     weights: list[float] = []
 
-    def weigh(layer: nn.Module, inputs: object, output: Tensor) -> None:
+    def weigh(layer: nn.Module, inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor):  # of a layer of the user's own kind
+            return
         outputs.append(output.nbytes / len(images))
         weights.append(layer.weight.nbytes)  # type: ignore[arg-type]
 

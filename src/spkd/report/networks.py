@@ -60,6 +60,8 @@ def gain_text(rows: Sequence[NetworkRow]) -> str | None:
     said = f"{abs(gain):.2f} points {'fewer' if gain > 0 else 'MORE'} test errors than alone"
     if gain == 0:
         said = "as many test errors as alone"
+    if alone.epochs != rows[-1].epochs:
+        return f"{rows[-1].label}: {said}, but after {rows[-1].epochs} epochs, and alone after {alone.epochs}"
     text = f"{rows[-1].label}: {said}, in this one run; `spkd compare` tests it over seeds"
     if gain < 0 and "sp" in rows[-1].label.removeprefix("student, ").split("+"):
         text += ", and a lower --gamma may help"

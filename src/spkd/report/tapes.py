@@ -16,9 +16,13 @@ def tape_table(tape: Tape) -> RenderableType:
     facts = Table(show_header=False)
     facts.add_column("what")
     facts.add_column("value")
-    errors = {name.replace("_", " "): f"{value:.2f} %" for name, value in manifest.teacher.items() if value is not None}
+    measured = {
+        name.replace("_", " "): value if isinstance(value, str) else f"{value:.2f} %"
+        for name, value in manifest.teacher.items()
+        if value is not None
+    }
     stored = {"teacher precision": manifest.precision, "stored in": manifest.dtype}
-    for name, value in {**manifest.identity, **stored, **errors}.items():
+    for name, value in {**manifest.identity, **stored, **measured}.items():
         if value not in (None, {}):
             if isinstance(value, dict):
                 value = ", ".join(f"{what} {digest[:12]}" for what, digest in value.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from spkd.studies.options import RunnerOptions
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, to_csv, to_json
 from spkd.studies.runner import run_study
 from spkd.studies.side_by_side import alone_request, request_with_teacher, teacher_errors
-from spkd.studies.state import read_running
+from spkd.studies.state import planned, read_running
 from spkd.studies.tasks import Recording, Task
 from spkd.studies.work import tape_folder
 from spkd.training.identity import input_paths
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
-from spkd.training.result import software
 from spkd.training.run import slug
 from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import pinned, set_up
@@ -68,7 +67,9 @@ def compare(
         if with_teacher is None:
             return None
         request = with_teacher
-    requests, data_name = _requests(request, methods, out, overwrite)
+    requests, data_name, warnings = _requests(request, methods, out, overwrite)
+    for warning in warnings:
+        display().say(warning)
     tasks = _tasks(requests, seeds)
     if overwrite:
         options = replace(options, retry_failed=True)
@@ -90,23 +91,35 @@ def compare(
         ),
         baseline=baseline,
         command=command,
-        software=software(),
+        software=_software(state.results.values()),
     )
     write_text_atomically(out / "comparison.json", to_json(comparison))
     write_text_atomically(out / "comparison.csv", to_csv(comparison))
     return comparison
 
 
+def _software(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the versions that the runs were made with, of a package with several all of them."""
+    made_with = [result["software"] for result in results if "software" in result]
+    packages = dict.fromkeys(package for versions in made_with for package in versions)
+    return {
+        package: " or ".join(dict.fromkeys(versions[package] for versions in made_with if package in versions))
+        for package in packages
+    }
+
+
 def _begin_anew(tasks: Sequence[Task], out: Path) -> None:
     """Have every task begin anew, tapes included.
 
     Raises:
-        InputError: when another process is at work on one; nothing has been removed then.
+        InputError: when another process is at work on one, or plays a tape; nothing has been removed then.
     """
-    for task in tasks:
-        if (live := read_running(task.folder(out))) is not None:
+    recordings = {task.name for task in tasks if isinstance(task.work, Recording)}
+    players = [name for name, after in planned(out).items() if not recordings.isdisjoint(after)]
+    for folder in (*(task.folder(out) for task in tasks), *(out / name for name in players)):
+        if (live := read_running(folder)) is not None:
             raise InputError(
-                f"--overwrite: {task.folder(out)} is being worked on by process {live['pid']} on {live['host']}: "
+                f"--overwrite: {folder} is being worked on by process {live['pid']} on {live['host']}: "
                 "wait for its end, or end it"
             )
     for task in tasks:
@@ -138,23 +151,29 @@ def _baseline(methods: Sequence[str], against: str | None) -> str:
 
 
 @keeping_last()
-def _requests(request: Request, methods: Sequence[str], out: Path, overwrite: bool) -> tuple[dict[str, Request], str]:
-    """Return each method's request, all with one image size and recipe, and the data's name; try each once.
+def _requests(
+    request: Request, methods: Sequence[str], out: Path, overwrite: bool
+) -> tuple[dict[str, Request], str, list[str]]:
+    """Return each method's request, all with one image size and recipe, the data's name, and what is warned of.
+
+    Each is tried once.
 
     Raises:
-        InputError: as :func:`spkd.training.setup.set_up` does, and when ``out`` holds runs of other configurations.
+        InputError: as :func:`spkd.training.setup.set_up` does, and when ``out`` holds runs that are made of others.
     """
     leading = next((method for method in methods if method != BASELINE), BASELINE)
     first = set_up(_with_method(request, leading))
     requests = {method: _with_method(pinned(request, first), method) for method in methods}
+    notes = list(first.notes)
     for method, one in requests.items():
         setup = set_up(one)
+        notes += setup.notes
         for path in (out / slug(method)).glob("seed-*"):
             folder, seed = RunFolder(path), path.name.removeprefix("seed-")
             if overwrite or not seed.isdigit():
                 continue
             own = replace(setup, request=replace(one, seed=int(seed)))
-            if folder.config() not in (None, own.config()):
+            if folder.has_begun():
                 try:
                     folder.refuse_other(own.config(), own.identity())
                 except UnusableFolder as error:  # whose advice is for a run by itself
@@ -163,7 +182,7 @@ def _requests(request: Request, methods: Sequence[str], out: Path, overwrite: bo
                     ) from error
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file, not a folder")
-    return requests, first.data.name
+    return requests, first.data.name, [note for note in dict.fromkeys(notes) if note.startswith("warning:")]
 
 
 def _tasks(requests: Mapping[str, Request], seeds: int) -> list[Task]:

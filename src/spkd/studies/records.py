@@ -87,6 +87,7 @@ class NetworkRow:
         latency_ms: of one image on the CPU, median, in milliseconds.
         test_error: top-1, in percent; None where it was not measured.
         val_error: likewise, on the validation images.
+        epochs: of training, where that is of this run.
     """
 
     label: str
@@ -96,6 +97,7 @@ class NetworkRow:
     latency_ms: float
     test_error: float | None
     val_error: float | None
+    epochs: int | None = None
 
 
 def comparison_row(

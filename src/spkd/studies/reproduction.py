@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -162,8 +162,10 @@ def reproduce(
     """Run what is not finished of an experiment in the folder ``study``, and write its records.
 
     Raises:
-        InputError: as :func:`plan` and :func:`spkd.studies.runner.run_study`, and where records would be lost.
+        InputError: as :func:`plan` and :func:`spkd.studies.runner.run_study`, where records would be lost, and where
+            the folder holds another scale.
     """
+    _refuse_other_scale(options.scale, study)
     _refuse_lost(name, study)
     tasks = plan(name, options, study)
     if why := _why_float32(tasks, study, runner, runtime):
@@ -172,6 +174,21 @@ def reproduce(
     state = run_study(tasks, study, runner, runtime, display)
     save_records(name, options, tasks, state, study, command)
     return state
+
+
+def _refuse_other_scale(scale: ScaleName, study: Path) -> None:
+    """Refuse a folder that holds an experiment at another scale, whose networks have the same names.
+
+    Raises:
+        InputError: for such a folder.
+    """
+    for name in EXPERIMENTS:
+        try:
+            found = load_reproduction(name, study).scale
+        except InputError:  # there is none, or a damaged one
+            continue
+        if found != scale:
+            raise InputError(f"{study} holds {name} at the scale {found}, not {scale}: give another --out")
 
 
 def _refuse_lost(name: str, study: Path) -> None:
@@ -228,23 +245,46 @@ def save_records(
 ) -> None:
     """Write ``records.csv`` and ``reproduction.json`` into the experiment's folder in that of a study.
 
+    What earlier calls have finished, of other rows or more seeds, stays in them.
+
     Raises:
         InputError: when they cannot be written.
     """
+    kept, others, places = _others_finished(name, study, {task.name for task in tasks})
     records = [
         _record(name, options.scale, task, task.work, state.results[task.name], study, command)
         for task in tasks
         if isinstance(task.work, Request) and task.name in state.results
     ]
+    records = sorted([*records, *others], key=lambda record: places.get(record.task, len(places)))
+    planned = sorted(
+        [*(_planned(task, state) for task in tasks), *kept], key=lambda task: places.get(task.name, len(places))
+    )
     lines = [[field.name for field in fields(Record)], *map(dataclasses.astuple, records)]
     write_text_atomically(study / name / RECORDS, csv_text(lines))
     content = {
         "experiment": name,
         "scale": options.scale,
         "command": command,
-        "tasks": [dataclasses.asdict(_planned(task, state)) for task in tasks],
+        "tasks": [dataclasses.asdict(task) for task in planned],
     }
     write_text_atomically(study / name / PLAN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _others_finished(
+    name: str, study: Path, names: Collection[str]
+) -> tuple[list[PlannedTask], list[Record], dict[str, int]]:
+    """Return the tasks, none of these, that earlier calls have finished, their records, and the places of all before.
+
+    Where there are no such tasks, places are free.
+    """
+    try:
+        earlier = load_reproduction(name, study)
+    except InputError:  # there are none, or damaged ones
+        return [], [], {}
+    kept = [task for task in earlier.tasks if task.state == "done" and task.name not in names]
+    places = {task.name: place for place, task in enumerate(earlier.tasks)} if kept else {}
+    return kept, [record for record in earlier.records if record.task not in names], places
 
 
 def load_reproduction(name: str, study: Path) -> Reproduction:

@@ -19,7 +19,8 @@ class ReproduceOptions:
         data_root: folder in which the images lie (default: ./data).
         weights_root: folder of pretrained weights that cannot be downloaded (for transfer).
         seeds: how many seeds, from 0 on (default: 2 at smoke, 3 at small, 5 at paper; ten partitions for transfer).
-        only: names of the rows to run and to show (default: all; combinations takes the pairs of cifar10 too).
+        only: names of the rows to run; what has finished of others stays in the report (default: all; combinations
+            takes the pairs of cifar10 too).
     """
 
     scale: ScaleName = "small"

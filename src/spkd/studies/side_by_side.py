@@ -184,4 +184,5 @@ def _measured(label: str, classifier: Classifier, result: dict[str, Any]) -> Net
 
 
 def _with_errors(row: NetworkRow, result: dict[str, Any]) -> NetworkRow:
-    return replace(row, test_error=result["test_error"], val_error=result["val_error"])
+    errors = {name: result[name] for name in ("test_error", "val_error")}
+    return replace(row, **errors, epochs=result.get("epochs"))

@@ -53,7 +53,7 @@ class StudyState:
             total = len(self.results) + len(self.failed) + len(self.missing)
             noted = (folder / name / FAILED).exists()
             hint = " (its task.log says more; --retry_failed tries again)" if noted else ""
-            counted = f"{len(self.failed)} of {total} runs failed, the others are kept"
+            counted = f"{len(self.failed)} of {total} tasks failed, what has finished is kept"
             raise RunFailed(f"{counted}. First, {folder / name}: {reason}{hint}")
 
 
@@ -94,12 +94,20 @@ def save_plan(tasks: Sequence[Task], folder: Path) -> None:
         InputError: when the folder cannot be written.
     """
     with locked(folder, wait=True):
-        earlier = (_read(folder / PLAN) or {}).get("tasks", [])
-        plan = {task["name"]: task for task in earlier}
+        plan = {task["name"]: task for task in _plan(folder)}
         for task in tasks:
             plan[task.name] = {"name": task.name, "kind": task.kind, "labels": dict(task.labels), "after": task.after}
         text = json.dumps({"tasks": list(plan.values())}, indent=2, ensure_ascii=False)
         write_text_atomically(folder / PLAN, text + "\n")
+
+
+def _plan(folder: Path) -> list[dict[str, Any]]:
+    return list((_read(folder / PLAN) or {}).get("tasks", []))
+
+
+def planned(folder: Path) -> dict[str, list[str]]:
+    """Return the names of the tasks that calls have planned in a folder, and of what each waits for; none elsewhere."""
+    return {task["name"]: list(task["after"]) for task in _plan(folder)}
 
 
 def study_state(folder: Path) -> tuple[TaskState, ...]:

@@ -12,7 +12,7 @@ from spkd.studies.tasks import Task
 from spkd.training.progress import Display
 
 SHOWN = 3
-"""Names of running tasks that are shown at the most."""
+"""Names of running tasks, or of such as have failed before, that are shown at the most."""
 
 
 class Tally:
@@ -34,6 +34,10 @@ class Tally:
         self._shown = (0, "")
         if finished:
             display.say(f"{len(finished)} of {schedule.total} tasks had finished before")
+        for name, reason in list(schedule.failed.items())[:SHOWN]:
+            display.say(f"{name} is left alone: {reason}")
+        if len(schedule.failed) > SHOWN:
+            display.say(f"... and {len(schedule.failed) - SHOWN} more task(s)")
         display.begin("tasks", schedule.total, self._done())
 
     def begin(self, task: Task) -> None:

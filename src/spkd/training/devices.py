@@ -171,6 +171,11 @@ def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
                 f"compiled, need less ({one_line(error)})"
             ) from error
         text = str(error).lower()
+        if "expected to have finished reduction" in text:
+            raise RunFailed(
+                "a step left weights of the student without a gradient, as where a network skips layers at random: "
+                "train it in one process"
+            ) from error
         signs = ("timed out", "timeout", "connection closed", "connection reset", "nccl", "gloo", "broken pipe")
         if not is_launched() or not any(sign in text for sign in signs):
             raise

@@ -20,6 +20,7 @@ from spkd.losses.methods import term_names
 from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
 from spkd.models.saved_model import savable_state, save_classifier
+from spkd.models.student_form import lay_channels_last, synchronised
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, own_batches
 from spkd.training.devices import make_fabric, require_one_folder, told_in_one_line
 from spkd.training.evaluation import top1_error
@@ -245,8 +246,9 @@ def _distiller(
 def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Display) -> None:
     """Lay the student's weights as its device likes them, and see to its batch norms where devices share a batch."""
     student = setup.student
-    if fabric.device.type == "cpu" or setup.recipe.precision != "32-true":
-        student.to(memory_format=torch.channels_last)
+    gains = fabric.device.type == "cpu" or setup.recipe.precision != "32-true"
+    if gains and not lay_channels_last(student):
+        display.say("student: its weights lie as they are, since it cannot run with them channels last")
     if fabric.device.type == "cpu" and setup.recipe.precision == "bf16-mixed":
         count = depthwise_in_float32(student)
         if count:
@@ -254,7 +256,7 @@ def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Di
     if runtime.sync_batchnorm:
         if fabric.device.type != "cuda":
             raise InputError("--sync_batchnorm needs GPUs: PyTorch has no such batch norm for the CPU")
-        student.network = nn.SyncBatchNorm.convert_sync_batchnorm(student.network)  # type: ignore[no-untyped-call]
+        student.network = synchronised(student.network)
     elif fabric.world_size > 1 and any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in student.modules()):
         display.say(
             f"{fabric.world_size} processes with a part of each batch; batch norms see their part only"

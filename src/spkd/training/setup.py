@@ -301,6 +301,11 @@ def _teacher(request: Request, data: ImageData, image_size: int, normalisation: 
     try:
         built = build(data.classes)
     except HeadMismatch as error:
+        if not error.found:
+            raise InputError(
+                f"--teacher {spec}: {weights} holds no head: build the network without one (with timm: ?num_classes=0),"
+                " and compare layers by --method sp or at"
+            ) from error
         if "kd" in term_names(request.method):
             raise InputError(
                 f"--teacher {spec} has other classes than the data, so kd cannot compare their logits: use --method sp "

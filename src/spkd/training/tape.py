@@ -61,7 +61,7 @@ class Manifest:
         batches_per_epoch: of the stream.
         precision: in which the teacher computed: ``32-true`` or ``bf16-true``.
         block_ends: the teacher's layers that can be compared, in order of execution.
-        teacher: facts for reports, such as the teacher's errors.
+        teacher: facts for reports: its errors, and in which view of the images they were measured.
         memories: by the names that :class:`~spkd.losses.objective.Term` gives them.
     """
 

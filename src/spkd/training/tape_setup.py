@@ -139,5 +139,6 @@ def _manifest(setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: Train
         teacher={
             "teacher_val_error": teacher_error_of(setup, "val", images.device),
             "teacher_test_error": teacher_error_of(setup, "test", images.device),
+            "measured_view": setup.student.info.view,
         },
     )

@@ -52,10 +52,14 @@ def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
 
 
 def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.device) -> float | None:
-    """Return the teacher's error in percent, from the tape where it is played; None where it is not to be had."""
+    """Return the teacher's error in percent, from the tape where it is played.
+
+    It is None where it is not to be had, or was measured in another view of the images.
+    """
     if setup.plays and setup.tape is not None:
-        known = setup.tape.manifest.teacher.get(f"teacher_{split}_error")
-        return None if known is None else float(known)
+        measured = setup.tape.manifest.teacher
+        known, view = measured.get(f"teacher_{split}_error"), setup.student.info.view
+        return None if known is None or measured.get("measured_view", view) != view else float(known)
     images = setup.data.val if split == "val" else setup.data.test
     if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
         return None

@@ -1,0 +1,50 @@
+"""The form in which a student is trained: how its weights lie, and whose batch norms see a whole batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spkd.errors import InputError
+from spkd.models.classifier import Classifier
+from spkd.modes import evaluating
+
+
+def lay_channels_last(student: Classifier) -> bool:
+    """Lay a student's weights channels last, or leave them where it cannot run so; return whether they lie so now.
+
+    A network that takes a layer's output for contiguous, as ``output.view(len(output), -1)`` does, cannot, nor can
+    one with weights of five dimensions.
+    """
+    info = student.info
+    parameter = next(student.parameters(), torch.empty(0))
+    shape = (2, info.channels, info.image_size, info.image_size)
+    images = torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
+    try:
+        student.to(memory_format=torch.channels_last)
+        with torch.no_grad(), evaluating(student):
+            student(images)
+    except Exception:
+        student.to(memory_format=torch.contiguous_format)
+        return False
+    return True
+
+
+def synchronised(network: nn.Module) -> nn.Module:
+    """Return the network with batch norms that see the batch of all processes, those with activations of timm too.
+
+    Raises:
+        InputError: when a batch norm computes in a way of its own, which would be lost.
+    """
+    from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+
+    known = {kind.forward for kind in (_BatchNorm, nn.SyncBatchNorm, BatchNormAct2d)}
+    for name, layer in network.named_modules():
+        if isinstance(layer, _BatchNorm) and type(layer).forward not in known:
+            raise InputError(
+                f"--sync_batchnorm: {name} is a batch norm of its own kind ({type(layer).__name__}), which PyTorch's "
+                "cannot stand for; leave it out"
+            )
+    converted: nn.Module = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return converted
