@@ -50,7 +50,9 @@ class Spread(DistillationLoss):
         return teacher.taps["2"].mean((1, 2, 3)).var().expand(1)
 
     def forward(self, student: Activations, remembered: Tensor) -> Tensor:
-        return (student.taps["2"].mean((2, 3)) * self.factors).var(0).sum().sub(remembered).square().sum()
+        assert student.targets is not None
+        labels = (student.targets % 3 + 1)[:, None]
+        return (student.taps["2"].mean((2, 3)) * self.factors * labels).var(0).sum().sub(remembered).square().sum()
 
 
 class Projected(SoftTargetLoss):

@@ -1,7 +1,9 @@
 """What the README, the guide and the page on Python show runs."""
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +30,31 @@ def test_python_blocks_run(
     namespace: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), namespace)
     assert namespace
+
+
+def test_the_decoupled_loss_is_the_sum_that_its_paper_has() -> None:
+    """Zhao et al. 2022: two Kullback-Leibler divergences, worked out class by class."""
+    namespace: dict[str, Any] = {}
+    exec(next(block for block in BLOCKS if "class Decoupled" in block), namespace)
+    torch.manual_seed(0)
+    images, classes, temperature = 5, 4, 2.0
+    student, teacher = torch.randn(2, images, classes, dtype=torch.float64) * 3
+    targets = torch.tensor([0, 3, 1, 1, 2])
+    own, known = ((logits / temperature).softmax(1).tolist() for logits in (student, teacher))
+    target = others = 0.0
+    for place, right in enumerate(targets.tolist()):
+        p, q = known[place], own[place]
+        target += p[right] * math.log(p[right] / q[right])
+        target += (1 - p[right]) * math.log((1 - p[right]) / (1 - q[right]))
+        for other in set(range(classes)) - {right}:
+            of_teacher, of_student = p[other] / (1 - p[right]), q[other] / (1 - q[right])
+            others += of_teacher * math.log(of_teacher / of_student)
+    term = spkd.Term("dkd", 1.0, namespace["Decoupled"](alpha=0.7, beta=3.0, temperature=temperature))
+    seen = [spkd.Activations(logits, {}) for logits in (student, teacher)]
+    objective = spkd.Objective([term])
+    found = objective.values(seen[0], targets, objective.remember(seen[1]))["dkd"]
+    expected = temperature**2 * (0.7 * target + 3.0 * others) / images
+    assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_there_are_python_blocks_with_a_distiller() -> None:

@@ -32,14 +32,17 @@ class Activations:
         gather: from one of these to the same of the whole batch, where several processes have divided it; gradients
             flow back to the processes that they belong to. All processes must call it alike. In one process it
             returns its argument.
+        targets: of a student in an :class:`~spkd.losses.objective.Objective`, what that was given as targets for these
+            images; None of a teacher, whose words do not depend on labels.
     """
 
     logits: Tensor
     taps: Mapping[str, Tensor]
     gather: Callable[[Tensor], Tensor] = _as_it_is
+    targets: Tensor | None = None
 
     def of_the_whole_batch(self) -> Activations:
-        """Return the activations of all processes' images."""
+        """Return the activations of all processes' images, without targets."""
         if self.gather is _as_it_is:
             return self
         return Activations(self.gather(self.logits), {name: self.gather(tap) for name, tap in self.taps.items()})

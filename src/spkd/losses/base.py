@@ -55,7 +55,8 @@ class DistillationLoss(nn.Module, ABC):
         """Compare the student with what :meth:`remember` returned for this batch: a scalar, unweighted.
 
         What a tape has kept comes back rounded to the tape's precision, float16 by default, as float32. The student's
-        layers come as they are, under autocast in half precision: begin with ``.float()``.
+        layers come as they are, under autocast in half precision: begin with ``.float()``. ``student.targets`` are the
+        labels as the objective was given them, None where it was given none.
         """
 
 

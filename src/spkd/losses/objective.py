@@ -202,7 +202,8 @@ class Objective(nn.Module):
             InputError: when ``remembered`` lacks a term or a loss is no scalar, or as the losses do.
         """
         values = {"ce": self._cross_entropy(student.logits, targets)}
-        for term, activations in self._seen(student, division):
+        labelled = Activations(student.logits, student.taps, student.gather, targets)
+        for term, activations in self._seen(labelled, division):
             if term.name not in remembered:
                 known = ", ".join(remembered) or "nothing"
                 raise InputError(
@@ -242,8 +243,10 @@ class Objective(nn.Module):
             return [(term, activations) for term in self.terms]
         own = replace(activations, gather=division.gather)
         everything = own
-        if not all(term.loss.mean_over_images for term in self.terms):
+        if whole := [term.name for term in self.terms if not term.loss.mean_over_images]:
             everything = own.of_the_whole_batch()
+            if activations.targets is not None and any(name in self.users_terms for name in whole):
+                everything = replace(everything, targets=division.gather_any(activations.targets))
         return [(term, own if term.loss.mean_over_images else everything) for term in self.terms]
 
     def _run(self, term: Term, half: Literal["remember", "forward"], *arguments: object) -> object:
