@@ -1,13 +1,16 @@
 """What is said of images before a training is what they are like."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from spkd.data.folder import load_folder
+from spkd.data.options import DataOptions
 from spkd.training.notes import notes_of_images
+from spkd.training.options import Request
+from spkd.training.setup import set_up
 
 
 def folder(path: Path, counts: Sequence[int], size: tuple[int, int]) -> Path:
@@ -38,3 +41,14 @@ def test_large_files_are_told_of(tmp_path: Path, size: tuple[int, int], said: bo
     if said:
         assert notes[0].startswith("images are large, with a shorter side of 33 pixels, ")
         assert "copies with 16 would do for 8" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({}, True), ({"epochs": 2}, False), ({"batch_size": 1}, False), ({"epochs": None}, True)]
+)
+def test_few_steps_are_told_of(tmp_path: Path, given: Mapping[str, object], said: bool) -> None:
+    data = DataOptions(str(folder(tmp_path, [12, 12], (8, 8))))
+    notes = set_up(Request(model="wrn-10-1", recipe="scratch", data=data, overrides=given)).notes
+    line = "400 steps in all are few: more --epochs may lower the error by more than any method does"
+    assert (line in notes) == said
+    assert any("steps in all" in note for note in notes) == said

@@ -21,6 +21,8 @@ LARGE = 4
 """How many times the side that the networks see an image's shorter side has from which on it is called large."""
 UNEQUAL = 3
 """How many times as many images the largest class has from which on classes are called unequal."""
+FEW_STEPS = 1000
+"""Steps below which those of a recipe are called few."""
 
 
 def notes_of_images(data: ImageData, image_size: int) -> list[str]:
@@ -49,8 +51,10 @@ def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
     return notes
 
 
-def notes_of_recipe(request: Request, recipe: Recipe) -> list[str]:
-    """Return a line for each thing that the user chose to no effect, and one where a run is too short for its γ."""
+def notes_of_recipe(request: Request, recipe: Recipe, images: int) -> list[str]:
+    """Return a line for each thing that the user chose to no effect, and one where a run is too short for its γ, or
+    with so many training images is short at all.
+    """
     terms = term_names(request.method)
     usual = preset(recipe.name).for_batches_of(recipe.batch_size)
     weights = {"gamma": "sp", "alpha": "kd", "temperature": "kd", "beta": "at"}
@@ -72,6 +76,9 @@ def notes_of_recipe(request: Request, recipe: Recipe) -> list[str]:
             f"warning: γ {gamma:g} is for {usual.epochs} epochs and may do harm in {recipe.epochs}: on small images of "
             f"CIFAR-10 a tenth did better in 12 (--gamma {gamma / 10:g})"
         )
+    steps = recipe.epochs * (images // recipe.batch_size)
+    if steps < FEW_STEPS and request.overrides.get("epochs") is None and recipe.name != "digits":
+        notes.append(f"{steps} steps in all are few: more --epochs may lower the error by more than any method does")
     return notes
 
 

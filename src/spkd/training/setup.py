@@ -180,7 +180,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     )
     notes += student.notes
     recipe = _recipe(request, data, student.trained, notes)
-    notes += notes_of_recipe(request, recipe)
+    notes += notes_of_recipe(request, recipe, len(data.seen()))
     tape = _tape(request, runtime, data, image_size, recipe)
     teacher = None
     objective = _played_objective(request, recipe, student.classifier, tape, data, image_size)
