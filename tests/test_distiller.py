@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +18,11 @@ from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError
 from spkd.functional import attention_transfer_loss, similarity_preserving_loss, soft_target_loss
 from spkd.losses.attention import AttentionTransferLoss
+from spkd.losses.methods import build_objective
 from spkd.losses.objective import LossBreakdown, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
+from spkd.losses.weights import LossWeights
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.pairing import block_ends
 from spkd.taps import TapPair
@@ -39,6 +42,8 @@ def network(channels: int = 4, classes: int = 10, seed: int = 0) -> nn.Sequentia
 
 
 PAIR = TapPair("1", "2")
+# Most are rehearsed in eval mode, so that two calls can be compared.
+pytestmark = pytest.mark.filterwarnings("ignore:the student is in eval mode")
 
 
 def objective(pair: str = "2") -> Objective:
@@ -755,3 +760,29 @@ def test_a_distiller_that_dataparallel_copies_says_what_to_use() -> None:
     replica = module._replicate_for_data_parallel()
     with pytest.raises(InputError, match="DataParallel copies a Distiller for each GPU"):
         replica.student = network(4)
+
+
+def test_probabilities_in_the_place_of_logits_are_noticed() -> None:
+    module = Distiller(
+        nn.Sequential(network(4), nn.Softmax(1)), network(6, seed=1), build_objective("kd", [], LossWeights())
+    )
+    with pytest.raises(InputError, match=r"^student: it puts out probabilities"):
+        module.check(*batch())
+    module = Distiller(
+        network(4), nn.Sequential(network(6, seed=1), nn.Softmax(1)), build_objective("kd", [], LossWeights())
+    )
+    with pytest.raises(InputError, match=r"^teacher: it puts out probabilities"):
+        module.check(*batch())
+    for last in (nn.LogSoftmax(1), nn.Identity()):
+        Distiller(network(4), nn.Sequential(network(6, seed=1), last), build_objective("kd", [], LossWeights())).check(
+            *batch()
+        )
+
+
+def test_a_student_in_eval_mode_is_told_of() -> None:
+    module = Distiller(network(4).eval(), network(6, seed=1), build_objective("kd", [], LossWeights()))
+    with pytest.warns(UserWarning, match=r"the student is in eval mode, .*distiller\.train\(\)"):
+        module.check(*batch())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.train().check(*batch())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
-from spkd.modes import evaluating
+from spkd.modes import evaluating, keeping_buffers
 
 
 class Overridden(nn.Module):
@@ -44,3 +45,10 @@ def test_a_train_method_of_the_models_own_is_called_both_ways() -> None:
     with evaluating(model):
         assert model.fused
     assert not model.fused
+
+
+def test_buffers_that_are_not_there_yet_are_passed_over() -> None:
+    network = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d())
+    with keeping_buffers(network):
+        network(torch.rand(2, 3, 8, 8))
+    assert network[1].running_mean.shape == (4,)

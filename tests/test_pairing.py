@@ -381,3 +381,19 @@ def test_images_that_a_network_does_not_take_are_told_in_one_line() -> None:
             InputError, match=r"^WideResNet: it fails on images of 3 × 16 × 16: RuntimeError: Given gro"
         ):
             pair_taps(student, teacher, images(16))
+
+
+def test_of_a_network_with_a_recurrent_head_the_maps_are_found() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU())
+            self.read = nn.LSTM(16, 12, batch_first=True)
+            self.head = nn.Linear(12, 5)
+
+        def forward(self, images: Tensor) -> Tensor:
+            steps, _ = self.read(self.body(images).flatten(2).transpose(1, 2))
+            logits: Tensor = self.head(steps[:, -1])
+            return logits
+
+    assert [candidate.name for candidate in block_ends(Reading(), torch.rand(2, 3, 16, 16))] == ["body.1", "body.4"]

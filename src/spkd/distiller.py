@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,18 @@ from torch import Tensor, distributed, nn
 
 from spkd.errors import InputError
 from spkd.losses.objective import LossBreakdown, Objective
+from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.processes import divide, in_ddp
-from spkd.rehearsal import check_place, check_range, check_targets, check_terms, refuse_shards, undisturbed, unused
+from spkd.rehearsal import (
+    check_logits,
+    check_place,
+    check_range,
+    check_targets,
+    check_terms,
+    refuse_shards,
+    undisturbed,
+    unused,
+)
 from spkd.taps import Activations, Taps, unwrap
 
 if TYPE_CHECKING:
@@ -216,19 +227,27 @@ class Distiller(nn.Module):
         of CUDA are afterwards as they were. With several processes all must call it, each with its images.
 
         Raises:
-            InputError: a target has no logit or is no probability, a term of a weight above 0 is not finite, or such a
+            InputError: a network puts out probabilities in the place of logits, a target has no logit or is no
+                probability, a term of a weight above 0 is not finite, or such a
                 distillation term has no gradient with respect to the student's trainable parameters; the line names the
                 term. Or images are far from [0, 1] and go to a saved model, which normalises them itself, or are on
                 another device than a network; or the student's parameters are sharded (``fully_shard``).
         """
         self._look_for_another()
         refuse_shards(self.student)
+        if not self.student.training:
+            warnings.warn("the student is in eval mode, and would be trained so: call distiller.train()", stacklevel=2)
         for name, network in (("student", self.student), ("teacher", self.teacher)):
             if network is not None:
                 check_place(name, network, images)
                 check_range(name, network, images)
         with undisturbed(self, self.student, self._student_taps, images.device):
             student, said, division = self._run(images, remembered)
+            for term in self.objective.terms:
+                if isinstance(term.loss, SoftTargetLoss):
+                    check_logits("teacher", said[term.name])
+            if self.objective.criterion is None:
+                check_logits("student", student.logits)
             if targets is not None and self.objective.criterion is None:
                 check_targets(student.logits, targets, len(images), division)
             values = self.objective.values(student, targets, said, division)

@@ -43,7 +43,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=f".part{place.suffix}", dir=place.parent)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(usual_mode())
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
@@ -156,11 +156,11 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
     return text.getvalue()
 
 
-def _umask() -> int:
-    """Return the process's umask, which mkstemp's private mode passes over."""
+def usual_mode() -> int:
+    """Return the mode of a new file as the process's umask has it, which temporary files' private mode passes over."""
     mask = os.umask(0o022)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 def reserve(path: Path, size: int) -> None:

@@ -62,7 +62,8 @@ def block_ends(model: nn.Module, images: Tensor) -> list[Candidate]:
     trace = _Trace(model, images)
     stages = _stages(trace, _units(trace, trace.root))
     if stages and not stages[-1].is_map:
-        stages = _token_stages(trace, stages)
+        # A head of another kind, as an LSTM, may follow the maps.
+        stages = _token_stages(trace, stages) or [stage for stage in stages if stage.is_map]
     else:
         stages = [stage for stage in stages if stage.is_map]
     if not stages:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from spkd.files import write_bytes_atomically
 from spkd.models.cost import latency_ms
 from spkd.models.exported import onnx_runner
 from spkd.models.saved_model import load_classifier
+
+WeightBits = Literal[7, 8]
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,13 @@ def export_int8(
     calibration: Iterable[Tensor],
     labelled: Iterable[tuple[Tensor, Tensor]],
     tolerance: float = 1e-4,
+    weight_bits: WeightBits = 7,
 ) -> Int8Report:
     """Export the classifier saved in ``folder`` as an ONNX file that computes in 8-bit integers.
 
-    Weights are signed with a scale for each output channel and use seven of the eight bits: processors without
-    instructions for 8-bit products (VNNI) add two of them in 16 bits, which more would overflow. Activations are
+    Weights are signed with a scale for each output channel and use seven of the eight bits, unless all are asked for:
+    processors without instructions for 8-bit products (VNNI) add two of them in 16 bits, which would overflow, and
+    answer wrongly then. Activations are
     unsigned with a scale for each tensor, from the least and greatest value that it takes on the calibration images
     (Jacob et al. 2018, post-training); logits are float32 again; layer and unfused batch norms stay in float32. Inputs,
     outputs and metadata are those of :func:`spkd.export.export_model`. What it gains in time and costs in accuracy
@@ -84,6 +88,7 @@ def export_int8(
         labelled: batches of images and targets to measure the errors on: not those of a test, where the choice
             between the two forms is still to be made.
         tolerance: of the float32 conversion; see :func:`spkd.export.export_network`.
+        weight_bits: of the weights: 7, or 8 for a file that only processors with VNNI will run.
 
     Raises:
         InputError: as :func:`spkd.export.export_model` does, and when onnxruntime cannot quantise the network.
@@ -92,7 +97,7 @@ def export_int8(
     classifier = load_classifier(folder)
     require_own_images(classifier.info, images)
     exported = converted(classifier, "onnx", images=images, tolerance=tolerance, info=classifier.info)
-    content = quantised(exported.content, calibration)
+    content = quantised(exported.content, calibration, weight_bits)
     run = onnx_runner(content)
     wrong, float_wrong, differing, number = 0, 0, 0, 0
     for pixels, targets in labelled:
@@ -121,8 +126,10 @@ def export_int8(
     return report
 
 
-def quantised(content: bytes, calibration: Iterable[Tensor]) -> bytes:
+def quantised(content: bytes, calibration: Iterable[Tensor], weight_bits: WeightBits = 7) -> bytes:
     """Return the content of a float32 ONNX file in 8-bit integers, with the same metadata.
+
+    ``weight_bits`` is as of :func:`export_int8`.
 
     Raises:
         InputError: when onnxruntime cannot do it.
@@ -156,7 +163,7 @@ def quantised(content: bytes, calibration: Iterable[Tensor]) -> bytes:
                     quant_format=QuantFormat.QDQ,
                     op_types_to_quantize=kinds,
                     per_channel=True,
-                    reduce_range=True,
+                    reduce_range=weight_bits == 7,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                 )

@@ -14,7 +14,7 @@ from spkd.losses.objective import UNLABELLED
 from spkd.models.classifier import Classifier, require_unit_range
 from spkd.modes import keeping_buffers
 from spkd.processes import in_ddp
-from spkd.taps import Taps, levels
+from spkd.taps import Taps, are_probabilities, levels
 
 if TYPE_CHECKING:
     from spkd.division import Division
@@ -84,6 +84,19 @@ def check_range(name: str, network: nn.Module, images: Tensor) -> None:
     """
     if any(isinstance(level, Classifier) for level in levels(network)):
         require_unit_range(images, f"the {name} is a saved model, which")
+
+
+def check_logits(name: str, logits: Tensor) -> None:
+    """Look whether a network puts out logits, and not probabilities, of which a softmax would be taken again.
+
+    Raises:
+        InputError: when it has a softmax of its own.
+    """
+    if are_probabilities(logits):
+        raise InputError(
+            f"{name}: it puts out probabilities, of which the loss takes the softmax again; leave the network's "
+            "softmax out, or put a logarithm behind it."
+        )
 
 
 def check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None) -> None:

@@ -339,6 +339,18 @@ def logits_of(output: object) -> Tensor:
     return found
 
 
+def are_probabilities(values: Tensor) -> bool:
+    """Return whether rows (b, k) are such as a softmax gives, and no logits.
+
+    >>> [are_probabilities(torch.tensor(rows)) for rows in ([[0.2, 0.8], [1.0, 0.0]], [[0.2, 0.8], [3.0, -2.0]])]
+    [True, False]
+    """
+    if values.dim() != 2 or values.shape[1] < 2 or not len(values):
+        return False
+    rows = values.detach().float()
+    return bool((rows >= 0).all() & ((rows.sum(1) - 1).abs() < 1e-2).all())
+
+
 @contextmanager
 def named_where_it_fails(name: str, images: Tensor) -> Iterator[None]:
     """Tell in one line which network, maybe a user's own, fails on the images.

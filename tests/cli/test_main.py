@@ -1,5 +1,6 @@
 """The command line answers mistakes with one line and the right exit code, and help at once."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -261,9 +262,13 @@ def test_a_command_of_several_words_is_named_whole(
     assert expected in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_is_no_failure(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", ["predict", "taps"])
+def test_a_reader_that_has_seen_enough_is_no_failure(asked: str, teacher: Path, tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    command = [sys.executable, "-m", "spkd", "predict", str(teacher), str(tmp_path), "--accelerator", "cpu"]
+    arguments = [str(teacher), str(tmp_path), "--accelerator", "cpu"]
+    if asked == "taps":  # a table, and nothing that is printed by itself
+        arguments = ["--teacher", str(teacher), "--student", "wrn-10-1", "--grey", "--image_size", "8"]
+    command = [sys.executable, "-m", "spkd", asked, *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -271,3 +276,38 @@ def test_a_reader_that_has_seen_enough_is_no_failure(teacher: Path, tmp_path: Pa
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=120) == 0
+
+
+def test_a_training_whose_lines_nobody_reads_goes_on(tmp_path: Path) -> None:
+    options = ["--model", "wrn-10-1", "--epochs", "1", "--batch_size", "250", "--accelerator", "cpu"]
+    command = [sys.executable, "-m", "spkd", "train", *options, "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    assert (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize("place", ["before", "after", "joined"])
+def test_what_is_typed_goes_over_what_the_file_says(
+    place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("model: wrn-10-1\nepochs: 7\nmax_time: '0'\n")
+    file = [f"--config={config}"] if place == "joined" else ["--config", str(config)]
+    typed = ["--epochs", "2", "--accelerator", "cpu", "--out", str(tmp_path / "run")]
+    assert main(["train", *(file + typed if place == "before" else typed + file)]) == 3
+    written = (tmp_path / "run" / "config.yaml").read_text()
+    assert "epochs: 2" in written
+    assert "model: wrn-10-1" in written
+
+
+def test_a_user_whom_the_system_does_not_know_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> str:
+        raise KeyError("getpwuid(): uid not found: 1000")
+
+    monkeypatch.setenv("USER", "")
+    monkeypatch.setattr("getpass.getuser", unknown)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert os.environ["USER"] == "user"

@@ -1,3 +1,5 @@
+import os
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from PIL import Image
 
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.stream import TrainStream, evaluation_batches
-from spkd.errors import InputError
+from spkd.errors import InputError, RunFailed
 
 CPU = torch.device("cpu")
 
@@ -305,3 +307,31 @@ def test_as_many_processes_read_as_threads_compute(monkeypatch, file_images, thr
     images = FileImages([*file_images.paths] * 3, torch.arange(3 * len(file_images)))
     assert list(evaluation_batches(images, image_size=16, batch_size=1, device=CPU, workers=workers)) == []
     assert begun == [started]
+
+
+@pytest.mark.parametrize(("free", "started"), [(10**9, 4), (3 * 3 * 16 * 16 * 2 * 5, 3), (1000, 0)])
+def test_no_more_processes_read_than_the_shared_memory_holds(monkeypatch, file_images, free, started):
+    usage = namedtuple("Usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free))
+    monkeypatch.setattr("spkd.data.stream.usable_cpus", lambda: 16)
+    begun = []
+
+    class Loader:
+        def __init__(self, views, num_workers, **_):
+            begun.append(num_workers)
+
+        def __iter__(self):
+            return iter(())
+
+    monkeypatch.setattr("spkd.data.stream.DataLoader", Loader)
+    assert list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=4)) == []
+    assert begun == [started]
+
+
+def test_a_reader_that_dies_is_told_in_one_line(monkeypatch, file_images):
+    def die(self, index, side=None):
+        os._exit(1)
+
+    monkeypatch.setattr(FileImages, "image", die)
+    with pytest.raises(RunFailed, match=r"^a process that reads images has died \([^\n]+\): fewer --workers[^\n]+$"):
+        list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=2))

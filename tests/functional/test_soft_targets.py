@@ -85,7 +85,7 @@ def test_no_gradient_reaches_the_teacher() -> None:
 
 
 @CASES
-@given(st.integers(0, 2**31 - 1), st.integers(1, 5), st.integers(1, 8), st.floats(0.5, 10))
+@given(st.integers(0, 2**31 - 1), st.integers(1, 5), st.integers(2, 8), st.floats(0.5, 10))
 def test_properties(seed: int, b: int, k: int, temperature: float) -> None:
     student, teacher = 3 * random(seed, b, k), 3 * random(seed + 1, b, k)
     loss = soft_target_loss(student, teacher, temperature)
@@ -150,3 +150,8 @@ def test_errors_say_what_came() -> None:
     for temperature in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InputError, match="temperature"):
             soft_target_loss(logits, logits, temperature)
+
+
+def test_one_logit_says_nothing() -> None:
+    with pytest.raises(InputError, match="the softmax of one is always 1"):
+        soft_target_loss(torch.rand(3, 1), torch.rand(3, 1))

@@ -528,6 +528,16 @@ def test_resizes_position_embeddings_of_torchvisions_transformers() -> None:
     assert adapted is not None
     assert match(network(32), adapted).problems == 0
     assert torch.equal(adapted["encoder.pos_embedding"][:, 0], network(64).encoder.pos_embedding[:, 0])
+    # The files that torchvision offers have other names.
+    old = {
+        name.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): value
+        for name, value in network(32).state_dict().items()
+    }
+    assert match(network(32), old).problems == 8
+    renamed = adapt("torchvision", "vit_b_16", network(32), old)
+    assert renamed is not None
+    assert match(network(32), renamed).problems == 0
+    network(32).load_state_dict(old)  # as the library itself does
 
 
 def test_reads_the_old_names_in_torchvisions_densenet_files(tmp_path: Path) -> None:

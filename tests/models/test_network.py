@@ -78,6 +78,49 @@ def test_the_images_have_the_channels_that_the_network_runs_on(make: type[nn.Mod
     torch.testing.assert_close(Classifier(network, info)(images), expected)
 
 
+class Repeating(nn.Module):
+    """Makes three channels of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(images.repeat(1, 3, 1, 1)).mean((2, 3)))
+        return logits
+
+
+def test_a_network_that_makes_its_channels_itself_is_given_what_it_takes() -> None:
+    assert input_channels(Repeating(), 1, 8) == 1
+    assert count_logits(Repeating(), "x", channels=1, image_size=8) == 5
+    info = ModelInfo("x", tuple("abcde"), 1, 8, Normalisation((0.5,), (0.25,)))
+    network = Repeating()
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(Classifier(network, info)(images), network((images - 0.5) / 0.25))
+
+
+class Squeezing(nn.Module):
+    """Takes a batch of one for an image without a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(images).squeeze())
+        return logits
+
+
+def test_a_network_that_squeezes_gives_a_row_for_one_image_too() -> None:
+    assert count_logits(Squeezing(), "x", channels=3, image_size=8) == 5
+    info = ModelInfo("x", tuple("abcde"), 3, 8, Normalisation((0.5,), (0.25,)))
+    classifier = Classifier(Squeezing(), info)
+    images = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(classifier(images[:1]), classifier(images)[:1])
+
+
 def test_channels_that_no_image_has_are_told_as_the_convolution_tells_them() -> None:
     assert input_channels(nn.Sequential(nn.Conv2d(6, 4, 3)), 3, 8) == 6
     assert input_channels(small(), 1, 8) == 3
@@ -88,7 +131,7 @@ def test_channels_that_no_image_has_are_told_as_the_convolution_tells_them() -> 
 def test_says_when_the_image_is_too_small_or_the_output_no_logits() -> None:
     with pytest.raises(InputError, match=r"cannot run on an image of 3x2x2 .*--image_size"):
         count_logits(small(), "x", channels=3, image_size=2)
-    with pytest.raises(InputError, match=r"expected logits of shape \(batch, classes\), got \(1, 5, 6, 6\)"):
+    with pytest.raises(InputError, match=r"expected logits of shape \(batch, classes\), got \(2, 5, 6, 6\)"):
         count_logits(nn.Conv2d(3, 5, 3), "x", channels=3, image_size=8)
 
 

@@ -31,6 +31,16 @@ class Viewed(nn.Module):
         return logits
 
 
+class Branching(Viewed):
+    """Takes an output for contiguous in training only, as auxiliary heads do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.body(images)
+        side = features.view(len(features), -1).mean() if self.training else 0.0
+        logits: Tensor = self.head(features.flatten(1)) + side
+        return logits
+
+
 class Deep(Viewed):
     """Has a weight of five dimensions."""
 
@@ -49,7 +59,9 @@ def lies_channels_last(network: nn.Module) -> bool:
     return all(one.is_contiguous(memory_format=torch.channels_last) for one in weights)
 
 
-@pytest.mark.parametrize(("kind", "laid"), [(Viewed, False), (Deep, False), (lambda: WideResNet(10, 1, 3), True)])
+@pytest.mark.parametrize(
+    ("kind", "laid"), [(Viewed, False), (Branching, False), (Deep, False), (lambda: WideResNet(10, 1, 3), True)]
+)
 def test_weights_lie_channels_last_where_the_network_runs_so(kind: type[nn.Module], laid: bool) -> None:
     torch.manual_seed(0)
     student = Classifier(kind(), INFO).train()

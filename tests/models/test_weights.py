@@ -151,7 +151,17 @@ def test_says_that_torchscript_is_a_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["module.", "model.", "_orig_mod.", "network.", "module._orig_mod.", "model.module.network."]
+    "prefix",
+    [
+        "module.",
+        "model.",
+        "_orig_mod.",
+        "network.",
+        "module._orig_mod.",
+        "model.module.network.",
+        "net.",
+        "model.own.a.",
+    ],
 )
 def test_strips_the_prefixes_of_wrappers(state: dict[str, Tensor], prefix: str) -> None:
     found = match(network(), prefixed(state, prefix))

@@ -241,6 +241,8 @@ def export(options: Namespace) -> int:
 
     if options.int8:
         return _export_int8(options)
+    if options.weight_bits is not None:
+        raise InputError("--weight_bits is of 8-bit integers: give --int8, or leave it out")
     export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
     if options.check_images:
         useless = [name for name, value in _pick(DataOptions, options).items() if value is not None]
@@ -281,6 +283,7 @@ def _export_int8(options: Namespace) -> int:
         calibration=calibration,
         labelled=labelled,
         tolerance=options.tolerance,
+        weight_bits=options.weight_bits or 7,
     )
     _print(int8_table(report))
     print(int8_text(report))
@@ -378,7 +381,11 @@ def _stopped(how_to_go_on: str) -> int:
 def _print(renderable: Any) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # as print() does, for there is one answer to it
+
+    console = Plain(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=140)
+        console = Plain(highlight=False, width=140)
     console.print(renderable)

@@ -6,6 +6,8 @@ Nothing heavy is imported before a command runs, so that help and mistakes are a
 from __future__ import annotations
 
 import contextlib
+import getpass
+import itertools
 import os
 import re
 import sys
@@ -62,10 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: the run failed. 2: bad input. 3: stopped in time, with a checkpoint. 130: interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    _name_user()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where not all signs can be shown
     if "--debug" in given:
         return _call([one for one in given if one != "--debug"], given)
     try:
-        return _call(given, given)
+        code = _call(given, given)
+        sys.stdout.flush()
+        return code
     except ArgumentError as error:
         return _fail(_one_line(str(error.message), given), 2)
     except InputError as error:
@@ -85,8 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
 
 
+def _name_user() -> None:
+    """Have a name for a user whom the system does not know, as in a container: PyTorch before 2.13 asks for one."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["USER"] = "user"
+
+
 def _call(given: Sequence[str], handed_on: Sequence[str]) -> int:
-    parsed = _parser().parse_args(list(given))
+    parsed = _parser().parse_args(_with_config_first(given))
     options = parsed[parsed.command]
     chosen = options[options.action] if "action" in options else options
     for name, value in chosen.items():
@@ -102,6 +117,25 @@ def _call(given: Sequence[str], handed_on: Sequence[str]) -> int:
         code = COMMANDS[parsed.command].call(options)
         leave()
         return code
+
+
+def _with_config_first(given: Sequence[str]) -> list[str]:
+    """Return the same with ``--config`` directly behind the command, so that what is typed goes over what a file says.
+
+    >>> _with_config_first(["train", "--seed", "1", "--config", "a.yaml"])
+    ['train', '--config', 'a.yaml', '--seed', '1']
+    """
+    command = next((place for place, word in enumerate(given) if word in COMMANDS), len(given))
+    behind = command + len(_command_words(given)) if command < len(given) else command
+    files: list[str] = []
+    others: list[str] = []
+    words = iter(given[behind:])
+    for word in words:
+        if word == "--config":
+            files += [word, *itertools.islice(words, 1)]
+        else:
+            (files if word.startswith("--config=") else others).append(word)
+    return [*given[:behind], *files, *others]
 
 
 def _without_tilde(value: object) -> object:

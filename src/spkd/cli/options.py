@@ -6,7 +6,7 @@ import argparse
 import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import Any, Literal
 
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -191,6 +191,8 @@ def export_parser() -> ArgumentParser:
     _add_text(parser, "format", "onnx, or torch (torch.export)", "onnx")
     text = "compute in 8-bit integers, and tell on validation images what that costs (ONNX only)"
     parser.add_argument("--int8", action="store_true", help=text)
+    text = "with --int8: bits of the weights, 7, or 8 for processors with VNNI only, others answer wrongly (default: 7)"
+    parser.add_argument("--weight_bits", type=Literal[7, 8] | None, default=None, help=text)
     _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2, in 8 bits model-int8.onnx)")
     parser.add_argument(
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"

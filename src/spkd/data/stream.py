@@ -7,7 +7,9 @@ enlarged for the network, which is done on the device, devices may differ by one
 
 from __future__ import annotations
 
+import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from spkd.data.decoding import usable_cpus
 from spkd.data.images import Images, MemoryImages, usual_view
 from spkd.data.options import CROP_SCALE, View
 from spkd.data.seeds import Use, mixed_seed
-from spkd.errors import InputError
+from spkd.errors import InputError, RunFailed, one_line
 
 
 class TrainStream:
@@ -276,11 +278,12 @@ def _collate(items: list[_Item]) -> tuple[Tensor, Tensor] | _Unreadable:
 
 
 def _from_files(
-    views: Dataset[_Item], batches: Sequence[Tensor], device: torch.device, workers: int | None
+    views: _TrainViews | _FixedViews, batches: Sequence[Tensor], device: torch.device, workers: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give the views in batches, as bytes to the device and as floats from there on."""
     wanted = max(2, min(torch.get_num_threads(), 8)) if workers is None else workers
-    workers = min(wanted, usable_cpus(), len(batches))
+    largest = max((len(batch) for batch in batches), default=0)
+    workers = min(wanted, usable_cpus(), len(batches), _with_shared_memory(3 * views.size**2 * largest))
     resizing()  # or every worker would import it for itself, at every epoch
     on_gpu = device.type == "cuda"
     loader: DataLoader[Any] = DataLoader(
@@ -294,11 +297,31 @@ def _from_files(
         # Its own, or each pass would draw a number from the generator that dropout uses.
         generator=torch.Generator(),
     )
-    for batch in _started(loader):
-        if isinstance(batch, _Unreadable):
-            raise InputError(str(batch))
-        pixels, targets = batch
-        yield to_unit_range(pixels.to(device, non_blocking=on_gpu)), targets.to(device, non_blocking=on_gpu)
+    try:
+        for batch in _started(loader):
+            if isinstance(batch, _Unreadable):
+                raise InputError(str(batch))
+            pixels, targets = batch
+            yield to_unit_range(pixels.to(device, non_blocking=on_gpu)), targets.to(device, non_blocking=on_gpu)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunFailed(
+            f"a process that reads images has died ({one_line(error)}): fewer --workers need less memory, and so do "
+            "smaller batches; in a container the shared memory may be too small (--shm-size)"
+        ) from error
+
+
+def _with_shared_memory(batch: int) -> int:
+    """Return how many processes can hand on batches of so many bytes: containers often have little memory for that.
+
+    Each has two that are asked for ahead, and one that is being taken.
+    """
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:  # a system without
+        return sys.maxsize
+    return free * 3 // 4 // max(1, 3 * batch)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

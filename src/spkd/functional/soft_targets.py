@@ -47,7 +47,7 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
         logits are not.
 
     Raises:
-        InputError: when shapes are not ``(b, k)``, batches or class counts differ, or T is not above zero.
+        InputError: when shapes are not ``(b, k)``, k is 1, batches or class counts differ, or T is not above zero.
 
     >>> teacher = torch.tensor([[1.0, 0.0]])
     >>> soft_target_loss(teacher + 5, teacher)
@@ -67,6 +67,10 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
             f"soft targets need the same classes in both networks, but the student has "
             f"{student_logits.shape[1]} and the teacher {teacher_logits.shape[1]}; use a method "
             "without kd, such as sp"
+        )
+    if student_logits.shape[1] == 1:
+        raise InputError(
+            "soft targets need two logits or more, as the softmax of one is always 1; give zeros as the other"
         )
     with torch.autocast(device_type=student_logits.device.type, enabled=False):
         student_log = F.log_softmax(upcast(student_logits) / temperature, dim=1)

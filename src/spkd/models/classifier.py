@@ -154,7 +154,8 @@ class Classifier(nn.Module):
             )
         if grey:
             images = images.expand(-1, 3, -1, -1)
-        return logits_of(self.network((images - self.mean) / self.std))
+        logits = logits_of(self.network((images - self.mean) / self.std))
+        return logits.unsqueeze(0) if logits.ndim == 1 and len(images) == 1 else logits  # of one that squeezes
 
 
 def require_unit_range(images: Tensor, who: str) -> None:

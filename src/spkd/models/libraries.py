@@ -28,6 +28,7 @@ _TORCHVISION_EXTRAS: Mapping[str, Mapping[str, object]] = {
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision writes the densenet weights' layer names with a dot that module names may not hold.
 _OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
+_OLD_VIT_NAME, _VIT_PLACES = re.compile(r"mlp\.linear_([12])\."), {"1": "0", "2": "3"}
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,10 @@ def adapt(library: Library, name: str, network: nn.Module, tensors: Mapping[str,
     if name.startswith("densenet"):
         return {_OLD_DENSENET_NAME.sub(r"\1\2", key): value for key, value in tensors.items()}
     if name.startswith("vit_") and "encoder.pos_embedding" in tensors:
+        # The library's own files have names of before, which its layers know when they load them.
+        tensors = {
+            _OLD_VIT_NAME.sub(lambda old: f"mlp.{_VIT_PLACES[old[1]]}.", key): value for key, value in tensors.items()
+        }
         from torchvision.models.vision_transformer import interpolate_embeddings
 
         size: Any = network.image_size

@@ -27,9 +27,9 @@ class HeadMismatch(InputError):
 def input_channels(network: nn.Module, channels: int, image_size: int) -> int:
     """Return how many channels the network's images have.
 
-    Its first convolution tells. Where that takes neither one, nor three, nor ``channels``, as in a network that
-    rearranges pixels into channels or makes a later layer first, it is ``channels`` or three, if the network runs on
-    such an image.
+    Its first convolution tells, unless the network runs on an image of ``channels``, as one that makes three of them
+    itself. Where it takes neither one, nor three, nor ``channels``, as in a network that rearranges pixels into
+    channels or makes a later layer first, it is ``channels`` or three, if the network runs on such an image.
 
     >>> input_channels(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), channels=3, image_size=8)
     1
@@ -38,8 +38,10 @@ def input_channels(network: nn.Module, channels: int, image_size: int) -> int:
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     told = 0 if first is None else first.in_channels  # a lazy one that has not run yet takes 0
-    if told in (0, 1, 3, channels):
-        return told or channels
+    if told in (0, channels) or _runs(network, channels, image_size):
+        return channels
+    if told in (1, 3):
+        return told
     return next((count for count in (channels, 3) if _runs(network, count, image_size)), told)
 
 
@@ -68,7 +70,8 @@ def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) 
 
 
 def _grey_logits(network: nn.Module, spec: str, channels: int, image_size: int) -> Tensor:
-    images = torch.full((1, input_channels(network, channels, image_size), image_size, image_size), 0.5)
+    # Two, since some take a batch of one for an image without a batch.
+    images = torch.full((2, input_channels(network, channels, image_size), image_size, image_size), 0.5)
     with evaluating(network):
         try:
             logits = logits_of(network(images))

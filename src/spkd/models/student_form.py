@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spkd.errors import InputError
 from spkd.models.classifier import Classifier
-from spkd.modes import evaluating
+from spkd.modes import evaluating, keeping_buffers
 
 
 def lay_channels_last(student: Classifier) -> bool:
@@ -18,16 +18,22 @@ def lay_channels_last(student: Classifier) -> bool:
     one with weights of five dimensions.
     """
     info = student.info
+    modes = [(module, module.training) for module in student.modules()]
     parameter = next(student.parameters(), torch.empty(0))
     shape = (2, info.channels, info.image_size, info.image_size)
     images = torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
     try:
         student.to(memory_format=torch.channels_last)
-        with torch.no_grad(), evaluating(student):
-            student(images)
+        with torch.no_grad(), keeping_buffers(student), torch.random.fork_rng(devices=[]):
+            with evaluating(student):
+                student(images)
+            student.train()(images)  # with branches that only training has
     except Exception:
         student.to(memory_format=torch.contiguous_format)
         return False
+    finally:
+        for module, training in modes:
+            module.training = training
     return True
 
 

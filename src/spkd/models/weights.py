@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,9 +172,9 @@ class Match:
 def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     """Hold a file's tensors against a network, without the prefixes that wrappers leave in the names.
 
-    ``module.`` (DDP), ``model.`` (Lightning), ``_orig_mod.`` (``torch.compile``) and ``network.`` are
-    stripped, repeatedly, as far as the names then fit better; what stands beside them (a criterion's
-    weights, say) is left out and said so.
+    ``module.`` (DDP), ``model.`` (Lightning), ``_orig_mod.`` (``torch.compile``) and ``network.``, else whatever most
+    names begin with, are stripped, repeatedly, as far as the names then fit better; what stands beside them (a
+    criterion's weights, say) is left out and said so.
     """
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     best, stripped = dict(tensors), ""
@@ -182,7 +183,10 @@ def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
         counts = {known: sum(name.startswith(known) for name in candidate) for known in _PREFIXES}
         commonest = max(_PREFIXES, key=lambda known: counts[known])
         if not counts[commonest]:
-            break
+            firsts = Counter(f"{name.partition('.')[0]}." for name in candidate if "." in name)
+            if not firsts:
+                break
+            commonest = firsts.most_common(1)[0][0]
         prefix += commonest
         candidate = {
             name.removeprefix(commonest): value for name, value in candidate.items() if name.startswith(commonest)

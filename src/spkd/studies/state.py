@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.errors import InputError, RunFailed
-from spkd.files import locked, write_text_atomically
+from spkd.files import locked, usual_mode, write_text_atomically
 from spkd.studies.tasks import Label, Task
 from spkd.training.run_folder import FAILED, RUNNING, RunFolder
 from spkd.training.signals import stop_signals
@@ -238,6 +238,7 @@ def _claim(folder: Path) -> bool:
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{RUNNING}.") as file:
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
         file.flush()
+        Path(file.name).chmod(usual_mode())
         try:
             _put(Path(file.name), path)
         except FileExistsError:

@@ -39,11 +39,16 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
         InputError: for a device that is not there, or a precision that it does not know.
         RunFailed: when the processes of a run cannot be connected.
     """
+    import torch
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
+    from spkd.data.decoding import usable_cpus
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or it tells of every process
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cpus():
+        torch.set_num_threads(usable_cpus())  # PyTorch does not know of a container's quota
     if runtime.accelerator not in _KNOWN:
         raise InputError(f"--accelerator must be one of {', '.join(_KNOWN)}, not {runtime.accelerator!r}")
     there = _accelerators()

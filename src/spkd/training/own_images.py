@@ -138,7 +138,7 @@ def load_image(path: str | Path, info: ModelInfo) -> Tensor:
     """
     view = info.view or _usual_view(str(path))
     image = read_image(str(path), info.channels, side_for_view(info.image_size, view))
-    return to_unit_range(fixed_view(image, info.image_size, view)).unsqueeze(0)
+    return to_unit_range(fixed_view(image, info.image_size, view)).unsqueeze(0).contiguous()
 
 
 def _usual_view(path: str) -> View:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -53,7 +54,10 @@ class Lines(Display):
 
     def say(self, line: str) -> None:
         """Print one line on stderr."""
-        print(line, file=sys.stderr, flush=True)
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except BrokenPipeError:  # nobody reads any more, and the run goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """Note the start, for the time left."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
-from spkd.errors import InputError, one_line
+from spkd.errors import InputError, RunFailed, one_line
 from spkd.files import locked
 from spkd.losses.methods import term_names
 from spkd.models.depthwise import depthwise_in_float32
@@ -289,7 +289,7 @@ def _look_first(
     distiller.train()
     try:
         distiller.check(*_few(stream, player))
-    except (InputError, torch.OutOfMemoryError):
+    except (InputError, RunFailed, torch.OutOfMemoryError):
         raise
     except Exception as error:
         size = setup.image_size

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from spkd.data.images import ImageData
 from spkd.data.load import load_data
@@ -19,6 +20,7 @@ from spkd.models.exported import is_exported, load_either
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved, savable_state, save_classifier
 from spkd.models.weights_source import model_defaults
+from spkd.taps import are_probabilities
 from spkd.training.batches import batches_for
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
@@ -98,8 +100,19 @@ def evaluate_saved(
             say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
         beside.to(device)
     answers = None if out is None else Answers(images, classifier.info.classes)
-    each = None if answers is None else answers.add
+    probable: list[bool] = []
+
+    def each(logits: Tensor, targets: Tensor, said: Tensor | None) -> None:
+        probable.append(are_probabilities(logits))
+        if answers is not None:
+            answers.add(logits, targets, said)
+
     measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
+    if all(probable):
+        say(
+            "warning: the network puts out probabilities, of which the softmax is taken again, here and in `predict`; "
+            "leave the network's softmax out, or put a logarithm behind it"
+        )
     if save is not None:
         save_classifier(classifier.cpu(), Path(save))
     if out is not None and answers is not None:
