@@ -109,6 +109,24 @@ def test_the_answers_are_those_of_exact_sums_on_every_processor(saved: tuple[Pat
     assert np.abs(found - expected).mean() < 0.01 * np.abs(expected).mean()
 
 
+def test_all_bits_are_used_where_they_are_asked_for(saved: tuple[Path, Classifier]) -> None:
+    calibration = [pixels for pixels, _ in batches(2, 32, 0)]
+    largest = {}
+    for bits in (7, 8):
+        report = export_int8(
+            saved[0],
+            images=torch.rand(3, 1, 8, 8),
+            calibration=calibration,
+            labelled=batches(1, 8, 1),
+            weight_bits=bits,  # type: ignore[arg-type]
+        )
+        arrays = [
+            onnx.numpy_helper.to_array(one) for one in onnx.load(report.path).graph.initializer if len(one.dims) > 1
+        ]
+        largest[bits] = max(int(np.abs(one.astype(int)).max()) for one in arrays if one.dtype == np.int8)
+    assert largest == {7: 64, 8: 127}
+
+
 def test_the_tolerance_reaches_the_check(saved: tuple[Path, Classifier]) -> None:
     with pytest.raises(InputError, match="tolerance: expected a number above 0"):
         export_int8(saved[0], images=torch.rand(3, 1, 8, 8), calibration=[], labelled=[], tolerance=0.0)

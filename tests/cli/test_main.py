@@ -32,6 +32,8 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--lr", ".nan"], "--lr must be a finite number above 0"),
         (["train", "--epochs", "-3"], "--epochs must be at least 1"),
         (["train", "--optimizer", "adam"], "--optimizer must be one of sgd, adamw, not 'adam'. Did you mean 'adamw'"),
+        (["export", "x", "--weight_bits", "9"], "--weight_bits must be one of 7, 8, not '9'"),
+        (["export", "x", "--weight_bits", "8"], "--weight_bits is of 8-bit integers: give --int8"),
         (["train", "--precision", "fp8"], "--precision must be one of 32-true, bf16-mixed, 16-mixed"),
         (["train", "--milestones", "0.5", "x"], "--milestones must be a finite number, not 'x'"),
         (["train", "--seed", "-1"], "--seed must be from 0"),

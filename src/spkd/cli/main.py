@@ -198,7 +198,7 @@ def _one_line(message: str, given: Sequence[str]) -> str:
 
 def _bad_value(option: str, value: str, message: str) -> str:
     if choices := re.search(r"Literal\[([^\]]*)\]", message):
-        known = re.findall(r"'([^']*)'", choices[1])
+        known = [choice.strip(" '") for choice in choices[1].split(",")]
         return f"--{option} must be one of {', '.join(known)}, not {value!r}.{nearest(value, known)}"
     kinds = {"int": "a whole number", "float": "a finite number", "str": "text", "bool": "true or false"}
     found = [kinds[kind] for kind in re.findall(r"<class '(\w+)'>", message) if kind in kinds]
