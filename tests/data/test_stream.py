@@ -287,43 +287,39 @@ def test_a_large_jpeg_is_seen_as_one_that_was_decoded_whole(tmp_path, monkeypatc
     assert (training - whole_training).abs().mean() < 0.1 * (training - training.flip(0)).abs().mean()
 
 
-@pytest.mark.parametrize(
-    ("threads", "cpus", "workers", "started"),
-    [(1, 16, None, 2), (5, 16, None, 5), (64, 64, None, 8), (5, 3, None, 3), (1, 1, None, 1), (5, 16, 1, 1)],
-)
-def test_as_many_processes_read_as_threads_compute(monkeypatch, file_images, threads, cpus, workers, started):
-    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    monkeypatch.setattr("spkd.data.stream.usable_cpus", lambda: cpus)
-    begun = []
+@pytest.fixture
+def begun(monkeypatch):
+    """How many processes each loader was given that has been made; none gives an image."""
+    counts = []
 
     class Loader:
         def __init__(self, views, num_workers, **_):
-            begun.append(num_workers)
+            counts.append(num_workers)
 
         def __iter__(self):
             return iter(())
 
     monkeypatch.setattr("spkd.data.stream.DataLoader", Loader)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpus", "workers", "started"),
+    [(1, 16, None, 2), (5, 16, None, 5), (64, 64, None, 8), (5, 3, None, 3), (1, 1, None, 1), (5, 16, 1, 1)],
+)
+def test_as_many_processes_read_as_threads_compute(monkeypatch, begun, file_images, threads, cpus, workers, started):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("spkd.data.stream.usable_cpus", lambda: cpus)
     images = FileImages([*file_images.paths] * 3, torch.arange(3 * len(file_images)))
     assert list(evaluation_batches(images, image_size=16, batch_size=1, device=CPU, workers=workers)) == []
     assert begun == [started]
 
 
 @pytest.mark.parametrize(("free", "started"), [(10**9, 4), (3 * 3 * 16 * 16 * 2 * 5, 3), (1000, 0)])
-def test_no_more_processes_read_than_the_shared_memory_holds(monkeypatch, file_images, free, started):
+def test_no_more_processes_read_than_the_shared_memory_holds(monkeypatch, begun, file_images, free, started):
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free))
     monkeypatch.setattr("spkd.data.stream.usable_cpus", lambda: 16)
-    begun = []
-
-    class Loader:
-        def __init__(self, views, num_workers, **_):
-            begun.append(num_workers)
-
-        def __iter__(self):
-            return iter(())
-
-    monkeypatch.setattr("spkd.data.stream.DataLoader", Loader)
     assert list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=4)) == []
     assert begun == [started]
 

@@ -482,13 +482,19 @@ def test_a_tape_of_mirrored_images_is_none_of_images_as_they_are(tmp_path: Path)
         run(plain, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Display())
 
 
-def test_a_tape_of_images_in_colour_is_none_of_grey_ones(tmp_path: Path) -> None:
+def photographs(folder: Path) -> DataOptions:
+    """Return images in files too large to be kept in memory, and leave a teacher of them in ``folder / "teacher"``."""
     for number in range(24):
-        place = tmp_path / "pictures" / f"class {number % 2}"
+        place = folder / "pictures" / f"class {number % 2}"
         place.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (110, 100), (10 * number, 0, 0)).save(place / f"{number}.png")
-    data = DataOptions(str(tmp_path / "pictures"), image_size=8)
-    save_classifier(set_up(Request(model="wrn-10-1", data=data)).student, tmp_path / "teacher")
+    data = DataOptions(str(folder / "pictures"), image_size=8)
+    save_classifier(set_up(Request(model="wrn-10-1", data=data)).student, folder / "teacher")
+    return data
+
+
+def test_a_tape_of_images_in_colour_is_none_of_grey_ones(tmp_path: Path) -> None:
+    data = photographs(tmp_path)
     colour = request("wrn-10-1", tmp_path / "teacher", method="sp", data=data, overrides={"batch_size": 4})
     grey = replace(colour, data=replace(data, grey=True))
     one, other = (set_up(wanted).tape_identity() for wanted in (colour, grey))
@@ -496,12 +502,7 @@ def test_a_tape_of_images_in_colour_is_none_of_grey_ones(tmp_path: Path) -> None
 
 
 def test_a_teacher_s_error_in_another_view_is_not_taken_from_a_tape(tmp_path: Path) -> None:
-    for number in range(24):
-        place = tmp_path / "pictures" / f"class {number % 2}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (110, 100), (10 * number, 0, 0)).save(place / f"{number}.png")
-    data = DataOptions(str(tmp_path / "pictures"), image_size=8)
-    save_classifier(set_up(Request(model="wrn-10-1", data=data)).student, tmp_path / "teacher")
+    data = photographs(tmp_path)
     centre = request("wrn-10-1", tmp_path / "teacher", method="kd", data=data, overrides={"batch_size": 4})
     whole = replace(centre, data=replace(data, view="whole"))
     taped = replace(CPU, tape=str(tmp_path / "tape"))
