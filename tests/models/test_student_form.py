@@ -66,7 +66,7 @@ def test_weights_lie_channels_last_where_the_network_runs_so(kind: type[nn.Modul
     torch.manual_seed(0)
     student = Classifier(kind(), INFO).train()
     before = copy.deepcopy(student)
-    assert lay_channels_last(student) is laid
+    assert lay_channels_last(student, on_processor=True) is laid
     assert lies_channels_last(student) is laid
     assert all(module.training for module in student.modules())
     state = before.state_dict()
@@ -74,6 +74,24 @@ def test_weights_lie_channels_last_where_the_network_runs_so(kind: type[nn.Modul
     images = torch.rand(4, 3, 8, 8)
     assert torch.allclose(student(images), before(images), atol=1e-5)
     student(images).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["repvgg_b0", "resnet18"])
+def test_gradients_are_those_of_weights_that_lie_as_they_did(name: str) -> None:
+    """With AVX2 PyTorch's own, channels last, are wrong for RepVGG, or end the process."""
+    torch.manual_seed(0)
+    info = ModelInfo(f"timm/{name}", ("a", "b", "c"), 3, 64, Normalisation((0.5,), (0.25,)))
+    student = Classifier(timm.create_model(name, num_classes=3), info).train()
+    before = copy.deepcopy(student)
+    assert lay_channels_last(student, on_processor=True) is (name == "resnet18")
+    assert lay_channels_last(copy.deepcopy(student), on_processor=False)
+    images = torch.rand(4, 3, 64, 64)
+    for network in (student, before):
+        network(images).square().sum().backward()
+    for (place, one), other in zip(student.named_parameters(), before.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert (one.grad - other.grad).abs().max() <= 1e-3 * other.grad.abs().max() + 1e-6, place
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnet18"])

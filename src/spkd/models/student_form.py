@@ -10,13 +10,20 @@ from spkd.errors import InputError
 from spkd.models.classifier import Classifier
 from spkd.modes import evaluating, keeping_buffers
 
+FEW_CHANNELS = 16
+"""Channels from which on a convolution of single pixels with a stride is trusted channels last on a processor."""
 
-def lay_channels_last(student: Classifier) -> bool:
+
+def lay_channels_last(student: Classifier, *, on_processor: bool) -> bool:
     """Lay a student's weights channels last, or leave them where it cannot run so; return whether they lie so now.
 
     A network that takes a layer's output for contiguous, as ``output.view(len(output), -1)`` does, cannot, nor can
-    one with weights of five dimensions.
+    one with weights of five dimensions. On a processor those with a convolution of single pixels that has a stride and
+    takes few channels, as RepVGG's first, stay as they are too: with AVX2 PyTorch 2.14 gives it wrong gradients
+    channels last, and writes beyond its memory.
     """
+    if on_processor and any(map(_is_mistaken, student.modules())):
+        return False
     info = student.info
     modes = [(module, module.training) for module in student.modules()]
     parameter = next(student.parameters(), torch.empty(0))
@@ -35,6 +42,13 @@ def lay_channels_last(student: Classifier) -> bool:
         for module, training in modes:
             module.training = training
     return True
+
+
+def _is_mistaken(layer: nn.Module) -> bool:
+    """Return whether a layer is of the kind whose gradients are computed wrongly channels last."""
+    if not isinstance(layer, nn.Conv2d) or set(layer.kernel_size) != {1}:
+        return False
+    return max(layer.stride) > 1 and layer.in_channels // layer.groups < FEW_CHANNELS
 
 
 def synchronised(network: nn.Module) -> nn.Module:

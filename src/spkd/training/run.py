@@ -247,8 +247,8 @@ def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Di
     """Lay the student's weights as its device likes them, and see to its batch norms where devices share a batch."""
     student = setup.student
     gains = fabric.device.type == "cpu" or setup.recipe.precision != "32-true"
-    if gains and not lay_channels_last(student):
-        display.say("student: its weights lie as they are, since it cannot run with them channels last")
+    if gains and not lay_channels_last(student, on_processor=fabric.device.type == "cpu"):
+        display.say("student: its weights lie as they are, since it cannot be trained with them channels last")
     if fabric.device.type == "cpu" and setup.recipe.precision == "bf16-mixed":
         count = depthwise_in_float32(student)
         if count:
