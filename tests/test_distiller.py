@@ -773,6 +773,20 @@ def test_probabilities_in_the_place_of_logits_are_noticed() -> None:
     )
     with pytest.raises(InputError, match=r"^teacher: it puts out probabilities"):
         module.check(*batch())
+    for criterion, refused in (
+        (None, True),
+        (nn.CrossEntropyLoss(reduction="none"), True),
+        (lambda *_: torch.ones(8), False),
+    ):
+        objective = build_objective("sp", [PAIR], LossWeights(gamma=1), criterion=criterion)
+        ending = nn.Sequential(*network(4), nn.Softmax(1))
+        module = Distiller(ending, network(6, seed=1), objective)
+        if refused:
+            with pytest.raises(InputError, match=r"^student: it puts out probabilities"):
+                module.check(*batch())
+        else:
+            module.check(*batch())
+        module.check(batch()[0], None)  # nothing takes a softmax of it
     for last in (nn.LogSoftmax(1), nn.Identity()):
         Distiller(network(4), nn.Sequential(network(6, seed=1), last), build_objective("kd", [], LossWeights())).check(
             *batch()

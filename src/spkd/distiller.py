@@ -11,7 +11,6 @@ from torch import Tensor, distributed, nn
 
 from spkd.errors import InputError
 from spkd.losses.objective import LossBreakdown, Objective
-from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.processes import divide, in_ddp
 from spkd.rehearsal import (
     check_logits,
@@ -243,14 +242,11 @@ class Distiller(nn.Module):
                 check_range(name, network, images)
         with undisturbed(self, self.student, self._student_taps, images.device):
             student, said, division = self._run(images, remembered)
-            for term in self.objective.terms:
-                if isinstance(term.loss, SoftTargetLoss):
-                    check_logits("teacher", said[term.name])
-            if self.objective.criterion is None:
-                check_logits("student", student.logits)
             if targets is not None and self.objective.criterion is None:
                 check_targets(student.logits, targets, len(images), division)
             values = self.objective.values(student, targets, said, division)
+            for name, logits in self.objective.softened(student, targets, said):
+                check_logits(name, logits)
             counted = {"ce", *(term.name for term in self.objective.terms if term.weight)}
             check_terms(self.student, {name: value for name, value in values.items() if name in counted}, division)
 

@@ -73,12 +73,11 @@ def export_int8(
 
     Weights are signed with a scale for each output channel and use seven of the eight bits, unless all are asked for:
     processors without instructions for 8-bit products (VNNI) add two of them in 16 bits, which would overflow, and
-    answer wrongly then. Activations are
-    unsigned with a scale for each tensor, from the least and greatest value that it takes on the calibration images
-    (Jacob et al. 2018, post-training); logits are float32 again; layer and unfused batch norms stay in float32. Inputs,
-    outputs and metadata are those of :func:`spkd.export.export_model`. What it gains in time and costs in accuracy
-    differs between networks, and the time between processors, so the report tells both: plain convolutions gain most,
-    transformers lose most.
+    answer wrongly then. Activations are unsigned with a scale for each tensor, from the least and greatest value that
+    it takes on the calibration images (Jacob et al. 2018, post-training); logits are float32 again; layer and unfused
+    batch norms stay in float32. Inputs, outputs and metadata are those of :func:`spkd.export.export_model`. What it
+    gains in time and costs in accuracy differs between networks, and the time between processors, so the report tells
+    both: plain convolutions gain most, transformers lose most.
 
     Args:
         folder: where the classifier is.

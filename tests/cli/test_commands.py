@@ -148,9 +148,7 @@ def test_a_stopped_distillation_is_ended_with_what_there_is(
         assert "--resume goes on from the checkpoint in" in capsys.readouterr().err
     printed = succeed(capsys, "distill", *options, *CPU, "--alone", "--finish")
     assert "student alone" in printed
-    assert (
-        "test errors than alone, but after 1 epochs, and alone after 3" in printed or "as many test errors" in printed
-    )
+    assert "alone, but after 1 epochs, and alone after 3" in printed
     epochs = [json.loads((folder / "result.json").read_text())["epochs"] for folder in (out, Path(f"{out}-alone"))]
     assert epochs == [1, 3]
     assert "--overwrite excludes --resume and --finish" in failing(

@@ -108,6 +108,6 @@ def test_how_images_are_read_reaches_each_kind_of_them(make_folder, tmp_path, mo
 def test_fewer_training_images_need_two_of_each_class(make_folder):
     folder = make_folder({"train/a": 9, "train/b": 1, "val/a": 1, "val/b": 1, "test/a": 1, "test/b": 1})
     with pytest.raises(
-        InputError, match=r"train_images: class 'b' of \w+ has one training image; leave the option out"
+        InputError, match=r"train_images: class 'b' of \w+ has fewer than two training images; leave the option out"
     ):
         load_data(DataOptions(str(folder), train_images=4))

@@ -315,7 +315,7 @@ def test_as_many_processes_read_as_threads_compute(monkeypatch, begun, file_imag
     assert begun == [started]
 
 
-@pytest.mark.parametrize(("free", "started"), [(10**9, 4), (3 * 3 * 16 * 16 * 2 * 5, 3), (1000, 0)])
+@pytest.mark.parametrize(("free", "started"), [(10**9, 4), (2 * 3 * (3 * 16 * 16 * 2) * 3, 3), (1000, 0)])
 def test_no_more_processes_read_than_the_shared_memory_holds(monkeypatch, begun, file_images, free, started):
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free))

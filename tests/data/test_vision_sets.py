@@ -229,3 +229,21 @@ def test_one_process_at_a_time_downloads(tmp_path, monkeypatch):
         load_vision_set("cifar10", tmp_path, download=True)
     with locked(tmp_path, wait=False), pytest.raises(InputError, match="nothing is there"):
         load_vision_set("cifar10", tmp_path)
+
+
+def test_a_set_that_is_there_needs_no_place_to_write(tmp_path, monkeypatch):
+    def refuse(folder, wait):
+        raise InputError("cannot write there")
+
+    asked = []
+
+    class Dataset:
+        def __init__(self, root, download, **_):
+            asked.append(download)
+            raise OSError("not there")
+
+    monkeypatch.setattr("spkd.data.vision_sets.locked", refuse)
+    monkeypatch.setattr(datasets, "CIFAR10", Dataset)
+    with pytest.raises(InputError, match="not there"):
+        load_vision_set("cifar10", tmp_path, download=True)
+    assert asked == [False]

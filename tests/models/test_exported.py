@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_asked_is_refused_in_one_line(tmp_path: Path) -> N
         own_data(path, {"data": None})
     with pytest.raises(InputError, match=r"--image_size: .*model\.onnx takes images of 8 × 8 pixels only"):
         evaluate_saved(path, DataOptions(image_size=16), split="test", teacher=None, accelerator="cpu", say=print)
-    with pytest.raises(InputError, match=r"--normalisation: .*model\.onnx brings its own; leave it out"):
+    with pytest.raises(InputError, match=r"--normalisation: .*model\.onnx is a saved model and brings its own"):
         evaluate_saved(
             path,
             DataOptions(),

@@ -164,6 +164,7 @@ def evaluate(options: Namespace) -> int:
     """Evaluate a saved network."""
     from spkd.report.networks import evaluation_table
     from spkd.training.own_images import data_to_evaluate_on
+    from spkd.training.progress import display
     from spkd.training.saved import evaluate_saved
 
     measured = evaluate_saved(
@@ -172,7 +173,7 @@ def evaluate(options: Namespace) -> int:
         split=options.split,
         teacher=options.teacher,
         accelerator=options.accelerator,
-        say=lambda line: print(line, file=sys.stderr),
+        say=display().say,
         weights=options.weights,
         normalisation=options.normalisation,
         save=options.save,
@@ -267,6 +268,7 @@ def _export_int8(options: Namespace) -> int:
     from spkd.quantisation import export_int8
     from spkd.report.networks import int8_table, int8_text
     from spkd.training.own_images import images_to_quantise_with, own_data, real_images
+    from spkd.training.progress import display
 
     if options.format != "onnx":
         raise InputError("--int8 makes an ONNX file: leave out --format")
@@ -275,7 +277,7 @@ def _export_int8(options: Namespace) -> int:
     # Before the images, which may take long.
     export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
     data = own_data(options.folder, _pick(DataOptions, options))
-    calibration, labelled = images_to_quantise_with(options.folder, data, say=lambda line: print(line, file=sys.stderr))
+    calibration, labelled = images_to_quantise_with(options.folder, data, say=display().say)
     report = export_int8(
         options.folder,
         options.out,

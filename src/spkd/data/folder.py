@@ -34,6 +34,8 @@ _SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_USUAL = ("train", "val", "valid", "validation", "test")
+"""Those that are taken for sets whatever they hold."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +120,18 @@ def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:
     """Return the folder of each split that is there, and a note of folders beside them.
 
     It is ``folder`` itself as ``train`` when it has no splits. Names in other spellings than the usual ones are those
-    of splits where they hold folders: a class may be called "Training". So may one be called "train", where it is the
-    only such name and holds no folders, and all folders beside it hold images.
+    of splits where they hold folders: a class may be called "Training".
+
+    Raises:
+        InputError: when a split is there twice, when there is one but no ``train``, and when what is named as a split
+            is likely to be a class.
     """
-    usual = ("train", "val", "valid", "validation", "test")
     roots: dict[str, Path] = {}
     inside = sorted(_class_folders(folder))
-    class_name = _class_named_as_split(folder, inside)
+    _refuse_ambiguous(folder, inside)
     for split, names in _SPLIT_NAMES.items():
         named = [folder / name for name in inside if name.lower() in names]
-        there = [path for path in named if _class_folders(path) or (path.name in usual and path.name != class_name)]
+        there = [path for path in named if path.name in _USUAL or _class_folders(path)]
         if len(there) > 1:
             raise InputError(f"data: {folder} has both {there[0].name}/ and {there[1].name}/; keep one of them")
         if there:
@@ -137,19 +141,21 @@ def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:
         raise InputError(f"data: {folder} has {has} but no train/; name the folder of training images train/")
     others = sorted(set(inside) - {root.name for root in roots.values()})
     if not roots or not others:
-        taken = [] if class_name is None else [f"{class_name}/ is taken for a class, since it holds no folders"]
-        return roots or {"train": folder}, taken
+        return roots or {"train": folder}, []
     shown = ", ".join(f"{name}/" for name in others[:5]) + (", ..." if len(others) > 5 else "")
     return roots, [f"not used, since there is {roots['train'].name}/: {shown}"]
 
 
-def _class_named_as_split(folder: Path, inside: Sequence[str]) -> str | None:
-    """Return the folder that has the name of a split and is a class, if there is one."""
-    names = {name for names in _SPLIT_NAMES.values() for name in names}
-    splits = [name for name in inside if name.lower() in names]
+def _refuse_ambiguous(folder: Path, inside: Sequence[str]) -> None:
+    """Refuse a single folder with the name of a split that holds images itself, as those beside it do."""
+    splits = [name for name in inside if name in _USUAL]
     if len(splits) != 1 or len(inside) == 1 or _class_folders(folder / splits[0]):
-        return None
-    return splits[0] if all(find_files(folder / name).images for name in inside) else None
+        return
+    if all(find_files(folder / name).images for name in inside):
+        raise InputError(
+            f"data: {folder / splits[0]} has the name of a set and holds images as the folders beside it do: if it is "
+            f"a class, put the folders of all classes into {folder / 'train'}; if it is a set, move it elsewhere"
+        )
 
 
 def _class_folders(root: Path) -> list[str]:

@@ -100,7 +100,9 @@ def _with_fewer(data: ImageData, count: int) -> ImageData:
     counts = torch.bincount(data.train.targets, minlength=len(data.classes))
     if int(counts.min()) < 2:
         name = data.classes[int(counts.argmin())]
-        raise InputError(f"train_images: class {name!r} of {data.name} has one training image; leave the option out")
+        raise InputError(
+            f"train_images: class {name!r} of {data.name} has fewer than two training images; leave the option out"
+        )
     _, chosen = hold_out(data.train.targets, count, data.classes)
     note = f"training set: {len(chosen)} of the {total} images, chosen by a fixed seed, stratified by class"
     return replace(data, train=data.train.select(chosen), notes=(*data.notes, note))

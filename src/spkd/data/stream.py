@@ -7,6 +7,7 @@ enlarged for the network, which is done on the device, devices may differ by one
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -315,13 +316,14 @@ def _from_files(
 def _with_shared_memory(batch: int) -> int:
     """Return how many processes can hand on batches of so many bytes: containers often have little memory for that.
 
-    Each has two that are asked for ahead, and one that is being taken.
+    Each has two that are asked for ahead, and one that is being taken. Half of what is free is left to others, and the
+    rest divided among the processes of a run.
     """
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:  # a system without
         return sys.maxsize
-    return free * 3 // 4 // max(1, 3 * batch)
+    return free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // max(1, 3 * batch)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

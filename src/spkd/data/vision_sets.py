@@ -186,14 +186,15 @@ def _make(name: str, root: Path, arguments: Mapping[str, object], download: bool
             advice += f"; for the folder {name} here say --data ./{name}"
     dataset_class = getattr(datasets, vision_set.class_name)
     made = dataset_class if verify else _without_checksums(dataset_class)
-    if download:  # what is there already may lie where nothing can be written
-        with contextlib.suppress(Exception):
-            return made(str(root), download=False, **arguments)
     try:
         # Results go to stdout, so what torchvision prints there must not.
-        # One of several processes downloads, and the others find it there.
-        alone = locked(root, wait=True) if download else contextlib.nullcontext()
-        with contextlib.redirect_stdout(sys.stderr), alone:
+        with contextlib.redirect_stdout(sys.stderr), contextlib.ExitStack() as held:
+            if download:
+                try:
+                    # One of several processes downloads, and the others find it there.
+                    held.enter_context(locked(root, wait=True))
+                except InputError:  # where nothing can be written it may be there already
+                    return made(str(root), download=False, **arguments)
             return made(str(root), download=download, **arguments)
     except Exception as error:  # downloads, archives, pickles and label files each fail in their own ways
         why = "nothing is there" if not download and not place.exists() else reason(error)

@@ -56,7 +56,7 @@ class DistillationLoss(nn.Module, ABC):
 
         What a tape has kept comes back rounded to the tape's precision, float16 by default, as float32. The student's
         layers come as they are, under autocast in half precision: begin with ``.float()``. ``student.targets`` are the
-        labels as the objective was given them, None where it was given none.
+        labels as the objective was given them (class indices with -100 where there is none, or probabilities), or None.
         """
 
 

@@ -17,6 +17,7 @@ from spkd.errors import InputError, nearest
 from spkd.functional.numerics import upcast
 from spkd.imports import failure
 from spkd.losses.base import DistillationLoss
+from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.taps import Activations
 
 if TYPE_CHECKING:
@@ -223,6 +224,16 @@ class Objective(nn.Module):
                 )
             values[term.name] = value
         return values
+
+    def softened(
+        self, student: Activations, targets: Tensor | None, remembered: Mapping[str, Tensor]
+    ) -> list[tuple[str, Tensor]]:
+        """Return the outputs, with the name of the network that each is of, whose softmax the objective takes."""
+        soft = [term.name for term in self.terms if term.weight and type(term.loss) is SoftTargetLoss]
+        plain = self.criterion is None or isinstance(self.criterion, nn.CrossEntropyLoss)
+        of_labels = targets is not None and self.cross_entropy and plain
+        outputs = [("student", student.logits)] if soft or of_labels else []
+        return [*outputs, *(("teacher", remembered[name]) for name in soft)]
 
     def _cross_entropy(self, logits: Tensor, targets: Tensor | None) -> Tensor:
         if targets is None:

@@ -27,9 +27,9 @@ class HeadMismatch(InputError):
 def input_channels(network: nn.Module, channels: int, image_size: int) -> int:
     """Return how many channels the network's images have.
 
-    Its first convolution tells, unless the network runs on an image of ``channels``, as one that makes three of them
-    itself. Where it takes neither one, nor three, nor ``channels``, as in a network that rearranges pixels into
-    channels or makes a later layer first, it is ``channels`` or three, if the network runs on such an image.
+    Its first convolution tells. Where that takes neither one, nor three, nor ``channels``, as in a network that
+    rearranges pixels into channels or makes a later layer first, or where the network does not run so, as one that
+    makes three channels of one itself, it is ``channels`` or three, if the network runs on such an image.
 
     >>> input_channels(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), channels=3, image_size=8)
     1
@@ -38,16 +38,16 @@ def input_channels(network: nn.Module, channels: int, image_size: int) -> int:
     """
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     told = 0 if first is None else first.in_channels  # a lazy one that has not run yet takes 0
-    if told in (0, channels) or _runs(network, channels, image_size):
+    if told in (0, channels):
         return channels
-    if told in (1, 3):
+    if told in (1, 3) and _runs(network, told, image_size):
         return told
     return next((count for count in (channels, 3) if _runs(network, count, image_size)), told)
 
 
 def _runs(network: nn.Module, channels: int, image_size: int) -> bool:
     parameter = next(network.parameters())
-    images = torch.full((1, channels, image_size, image_size), 0.5, device=parameter.device, dtype=parameter.dtype)
+    images = torch.full((2, channels, image_size, image_size), 0.5, device=parameter.device, dtype=parameter.dtype)
     try:
         with torch.no_grad(), evaluating(network):
             network(images)
@@ -57,7 +57,7 @@ def _runs(network: nn.Module, channels: int, image_size: int) -> bool:
 
 
 def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) -> int:
-    """Return how many logits the network gives, by running it on one grey image in eval mode.
+    """Return how many logits the network gives, by running it on grey images in eval mode.
 
     ``channels`` are those of the images that it is meant for. The network is left in the mode that it was in, module by
     module.

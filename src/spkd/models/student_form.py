@@ -11,7 +11,8 @@ from spkd.models.classifier import Classifier
 from spkd.modes import evaluating, keeping_buffers
 
 FEW_CHANNELS = 16
-"""Channels from which on a convolution of single pixels with a stride is trusted channels last on a processor."""
+"""Channels below which a convolution of single pixels with a stride is not trusted channels last on a processor: twice
+the eight from which on its gradients were right with AVX2, since AVX-512 takes twice as many at a time."""
 
 
 def lay_channels_last(student: Classifier, *, on_processor: bool) -> bool:
@@ -22,7 +23,8 @@ def lay_channels_last(student: Classifier, *, on_processor: bool) -> bool:
     takes few channels, as RepVGG's first, stay as they are too: with AVX2 PyTorch 2.14 gives it wrong gradients
     channels last, and writes beyond its memory.
     """
-    if on_processor and any(map(_is_mistaken, student.modules())):
+    if on_processor and any(map(_has_wrong_gradients, student.modules())):
+        student.to(memory_format=torch.contiguous_format)
         return False
     info = student.info
     modes = [(module, module.training) for module in student.modules()]
@@ -44,7 +46,7 @@ def lay_channels_last(student: Classifier, *, on_processor: bool) -> bool:
     return True
 
 
-def _is_mistaken(layer: nn.Module) -> bool:
+def _has_wrong_gradients(layer: nn.Module) -> bool:
     """Return whether a layer is of the kind whose gradients are computed wrongly channels last."""
     if not isinstance(layer, nn.Conv2d) or set(layer.kernel_size) != {1}:
         return False
@@ -59,8 +61,10 @@ def synchronised(network: nn.Module) -> nn.Module:
     """
     from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 
-    known = {kind.forward for kind in (_BatchNorm, nn.SyncBatchNorm, BatchNormAct2d)}
+    known = {kind.forward for kind in (_BatchNorm, BatchNormAct2d)}
     for name, layer in network.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+            continue
         if isinstance(layer, _BatchNorm) and type(layer).forward not in known:
             raise InputError(
                 f"--sync_batchnorm: {name} is a batch norm of its own kind ({type(layer).__name__}), which PyTorch's "

@@ -154,9 +154,7 @@ def _baseline(methods: Sequence[str], against: str | None) -> str:
 def _requests(
     request: Request, methods: Sequence[str], out: Path, overwrite: bool
 ) -> tuple[dict[str, Request], str, list[str]]:
-    """Return each method's request, all with one image size and recipe, the data's name, and what is warned of.
-
-    Each is tried once.
+    """Return each method's request, all with one image size and recipe, the data's name, and warnings; try each once.
 
     Raises:
         InputError: as :func:`spkd.training.setup.set_up` does, and when ``out`` holds runs that are made of others.
@@ -164,16 +162,19 @@ def _requests(
     leading = next((method for method in methods if method != BASELINE), BASELINE)
     first = set_up(_with_method(request, leading))
     requests = {method: _with_method(pinned(request, first), method) for method in methods}
-    notes = list(first.notes)
+    notes: list[str] = []
     for method, one in requests.items():
         setup = set_up(one)
         notes += setup.notes
-        for path in (out / slug(method)).glob("seed-*"):
+        is_first = True
+        for path in sorted((out / slug(method)).glob("seed-*")):
             folder, seed = RunFolder(path), path.name.removeprefix("seed-")
-            if overwrite or not seed.isdigit():
+            if overwrite or not seed.isdigit() or not folder.has_begun():
                 continue
             own = replace(setup, request=replace(one, seed=int(seed)))
-            if folder.has_begun():
+            # Of one run for each method all is looked at, files and images too, which takes long for all of them.
+            if is_first or folder.config() != own.config():
+                is_first = False
                 try:
                     folder.refuse_other(own.config(), own.identity())
                 except UnusableFolder as error:  # whose advice is for a run by itself

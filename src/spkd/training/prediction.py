@@ -122,10 +122,9 @@ def predict(
     """
     if top < 1:
         raise InputError(f"--top must be at least 1, not {top}")
-    classifier = load_either(network)
+    device = make_fabric(Runtime(accelerator=accelerator)).device  # which knows how many threads there may be
+    classifier = load_either(network).to(device)
     info = classifier.info
-    device = make_fabric(Runtime(accelerator=accelerator)).device
-    classifier.to(device)
     paths, notes = image_files(images)
     opened = open_files(paths, [0] * len(paths), skip_bad_images)
     paths = [paths[place] for place in opened.kept.tolist()]

@@ -63,6 +63,7 @@ def evaluate_saved(
     # All that needs no images comes before them, which may take long.
     if split not in SPLITS:
         raise InputError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
+    device = make_fabric(Runtime(accelerator=accelerator)).device  # which knows how many threads there may be
     saved = None if weights is not None else _saved(network, normalisation)
     if saved is None:
         _require_weights(str(network), weights, normalisation)
@@ -70,7 +71,6 @@ def evaluate_saved(
         _note_exported(saved, options, say)
     if teacher is not None and find_saved(teacher) is None:
         raise InputError(f"--teacher {teacher} holds no saved model")
-    device = make_fabric(Runtime(accelerator=accelerator)).device
     if save is not None:
         _check_new(network, Path(save), is_saved=saved is not None)
         _require_beside(options, "--save", Path(save) / "model.json")
@@ -127,7 +127,7 @@ def _saved(network: str | Path, normalisation: str | None) -> Classifier | None:
             raise InputError(not_saved(Path(network)))
         return None
     if normalisation is not None:
-        raise InputError(f"--normalisation: {network} brings its own; leave it out")
+        raise InputError(f"--normalisation: {network} is a saved model and brings its own; leave it out")
     return load_either(network)
 
 
