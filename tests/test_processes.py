@@ -213,7 +213,8 @@ def work(rank: int, processes: int, folder: Path) -> None:
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found, of two and of three."""
     processes, folder = request.param, tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-W", "error", __file__]
+    # Rehearsed in eval mode, so that one process's steps can be compared.
+    command = [sys.executable, "-W", "error", "-W", "ignore:the student is in eval mode", __file__]
     workers = [subprocess.Popen([*command, str(rank), str(processes), str(folder)]) for rank in range(processes)]
     try:
         assert [worker.wait(timeout=300) for worker in workers] == [0] * processes
