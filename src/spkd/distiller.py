@@ -227,10 +227,10 @@ class Distiller(nn.Module):
 
         Raises:
             InputError: a network puts out probabilities in the place of logits, a target has no logit or is no
-                probability, a term of a weight above 0 is not finite, or such a
-                distillation term has no gradient with respect to the student's trainable parameters; the line names the
-                term. Or images are far from [0, 1] and go to a saved model, which normalises them itself, or are on
-                another device than a network; or the student's parameters are sharded (``fully_shard``).
+                probability, a term of a weight above 0 is not finite, or such a distillation term has no gradient with
+                respect to the student's trainable parameters; the line names the term. Or images are far from [0, 1]
+                and go to a saved model, which normalises them itself, or are on another device than a network; or the
+                student's parameters are sharded (``fully_shard``).
         """
         self._look_for_another()
         refuse_shards(self.student)

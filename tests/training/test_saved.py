@@ -447,3 +447,27 @@ def test_size_and_view_that_are_asked_for_are_shown(tmp_path: Path, monkeypatch:
     for given in ({}, {"image_size": 12}, {"view": "centre"}):
         evaluate_saved(network, DataOptions(str(folder), **given), **WHOLE, say=print)
     assert shown == [(8, "whole"), (12, "whole"), (8, "centre")]
+
+
+@pytest.mark.parametrize(("ending", "warned"), [("Softmax", True), ("LogSoftmax", False)])
+def test_probabilities_in_the_place_of_logits_are_warned_of(ending: str, warned: bool, tmp_path: Path) -> None:
+    source = tmp_path / "net.py"
+    source.write_text(
+        "from torch import nn\n\n\ndef make(num_classes):\n"
+        f"    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.{ending}(1))\n"
+    )
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    torch.save(network.state_dict(), tmp_path / "best.pt")
+    said: list[str] = []
+    evaluate_saved(
+        f"{source}:make",
+        DataOptions(),
+        split="test",
+        teacher=None,
+        accelerator="cpu",
+        say=said.append,
+        weights=str(tmp_path / "best.pt"),
+        normalisation="none",
+    )
+    assert any(line.startswith("warning: the network puts out probabilities") for line in said) == warned

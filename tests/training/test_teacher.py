@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from spkd.errors import InputError
+from spkd.models.wrn import WideResNet
 from spkd.training.batches import make_stream
 from spkd.training.devices import make_fabric
 from spkd.training.options import Request, Runtime
@@ -47,3 +49,13 @@ def test_all_processes_have_the_teacher_in_one_precision(tiny: str, teacher: Pat
         fabric.all_reduce = lambda own, reduce_op, other=other: own + other
         form = cheapest_teacher(setup, make_stream(setup, fabric.device, (1, 2)), fabric)
         assert form.precision == agreed
+
+
+def test_a_teacher_s_weights_without_a_head_are_told(tiny: str, tmp_path: Path) -> None:
+    state = WideResNet(10, 1, num_classes=10, in_channels=1).state_dict()
+    last = list(state)[-1].rpartition(".")[0]
+    torch.save({name: value for name, value in state.items() if not name.startswith(last)}, tmp_path / "body.pt")
+    for method in ("sp", "sp+kd"):
+        wanted = Request(model=tiny, teacher="wrn-10-1", teacher_weights=str(tmp_path / "body.pt"), method=method)
+        with pytest.raises(InputError, match=r"body\.pt holds no head: build the network without one"):
+            set_up(wanted)
