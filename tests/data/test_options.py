@@ -13,7 +13,15 @@ def test_defaults_are_the_embedded_digits():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", 1), ("image_size", -3), ("image_size", 4097), ("workers", -1), ("data", ""), ("train_images", 1)],
+    [
+        ("image_size", 1),
+        ("image_size", -3),
+        ("image_size", 4097),
+        ("workers", -1),
+        ("data", ""),
+        ("train_images", 1),
+        ("augment", "Trivial"),
+    ],
 )
 def test_impossible_values_name_the_option(field, value):
     with pytest.raises(InputError, match=rf"^{field}: expected [^\n]+$"):

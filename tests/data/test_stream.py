@@ -1,3 +1,4 @@
+import itertools
 import os
 from collections import namedtuple
 from pathlib import Path
@@ -6,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from spkd.data.images import FileImages, MemoryImages
+from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.errors import InputError, RunFailed
 
@@ -21,10 +24,8 @@ def memory_images(n=50, channels=3, size=16):
     return MemoryImages(pixels, torch.arange(n))
 
 
-def stream(images, batch_size=8, seed=0, size=16, flip=True, workers=0):
-    return TrainStream(
-        images, image_size=size, flip=flip, batch_size=batch_size, seed=seed, device=CPU, workers=workers
-    )
+def stream(images, batch_size=8, seed=0, size=16, flip=True, **options):
+    return TrainStream(images, image_size=size, flip=flip, batch_size=batch_size, seed=seed, device=CPU, **options)
 
 
 def content(batches):
@@ -74,10 +75,10 @@ class TestDeterminism:
         views = torch.cat([images for epoch in range(3) for images, _ in stream.epoch(epoch)])
         assert len(views.unique(dim=0)) == 6
 
-    def test_workers_do_not_matter(self, file_images):
-        assert content(stream(file_images, 3, workers=0).epoch(2)) == content(
-            stream(file_images, 3, workers=2).epoch(2)
-        )
+    @pytest.mark.parametrize("augment", ["none", "trivial", "rand"])
+    def test_workers_do_not_matter(self, images, augment):
+        own, others = (stream(images, 3, workers=workers, augment=augment) for workers in (0, 2))
+        assert content(own.epoch(2)) == content(others.epoch(2))
 
     def test_global_random_numbers_neither_matter_nor_are_used(self, images):
         torch.manual_seed(1)
@@ -127,6 +128,59 @@ class TestDeterminism:
         whole = content(batches.epoch(0))
         next(batches.epoch(0))
         assert content(batches.epoch(0)) == whole
+
+
+class TestAugment:
+    @pytest.mark.parametrize("augment", ["trivial", "rand"])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_the_same_views_are_changed_one_by_one(self, augment, channels):
+        """In memory and enlarged: with the batches, crops and mirror images of the same seed without it."""
+        images = memory_images(channels=channels)
+        changed = 0
+        plain, augmented = (stream(images, 20, seed=3, size=24, augment=name).epoch(1) for name in ("none", augment))
+        transform = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}[augment]()
+        for (views, targets), (seen, given) in zip(plain, augmented, strict=True):
+            assert torch.equal(targets, given)
+            for view, one, index in zip(views, seen, targets.tolist(), strict=True):
+                torch.manual_seed(mixed_seed(5, 3, 1, index))
+                expected = transform((255 * view).round().to(torch.uint8))
+                assert torch.equal((255 * one).round().to(torch.uint8), expected)
+                changed += not torch.equal(view, one)
+        assert changed > 30
+
+    def test_files_are_changed_after_the_crop(self, file_images):
+        files = FileImages(file_images.paths, torch.arange(7))  # so that a target tells which image it is
+        (views, targets), *_ = stream(files, 7).epoch(0)
+        (seen, _), *_ = stream(files, 7, augment="trivial").epoch(0)
+        for view, one, index in zip(views, seen, targets.tolist(), strict=True):
+            torch.manual_seed(mixed_seed(5, 0, 0, index))
+            expected = v2.TrivialAugmentWide()((255 * view).round().to(torch.uint8))
+            assert torch.equal((255 * one).round().to(torch.uint8), expected)
+        assert not torch.equal(views, seen)
+
+    def test_each_image_is_changed_otherwise_in_every_epoch_and_for_every_seed(self):
+        images = memory_images()
+        seen = [
+            dict(zip(targets.tolist(), views, strict=True))
+            for seed, epoch in ((0, 0), (0, 1), (1, 0))
+            for views, targets in stream(images, 50, size=8, flip=False, seed=seed, augment="trivial").epoch(epoch)
+        ]
+        for first, other in itertools.combinations(seen, 2):
+            assert sum(torch.equal(first[label], other[label]) for label in first) < 10
+
+    def test_parts_of_a_batch_are_those_of_the_whole(self, images):
+        whole = stream(images, 4, augment="rand").epoch(0)
+        parts = zip(*(stream(images, 4, augment="rand", part=(part, 2)).epoch(0) for part in range(2)), strict=True)
+        for (views, targets), halves in zip(whole, parts, strict=True):
+            assert torch.equal(torch.cat([half for half, _ in halves]), views)
+            assert torch.equal(torch.cat([half for _, half in halves]), targets)
+
+    @pytest.mark.parametrize("augment", ["trivial", "rand"])
+    def test_other_random_numbers_are_left_alone(self, images, augment):
+        torch.manual_seed(2)
+        before = torch.get_rng_state()
+        content(stream(images, 4, augment=augment).epoch(0))
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 class TestContents:
@@ -248,10 +302,18 @@ class TestEvaluation:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_device_does_not_matter(images):
+@pytest.mark.parametrize("augment", ["none", "trivial"])
+def test_the_device_does_not_matter(images, augment):
     def epoch(device):
         batches = TrainStream(
-            images, image_size=16, flip=True, batch_size=4, seed=0, device=torch.device(device), workers=1
+            images,
+            image_size=16,
+            flip=True,
+            augment=augment,
+            batch_size=4,
+            seed=0,
+            device=torch.device(device),
+            workers=1,
         )
         return content((views.cpu(), targets.cpu()) for views, targets in batches.epoch(0))
 

@@ -672,6 +672,22 @@ def test_what_is_seen_of_a_large_image_can_be_chosen(tmp_path: Path) -> None:
     assert torch.equal((255 * first[0]).round().to(torch.uint8), resize(chosen.data.val.image(0), 8))
 
 
+def test_images_that_are_changed_besides_make_another_run_and_another_tape(tmp_path: Path) -> None:
+    write_noise(tmp_path / "pictures")
+    usual, chosen = (
+        set_up(Request(model="wrn-10-1", data=DataOptions(str(tmp_path / "pictures"), image_size=8, **options)))
+        for options in ({}, {"augment": "trivial"})
+    )
+    assert "augment" not in usual.config()
+    assert chosen.config()["augment"] == "trivial"
+    assert usual.identity() != chosen.identity()
+    said, changed_besides = (setup.tape_identity()["augmentation"] for setup in (usual, chosen))
+    assert changed_besides == f"{said}, trivial"
+    (plain, _), *_ = make_stream(usual, torch.device("cpu")).epoch(0)
+    (changed, _), *_ = make_stream(chosen, torch.device("cpu")).epoch(0)
+    assert not torch.equal(plain, changed)
+
+
 def test_a_teacher_that_was_made_to_see_images_otherwise_is_told(tmp_path: Path) -> None:
     write_noise(tmp_path / "pictures")
     data = DataOptions(str(tmp_path / "pictures"), image_size=8, view="whole")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from spkd.data.options import CROP_SCALE, View
+from spkd.data.options import CROP_SCALE, Augment, View
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest width / height of a training view."""
@@ -41,16 +43,17 @@ class Crops:
         return Crops(self.top[indices], self.left[indices], self.mirrored[indices])
 
 
-def augmentation(flip: bool, crop_scale: float, in_files: bool) -> str:
+def augmentation(flip: bool, crop_scale: float, augment: Augment, in_files: bool) -> str:
     """Return what is done to training images, in words: another text wherever the views of a seed are others.
 
-    >>> augmentation(flip=True, crop_scale=0.35, in_files=False)
+    >>> augmentation(flip=True, crop_scale=0.35, augment="none", in_files=False)
     'reflect pad 1/8 and crop, or resized crop of 0.35 to 1 and flip'
-    >>> augmentation(flip=False, crop_scale=0.35, in_files=True)
-    'reflect pad 1/8 and crop, or resized crop of 0.35 to 1, JPEGs decoded at 3 pixels to one'
+    >>> augmentation(flip=False, crop_scale=0.35, augment="rand", in_files=True)
+    'reflect pad 1/8 and crop, or resized crop of 0.35 to 1, JPEGs decoded at 3 pixels to one, rand'
     """
     done = f"reflect pad 1/8 and crop, or resized crop of {crop_scale:g} to 1{' and flip' if flip else ''}"
-    return f"{done}, JPEGs decoded at {FINE} pixels to one" if in_files else done
+    decoded = f", JPEGs decoded at {FINE} pixels to one" if in_files else ""
+    return f"{done}{decoded}{'' if augment == 'none' else f', {augment}'}"
 
 
 def padding(size: int) -> int:
@@ -130,6 +133,36 @@ def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int, scale: 
     top, left, height, width = _draw_part(image.shape[1], image.shape[2], numbers, scale)
     view: Tensor = resizing().resized_crop(image, top, left, height, width, [size, size], antialias=True)
     return view.flip(-1) if flip and numbers.random() < 0.5 else view
+
+
+def augmented(view: Tensor, augment: Augment, seed: int) -> Tensor:
+    """Return a training view with what ``augment`` does to it besides, as torchvision does it.
+
+    ``trivial`` is TrivialAugment (Müller & Hutter 2021, the wide space): one of fourteen changes, of a strength drawn
+    evenly. ``rand`` is RandAugment (Cubuk et al. 2020): two changes in turn, each of 9 of 30 parts of its range.
+
+    Args:
+        view: uint8, shape (c, size, size), of 1 or 3 channels.
+        augment: which.
+        seed: the result is a function of the view and the numbers alone.
+
+    Returns:
+        uint8, of the same shape.
+    """
+    if augment == "none":
+        return view
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        changed: Tensor = _transform(augment)(view)
+    return changed
+
+
+@cache
+def _transform(augment: Augment) -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms import v2
+
+    transform: Callable[[Tensor], Tensor] = v2.TrivialAugmentWide() if augment == "trivial" else v2.RandAugment()
+    return transform
 
 
 def side_for_crop(size: int, scale: float) -> int:

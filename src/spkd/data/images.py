@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spkd.data.decoding import read_image
-from spkd.data.options import CROP_SCALE, View
+from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.errors import InputError
 
 READ_FILES = 64
@@ -154,6 +154,7 @@ class ImageData:
         native_size: side length in pixels when the images are small and alike, else None.
         flip: whether an image and its mirror image are of one class.
         crop_scale: least share of an image's area that a training view shows, where images are not small and alike.
+        augment: what else is done to training images.
         chosen_view: what is to be seen of an image in evaluation, None where nothing was said.
         normalisation_mean: mean of each channel, of pixels in [0, 1].
         normalisation_std: standard deviation of each channel, of pixels in [0, 1].
@@ -175,6 +176,7 @@ class ImageData:
     notes: tuple[str, ...] = ()
     unlabelled: Images | None = None
     crop_scale: float = CROP_SCALE
+    augment: Augment = "none"
     chosen_view: View | None = None
 
     @property

@@ -47,7 +47,11 @@ def _load(named: tuple[DataOptions, str | None, bool]) -> ImageData:
     if options.train_images is not None:
         data = _with_fewer(data, options.train_images)
     data = replace(
-        data, flip=data.flip and not options.no_flip, crop_scale=options.crop_scale, chosen_view=options.view
+        data,
+        flip=data.flip and not options.no_flip,
+        crop_scale=options.crop_scale,
+        augment=options.augment,
+        chosen_view=options.view,
     )
     if unlabelled is None:
         return data

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from spkd.errors import InputError
 from spkd.files import is_folder
 
 View = Literal["whole", "centre"]
 """What is seen of a large image in evaluation: the whole, squeezed to a square, or a square out of its middle."""
+
+Augment = Literal["none", "trivial", "rand"]
+"""What is done to training images besides crops and mirror images: nothing, TrivialAugment or RandAugment."""
 
 CROP_SCALE = 0.35
 """Least share of a large image's area that a training view shows, where none is said."""
@@ -30,6 +33,8 @@ class DataOptions:
         grey: read colour images as grey ones, for networks of one channel (a trained one is shown them so by itself).
         crop_scale: least share of a large image's area that a training crop shows; 1 for the whole image, squeezed to a
             square. Images that are all small squares of one size are shifted by an eighth at the most.
+        augment: what else is done to training images, at random: trivial (TrivialAugment: one of fourteen changes of
+            colour, sharpness or shape, of any strength), rand (RandAugment: two of these, each weaker), or none.
         view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
             out), or whole, squeezed to a square (default: as a
             trained network was made to see them, else centre, and of small squares the whole).
@@ -47,6 +52,7 @@ class DataOptions:
     no_flip: bool = False
     grey: bool = False
     crop_scale: float = CROP_SCALE
+    augment: Augment = "none"
     view: View | None = None
     download: bool = False
     skip_bad_images: bool = False
@@ -61,6 +67,8 @@ class DataOptions:
             raise InputError(f"train_images: expected 2 images or more, got {self.train_images}")
         if not 0 < self.crop_scale <= 1:
             raise InputError(f"crop_scale: expected a share above 0 and up to 1, got {self.crop_scale:g}")
+        if self.augment not in get_args(Augment):
+            raise InputError(f"augment: expected {', '.join(get_args(Augment))}, got {self.augment!r}")
         if self.view not in (None, "whole", "centre"):
             raise InputError(f"view: expected 'whole' or 'centre', got {self.view!r}")
         if self.workers is not None and self.workers < 0:

@@ -14,6 +14,7 @@ class Use(IntEnum):
     VIEW = 2
     STEP = 3
     LOSSES = 4
+    AUGMENT = 5
 
 
 def mixed_seed(*parts: int) -> int:

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from spkd.data.augment import (
+    Crops,
+    augmented,
     crop_views,
     draw_crops,
     fixed_view,
@@ -35,7 +37,7 @@ from spkd.data.augment import (
 )
 from spkd.data.decoding import usable_cpus
 from spkd.data.images import Images, MemoryImages, usual_view
-from spkd.data.options import CROP_SCALE, View
+from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.data.seeds import Use, mixed_seed
 from spkd.errors import InputError, RunFailed, one_line
 
@@ -45,7 +47,8 @@ class TrainStream:
 
     Every epoch gives every image once, in an order of its own. Images in memory live on the device and are
     augmented there in batches: reflect padding by an eighth of the side, a random crop, a random flip. Others
-    are read by worker processes: a random resized crop and a random flip of each.
+    are read by worker processes: a random resized crop and a random flip of each. What ``augment`` does besides is done
+    by these too, to images in memory as well.
 
     A last batch of fewer images is given too, unless it would be a single image, on which batch norm cannot
     train (with a batch size of 1 all are given).
@@ -55,11 +58,12 @@ class TrainStream:
         image_size: side length of the images given.
         flip: whether images may be mirrored.
         crop_scale: least share of the area of an image in a file that a view shows, in (0, 1].
+        augment: what else is done to them, as :func:`~spkd.data.augment.augmented` does it.
         batch_size: images in a batch.
         seed: of the order and the augmentation.
         device: where the batches are wanted.
         workers: processes that read files (0: this one, None: as many as threads compute, from 2 to 8); without effect
-            on images in memory.
+            on images in memory unless they are changed by ``augment``.
         part: which part of every batch is given, and in how many parts it is divided; they differ by at most one image.
         least: how many images each part of every batch must have.
 
@@ -81,6 +85,7 @@ class TrainStream:
         seed: int,
         device: torch.device,
         crop_scale: float = CROP_SCALE,
+        augment: Augment = "none",
         workers: int | None = 0,
         part: tuple[int, int] = (0, 1),
         least: int = 1,
@@ -97,6 +102,7 @@ class TrainStream:
         self._image_size = image_size
         self._flip = flip
         self._crop_scale = crop_scale
+        self._augment = augment
         self._batch_size = batch_size
         self._seed = seed
         self._device = device
@@ -115,8 +121,9 @@ class TrainStream:
             # Enlarged only after the crop, so that 32x32 images for a 224x224 network still fit in memory.
             self._crop_size = min(images.size, image_size)
             small = resize(images.pixels, self._crop_size)
-            self._padded = pad_reflect(small.to(device), padding(self._crop_size))
-            self._targets = images.targets.to(device)
+            held_on = device if augment == "none" else torch.device("cpu")
+            self._padded = pad_reflect(small.to(held_on), padding(self._crop_size))
+            self._targets = images.targets.to(held_on)
 
     def size(self, batch: int) -> int:
         """Return how many images a batch of an epoch has, all parts together."""
@@ -147,19 +154,33 @@ class TrainStream:
         generator = torch.Generator().manual_seed(mixed_seed(Use.ORDER, self._seed, epoch))
         order = torch.randperm(len(self._images), generator=generator)
         if not isinstance(self._images, MemoryImages):
-            views = _TrainViews(self._images, self._image_size, self._flip, self._crop_scale, self._seed, epoch)
-            return _from_files(views, self._batches(order, start), self._device, self._workers)
-        return self._from_memory(self._batches(order.to(self._device), start), mixed_seed(Use.CROPS, self._seed, epoch))
+            views = _TrainViews(
+                self._images, self._image_size, self._flip, self._crop_scale, self._augment, self._seed, epoch
+            )
+            return _from_workers(views, self._batches(order, start), self._device, self._workers)
+        # Drawn for the whole epoch: one transfer to the device, not four for each batch.
+        margin = padding(self._crop_size)
+        crops = draw_crops(len(order), margin, self._flip, mixed_seed(Use.CROPS, self._seed, epoch))
+        if self._augment == "none":
+            return self._from_memory(self._batches(order.to(self._device), start), crops.to(self._device))
+        small = _SmallViews(
+            self._padded,
+            self._targets,
+            crops,
+            self._crop_size,
+            self._image_size,
+            self._augment,
+            self._seed,
+            epoch,
+        )
+        return _from_workers(small, self._batches(order, start), self._device, self._workers)
 
     def _batches(self, order: Tensor, start: int) -> list[Tensor]:
         """Return this process's part of every batch from ``start`` on."""
         whole = _parts(order, self._batch_size)[start : self.batches_per_epoch]
         return [torch.tensor_split(batch, self._parts)[self._part] for batch in whole]
 
-    def _from_memory(self, batches: list[Tensor], seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        # Drawn for the whole epoch: one transfer to the device, not four for each batch.
-        margin = padding(self._crop_size)
-        crops = draw_crops(len(self._images), margin, self._flip, seed).to(self._device)
+    def _from_memory(self, batches: list[Tensor], crops: Crops) -> Iterator[tuple[Tensor, Tensor]]:
         several = _batches_at_once(self._device)
         for first in range(0, len(batches), several):
             together = batches[first : first + several]
@@ -206,7 +227,7 @@ def evaluation_batches(
             return _whole_images(images, image_size, batch_size, device)
         workers = 0
     batches = _parts(torch.arange(len(images)), batch_size)
-    return _from_files(_FixedViews(images, image_size, view), batches, device, workers)
+    return _from_workers(_FixedViews(images, image_size, view), batches, device, workers)
 
 
 def _whole_images(
@@ -239,6 +260,7 @@ class _TrainViews(Dataset[_Item]):
     size: int
     flip: bool
     scale: float
+    augment: Augment
     seed: int
     epoch: int
 
@@ -249,7 +271,28 @@ class _TrainViews(Dataset[_Item]):
             return _Unreadable(error)
         seed = mixed_seed(Use.VIEW, self.seed, self.epoch, index)
         view = random_resized_crop(image, self.size, self.flip, seed, self.scale)
+        view = augmented(view, self.augment, mixed_seed(Use.AUGMENT, self.seed, self.epoch, index))
         return view, int(self.images.targets[index])
+
+
+@dataclass(frozen=True, eq=False)
+class _SmallViews(Dataset[_Item]):
+    """The view that ``crops`` says of each image in memory, enlarged and augmented by (seed, epoch, index)."""
+
+    padded: Tensor
+    targets: Tensor
+    crops: Crops
+    crop_size: int
+    size: int
+    augment: Augment
+    seed: int
+    epoch: int
+
+    def __getitem__(self, index: int) -> _Item:
+        place = torch.tensor([index])
+        view = resize(crop_views(self.padded, place, self.crops[place], self.crop_size)[0], self.size)
+        view = augmented(view, self.augment, mixed_seed(Use.AUGMENT, self.seed, self.epoch, index))
+        return view, int(self.targets[index])
 
 
 @dataclass(frozen=True)
@@ -278,8 +321,8 @@ def _collate(items: list[_Item]) -> tuple[Tensor, Tensor] | _Unreadable:
     return torch.stack(views), torch.tensor(targets)
 
 
-def _from_files(
-    views: _TrainViews | _FixedViews, batches: Sequence[Tensor], device: torch.device, workers: int | None
+def _from_workers(
+    views: _TrainViews | _SmallViews | _FixedViews, batches: Sequence[Tensor], device: torch.device, workers: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give the views in batches, as bytes to the device and as floats from there on."""
     wanted = max(2, min(torch.get_num_threads(), 8)) if workers is None else workers

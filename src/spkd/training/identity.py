@@ -67,7 +67,9 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         **unlabelled_images(data),
         "image_size": image_size,
         **if_given("channels", "1" if data.channels == 1 and isinstance(data.train, FileImages) else None),
-        "augmentation": augmentation(data.flip, data.crop_scale, isinstance(data.train, FileImages)),
+        "augmentation": augmentation(
+            data.flip, data.crop_scale, data.augment, in_files=isinstance(data.train, FileImages)
+        ),
         "batch_size": recipe.batch_size,
         "seed": request.seed,
     }

@@ -31,7 +31,14 @@ OWN_FILES = (
 )
 """What a run writes; ``--overwrite`` removes these and folders that they leave empty, and nothing else."""
 
-NOT_SAID = {"no_flip": False, "grey": False, "crop_scale": CROP_SCALE, "view": None, "label_smoothing": 0.0}
+NOT_SAID = {
+    "no_flip": False,
+    "grey": False,
+    "crop_scale": CROP_SCALE,
+    "augment": "none",
+    "view": None,
+    "label_smoothing": 0.0,
+}
 """Options that a configuration without them has at these values: it is that of versions which did not have them."""
 
 TASK_LOG, FAILED, RUNNING = "task.log", "failed.json", "running.json"
