@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,11 +27,12 @@ def make_folder(tmp_path: Path) -> MakeFolder:
     """Return a function that fills a folder: images per class, by path below it."""
 
     def make(images: dict[str, int], size: int | None = 8, suffix: str = ".png") -> Path:
+        seeds = itertools.count()  # no two images are the same
         for label, count in images.items():
             (tmp_path / label).mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 side = size or 100 + 7 * number
-                noise(number, side, side).save(tmp_path / label / f"{number:03d}{suffix}")
+                noise(next(seeds), side, side).save(tmp_path / label / f"{number:03d}{suffix}")
         return tmp_path
 
     return make

@@ -60,7 +60,8 @@ class TestLayouts:
             load_folder(make_folder(others))
 
     def test_litter_is_passed_over_and_depth_is_not(self, make_folder):
-        folder = make_folder({"a": 5, "b": 3, "b/deeper": 2, ".hidden": 3, "__MACOSX": 3, "a/.trash": 2})
+        litter = {".hidden": 3, "__MACOSX": 3, "a/.trash": 2, "a/@eaDir/0.png": 2, "#recycle": 1, "$RECYCLE.BIN": 1}
+        folder = make_folder({"a": 5, "b": 3, "b/deeper": 2, **litter})
         for name in ("Thumbs.db", "desktop.ini", ".DS_Store"):
             (folder / "a" / name).write_bytes(b"x")
         (folder / "a" / "._0.png").write_bytes(b"x")
@@ -69,6 +70,17 @@ class TestLayouts:
         assert data.classes == ("a", "b")
         assert len(data.train) + len(data.val) + len(data.test) == 10
         assert not any("passed over" in note for note in data.notes)
+
+    @pytest.mark.parametrize("size", [8, None], ids=["in memory", "in files"])
+    def test_training_images_among_those_held_out_are_told(self, make_folder, size):
+        folder = make_folder({"train/a": 4, "train/b": 4, "val/a": 2, "test/b": 3}, size)
+        assert not any("warning" in note for note in load_folder(folder).notes)
+        learnt, copy = folder / "train" / "b" / "002.png", folder / "test" / "b" / "copy.png"
+        copy.write_bytes(learnt.read_bytes())
+        (folder / "val" / "a" / "link.png").symlink_to(folder / "train" / "a" / "001.png")
+        line = "warning: 2 of the 7 validation and test images are training images too (the first: "
+        which = f"{folder / 'val' / 'a' / 'link.png'} is {folder / 'train' / 'a' / '001.png'})"
+        assert load_folder(folder).notes[-1] == f"{line}{which}, so that errors are too low: keep one of each"
 
     def test_files_of_other_endings_are_counted(self, make_folder):
         folder = make_folder({"train/a": 4, "train/a/deeper": 1, "train/b": 4, "val/a": 1, "test/b": 1})

@@ -13,8 +13,9 @@ from PIL import features
 
 from spkd.data.checked_files import open_files
 from spkd.data.decoding import reason
-from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics
+from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics, joined
 from spkd.data.splits import Splits, complete_splits
+from spkd.data.twins import twins
 from spkd.errors import InputError, nearest
 from spkd.files import is_file, is_folder, is_utf8
 
@@ -27,7 +28,11 @@ EXTENSIONS = frozenset(
 )
 """Endings of the files that are taken for images, in lower case."""
 
-_WINDOWS = ("thumbs.db", "desktop.ini")  # hidden there
+_LITTER = frozenset(
+    {"thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__macosx", "lost+found"}
+    | {"@eadir", "#recycle", "#snapshot", "@recycle", "@tmp"}
+)
+"""Names, in lower case, of what systems, archives and network disks leave, thumbnails of the images among it."""
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -112,6 +117,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
             *opened_notes,
             *_missing_classes(parts, classes),
             *splits.notes,
+            *_note_of_copies(splits),
         ),
     )
 
@@ -172,8 +178,8 @@ def _class_folders(root: Path) -> list[str]:
 
 
 def passed_over(name: str) -> bool:
-    """Tell whether a name is hidden, on any system, or an archive's litter."""
-    return name.startswith(".") or name == "__MACOSX" or name.lower() in _WINDOWS
+    """Tell whether a name is hidden, on any system, or that of litter."""
+    return name.startswith(".") or name.lower() in _LITTER
 
 
 def is_image(name: str) -> bool:
@@ -336,6 +342,24 @@ def _missing_classes(parts: Mapping[str, Images], classes: tuple[str, ...]) -> l
             many = f"{len(missing)} class{'' if len(missing) == 1 else 'es'}"
             notes.append(f"{title} set has no image of {many}: {shown}")
     return notes
+
+
+def _note_of_copies(splits: Splits) -> list[str]:
+    """Return a line where held-out images are training images too."""
+    held_out = joined(splits.val, splits.test)
+    copies = twins(held_out, splits.train)
+    if not copies:
+        return []
+    place, learnt = next(iter(copies.items()))
+    which = (
+        ""
+        if held_out.paths is None or splits.train.paths is None
+        else (f" (the first: {held_out.paths[place]} is {splits.train.paths[learnt]})")
+    )
+    return [
+        f"warning: {len(copies)} of the {len(held_out)} validation and test images are training images too{which}, so "
+        "that errors are too low: keep one of each"
+    ]
 
 
 def _check_none_empty(train: Path, images: Images, classes: tuple[str, ...]) -> None:

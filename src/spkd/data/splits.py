@@ -39,8 +39,11 @@ def complete_splits(train: Images, val: Images | None, test: Images | None, clas
     Raises:
         InputError: when a class has too few images to give one to each set.
     """
-    notes = []
-    if test is None and val is not None and int(torch.bincount(val.targets, minlength=len(classes)).min()) > 1:
+    notes, why = [], ""
+    lacking = [] if val is None else [name for name, size in _sizes(val.targets, classes) if size < 2]
+    if test is None and lacking:
+        why = f", and not of val/, which has fewer than two of {lacking[0]!r}: a network that learnt train/ knows them"
+    elif test is None and val is not None:
         total = len(val)
         stay, held = hold_out(val.targets, total // 2, classes)
         val, test = val.select(stay), val.select(held)
@@ -53,7 +56,8 @@ def complete_splits(train: Images, val: Images | None, test: Images | None, clas
     if test is None:
         stay, held = hold_out(train.targets, round(0.15 * total), classes)
         train, test = train.select(stay), train.select(held)
-        notes.append(f"test set: {len(test)} of the {total} images, cut by a fixed seed, stratified by class")
+        cut = f"{len(test)} of the {total} {'training ' if why else ''}images"
+        notes.append(f"test set: {cut}, cut by a fixed seed, stratified by class{why}")
     if val is None:
         share = 0.15 if notes else 0.10  # with a test set that was cut, as many as that
         stay, held = hold_out(train.targets, round(share * total), classes)
@@ -66,7 +70,7 @@ def _check_enough(targets: Tensor, needed: int, classes: Sequence[str]) -> None:
     """Check that every class has an image for each of the sets that the images are divided into."""
     if needed == 1:
         return
-    for name, size in zip(classes, torch.bincount(targets, minlength=len(classes)).tolist(), strict=True):
+    for name, size in _sizes(targets, classes):
         if size < needed:
             raise InputError(
                 f"data: class {name!r} has {size} image{'' if size == 1 else 's'} to be split between {needed} sets, "
@@ -96,20 +100,25 @@ def hold_out(targets: Tensor, count: int, classes: Sequence[str], seed: int = SP
     >>> len(stay), len(held)
     (3, 3)
     """
-    sizes = torch.bincount(targets, minlength=len(classes)).tolist()
-    for name, size in zip(classes, sizes, strict=True):
+    sizes = _sizes(targets, classes)
+    for name, size in sizes:
         if size < 2:
             raise InputError(
                 f"data: class {name!r} has {size} image to be split between two sets, expected at least 2; "
                 f"add images of it or give the sets as folders of their own"
             )
-    shares = _shares(np.array(sizes), count)
+    shares = _shares(np.array([size for _, size in sizes]), count)
     held = torch.zeros(len(targets), dtype=torch.bool)
     generator = torch.Generator().manual_seed(mixed_seed(seed))
     for label, share in enumerate(shares):
         members = torch.nonzero(targets == label).squeeze(1)
         held[members[torch.randperm(len(members), generator=generator)[:share]]] = True
     return torch.nonzero(~held).squeeze(1), torch.nonzero(held).squeeze(1)
+
+
+def _sizes(targets: Tensor, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """Return how many images there are of each class."""
+    return list(zip(classes, torch.bincount(targets, minlength=len(classes)).tolist(), strict=True))
 
 
 def _shares(sizes: NDArray[np.int64], count: int) -> list[int]:

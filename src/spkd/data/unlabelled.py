@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from spkd.data.checked_files import open_files
 from spkd.data.folder import find_files, note_of_others
-from spkd.data.images import FileImages, ImageData, Images, MemoryImages
+from spkd.data.images import FileImages, ImageData, Images, MemoryImages, joined
+from spkd.data.twins import twins
 from spkd.errors import InputError
-from spkd.files import sha256
 from spkd.losses.objective import UNLABELLED
 
 
@@ -40,7 +39,8 @@ def with_unlabelled(data: ImageData, folder: Path, *, skip_bad_images: bool = Fa
         images = opened.images
         if not isinstance(images, MemoryImages) or images.pixels.shape[1:] != data.train.pixels.shape[1:]:
             images = MemoryImages(_read(files, data.train.size), files.targets)
-    fresh = _not_among(images, [part for part in (data.val, data.test) if part is not None])
+    held_out = twins(images, data.val if data.test is None else joined(data.val, data.test))
+    fresh = [place for place in range(len(images)) if place not in held_out]
     notes = [*data.notes, *note_of_others(folder, found.others), *opened.notes]
     if len(fresh) < len(images):
         notes.append(
@@ -51,30 +51,6 @@ def with_unlabelled(data: ImageData, folder: Path, *, skip_bad_images: bool = Fa
     if not fresh:
         raise InputError(f"unlabelled: all images in {folder} are validation or test images; give others")
     return replace(data, unlabelled=images, notes=tuple(notes))
-
-
-def _not_among(images: Images, others: Sequence[Images]) -> list[int]:
-    """Return the places of the images that are not among others."""
-    if not isinstance(images, FileImages):
-        pixels = {_pixels(part, place) for part in others for place in range(len(part))}
-        return [place for place in range(len(images)) if _pixels(images, place) not in pixels]
-    held_out = [path for part in others if isinstance(part, FileImages) for path in part.paths]
-    # Only files of one size can be the same, so that not all need be read.
-    common = {_size(path) for path in held_out} & {_size(path) for path in images.paths}
-    known = {sha256(Path(path)) for path in held_out if _size(path) in common}
-
-    def is_known(path: str) -> bool:
-        return _size(path) in common and sha256(Path(path)) in known
-
-    return [place for place, path in enumerate(images.paths) if not is_known(path)]
-
-
-def _size(path: str) -> int:
-    return Path(path).stat().st_size
-
-
-def _pixels(images: Images, place: int) -> bytes:
-    return images.image(place).contiguous().numpy().tobytes()
 
 
 def _read(files: FileImages, size: int) -> Tensor:
