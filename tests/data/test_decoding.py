@@ -1,4 +1,5 @@
 import builtins
+import errno
 import io
 import os
 
@@ -7,7 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from spkd.data.decoding import decoding_fault, header_size, map_files, read_if_square, read_image, usable_cpus
+from spkd.data.decoding import (
+    PATIENCE,
+    decoding_fault,
+    header_size,
+    map_files,
+    read_if_square,
+    read_image,
+    usable_cpus,
+)
 from spkd.errors import InputError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [200, 100, 50]]])
@@ -210,3 +219,46 @@ def test_a_container_s_share_of_the_processors_counts(monkeypatch, files, expect
         lambda path, *given, **also: io.StringIO(made[path]) if path in made else opened(path, *given, **also),
     )
     assert usable_cpus() == expected
+
+
+@pytest.mark.parametrize("failing", [1, 3])
+def test_a_disk_that_does_not_answer_is_asked_again(tmp_path, monkeypatch, failing):
+    path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / "a.png")
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    really, errors = Image.open, iter([OSError(errno.EIO, "Input/output error")] * failing)
+
+    def open_at_last(file):
+        for error in errors:
+            raise error
+        return really(file)
+
+    monkeypatch.setattr(Image, "open", open_at_last)
+    np.testing.assert_array_equal(read_hwc(path), COLOURS)
+    assert pauses == list(PATIENCE[:failing])
+
+
+@pytest.mark.parametrize(("number", "asked"), [(errno.EIO, 4), (errno.EACCES, 1)])
+def test_a_disk_that_never_answers_is_told_like_a_broken_file(tmp_path, monkeypatch, number, asked):
+    path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / "a.png")
+    monkeypatch.setattr("time.sleep", lambda pause: None)
+    calls = []
+
+    def fail(file):
+        calls.append(file)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert decoding_fault(path) == os.strerror(number)
+    with pytest.raises(InputError, match=rf"a\.png cannot be read \({os.strerror(number)}\)"):
+        read_image(path, 3)
+    assert len(calls) == 2 * asked
+
+
+@pytest.mark.parametrize(("rank", "told"), [(None, 3), ("0", 3), ("1", 0)])
+def test_how_far_it_is_among_many_files_is_told_by_the_first_process(monkeypatch, caplog, rank, told):
+    monkeypatch.setattr("spkd.data.decoding.TOLD_EVERY", 0.0)
+    monkeypatch.delenv("RANK", raising=False) if rank is None else monkeypatch.setenv("RANK", rank)
+    names = [str(number) for number in range(70)]
+    assert map_files(int, names) == list(range(70))
+    assert caplog.messages == [f"looking at image files: {count} of 70" for count in (32, 64, 70)][:told]

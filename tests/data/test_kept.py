@@ -23,3 +23,18 @@ def test_the_last_is_kept_as_long_as_it_is_wanted() -> None:
     assert kept("b", load) == "B"
     assert loaded[-1] == "b"
     assert len(loaded) == 7
+
+
+def test_each_function_s_last_is_kept() -> None:
+    loaded: list[str] = []
+
+    def inner(key: str) -> str:
+        loaded.append(key)
+        return key
+
+    def outer(key: str) -> str:
+        return kept("a", inner) + key
+
+    with keeping_last():
+        assert [kept("b", outer), kept("a", inner), kept("c", outer)] == ["ab", "a", "ac"]
+    assert loaded == ["a"]

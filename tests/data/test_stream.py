@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.seeds import mixed_seed
-from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.data.stream import TrainStream, _tell_of_memory, evaluation_batches
 from spkd.errors import InputError, RunFailed
 
 CPU = torch.device("cpu")
@@ -378,12 +378,16 @@ def test_as_many_processes_read_as_threads_compute(monkeypatch, begun, file_imag
 
 
 @pytest.mark.parametrize(("free", "started"), [(10**9, 4), (2 * 3 * (3 * 16 * 16 * 2) * 3, 3), (1000, 0)])
-def test_no_more_processes_read_than_the_shared_memory_holds(monkeypatch, begun, file_images, free, started):
+def test_no_more_processes_read_than_the_shared_memory_holds(monkeypatch, begun, caplog, file_images, free, started):
+    _tell_of_memory.cache_clear()
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free))
     monkeypatch.setattr("spkd.data.stream.usable_cpus", lambda: 16)
-    assert list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=4)) == []
-    assert begun == [started]
+    for _ in range(2):
+        assert list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=4)) == []
+    assert begun == [started, started]
+    said = {4: [], 3: ["3 of 4 processes read images, since"], 0: ["images are read one by one, since"]}[started]
+    assert [message.partition(" there is")[0] for message in caplog.messages] == said
 
 
 def test_a_reader_that_dies_is_told_in_one_line(monkeypatch, file_images):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import stat
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +27,13 @@ Bytes = NDArray[np.uint8]
 
 _BLOCK = 32
 
+TOLD_EVERY = 10.0
+"""Seconds between two lines on how many of many files have been looked at."""
+PATIENCE = (0.1, 1.0, 5.0)
+"""Seconds to wait before each new try to read a file from a disk that does not answer."""
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+_log = logging.getLogger(__name__)
+
 
 def read_image(path: str, channels: int, side: int | None = None) -> Tensor:
     """Read an image file of any mode, turned upright as its EXIF data say.
@@ -42,14 +53,29 @@ def read_image(path: str, channels: int, side: int | None = None) -> Tensor:
         InputError: when the file cannot be read (one line, names the file).
     """
     try:
-        with _opened(path) as image:
-            if side is not None:
-                image.draft(image.mode, (side, side))
-            pixels = torch.from_numpy(_pixels(image, channels))
+        pixels = torch.from_numpy(_patiently(_decoded, path, channels, side))
     except Exception as error:  # a broken file makes decoders raise errors of any kind
         raise InputError(unreadable(path, reason(error))) from error
     # Left as a view: the channels lie last in memory, the order in which resizing is quickest.
     return pixels.permute(2, 0, 1) if channels == 3 else pixels.unsqueeze(0)
+
+
+def _decoded(path: str, channels: int, side: int | None) -> Bytes:
+    with _opened(path) as image:
+        if side is not None:
+            image.draft(image.mode, (side, side))
+        return _pixels(image, channels)
+
+
+def _patiently(read: Callable[..., Result], *arguments: object, tries: int = 0) -> Result:
+    """Return what ``read`` gives, after several tries where a disk, over a network say, does not answer."""
+    try:
+        return read(*arguments)
+    except OSError as error:
+        if error.errno not in _PASSING or tries == len(PATIENCE):
+            raise
+    time.sleep(PATIENCE[tries])
+    return _patiently(read, *arguments, tries=tries + 1)
 
 
 def unreadable(path: str, fault: str, others: str = "") -> str:
@@ -87,13 +113,17 @@ def header_size(path: str) -> tuple[int, int] | None:
 def decoding_fault(path: str) -> str | None:
     """Return why a file cannot be read as :func:`read_image` does, None when it can."""
     try:
-        with _opened(path) as image:
-            # A JPEG is read to its end at an eighth of the size, at a fraction of the cost.
-            image.draft(image.mode, (max(image.width // 8, 1), max(image.height // 8, 1)))
-            _pixels(image, channels=3)
+        _patiently(_decode_quickly, path)
     except Exception as error:
         return reason(error)
     return None
+
+
+def _decode_quickly(path: str) -> None:
+    with _opened(path) as image:
+        # A JPEG is read to its end at an eighth of the size, at a fraction of the cost.
+        image.draft(image.mode, (max(image.width // 8, 1), max(image.height // 8, 1)))
+        _pixels(image, channels=3)
 
 
 def reason(error: Exception) -> str:
@@ -108,12 +138,21 @@ def reason(error: Exception) -> str:
 
 
 def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
-    """Return ``function`` of every path, in order; in threads, since decoders let others run meanwhile."""
+    """Return ``function`` of every path, in order; in threads, since decoders let others run meanwhile.
+
+    Every ``TOLD_EVERY`` seconds a line is logged that says how far it is.
+    """
     # In blocks, since handing a thread its work takes as long as reading a small image.
     blocks = [paths[first : first + _BLOCK] for first in range(0, len(paths), _BLOCK)]
     with ThreadPoolExecutor(max_workers=min(usable_cpus(), 16)) as pool:
-        results = pool.map(lambda block: [function(path) for path in block], blocks)
-        return [result for block in results for result in block]
+        results: list[Result] = []
+        told = time.monotonic()
+        for block in pool.map(lambda block: [function(path) for path in block], blocks):
+            results += block
+            if time.monotonic() - told >= TOLD_EVERY and os.environ.get("RANK", "0") == "0":
+                _log.warning("looking at image files: %s of %s", f"{len(results):,}", f"{len(paths):,}")
+                told = time.monotonic()
+        return results
 
 
 def usable_cpus() -> int:

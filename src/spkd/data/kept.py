@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
-_kept: dict[Any, Any] | None = None  # the last value, by what it was loaded for; None in a process that keeps nothing
+_kept: dict[Any, tuple[Any, Any]] | None = None
+"""What each function gave last, and for what; None in a process that keeps nothing."""
 
 
 def keep_last() -> None:
@@ -35,15 +36,16 @@ def keeping_last() -> Iterator[None]:
 
 
 def kept(key: Key, load: Callable[[Key], Value]) -> Value:
-    """Return ``load(key)``, or what it gave the last time where that is kept.
+    """Return ``load(key)``, or what it gave the last time where that is kept and was for the same key.
 
     >>> kept("digits", len)
     6
     """
     if _kept is None:
         return load(key)
-    if key not in _kept:
-        _kept.clear()  # before loading, so that two sets are never in memory together
-        _kept[key] = load(key)
-    value: Value = _kept[key]
-    return value
+    known, value = _kept.pop(load, (None, None))
+    if known != key:
+        del value  # before loading, so that two sets are never in memory together
+        value = load(key)
+    _kept[load] = key, value
+    return cast(Value, value)

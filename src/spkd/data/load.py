@@ -36,26 +36,30 @@ def load_data(options: DataOptions, unlabelled: str | None = None, *, divided: b
             :func:`spkd.data.vision_sets.load_vision_set`.
     """
     # At which size they will be seen does not matter here.
-    return kept((replace(options, image_size=None), unlabelled, divided), _load)
+    options = replace(options, image_size=None)
+    return kept((options, divided), _load) if unlabelled is None else kept((options, unlabelled), _load_both)
 
 
-def _load(named: tuple[DataOptions, str | None, bool]) -> ImageData:
-    options, unlabelled, divided = named
+def _load_both(named: tuple[DataOptions, str]) -> ImageData:
+    options, unlabelled = named
+    data = load_data(options)
+    return with_unlabelled(data, Path(unlabelled).expanduser(), skip_bad_images=options.skip_bad_images)
+
+
+def _load(named: tuple[DataOptions, bool]) -> ImageData:
+    options, divided = named
     data = _load_whole(options, divided)
     if options.grey:
         data = data.in_grey()
     if options.train_images is not None:
         data = _with_fewer(data, options.train_images)
-    data = replace(
+    return replace(
         data,
         flip=data.flip and not options.no_flip,
         crop_scale=options.crop_scale,
         augment=options.augment,
         chosen_view=options.view,
     )
-    if unlabelled is None:
-        return data
-    return with_unlabelled(data, Path(unlabelled).expanduser(), skip_bad_images=options.skip_bad_images)
 
 
 def _load_whole(options: DataOptions, divided: bool) -> ImageData:

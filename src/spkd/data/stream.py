@@ -7,6 +7,7 @@ enlarged for the network, which is done on the device, devices may differ by one
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +42,8 @@ from spkd.data.images import Images, MemoryImages, usual_view
 from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.data.seeds import Use, mixed_seed
 from spkd.errors import InputError, RunFailed, one_line
+
+_log = logging.getLogger(__name__)
 
 
 class TrainStream:
@@ -327,7 +331,10 @@ def _from_workers(
     """Give the views in batches, as bytes to the device and as floats from there on."""
     wanted = max(2, min(torch.get_num_threads(), 8)) if workers is None else workers
     largest = max((len(batch) for batch in batches), default=0)
-    workers = min(wanted, usable_cpus(), len(batches), _with_shared_memory(3 * views.size**2 * largest))
+    most, fitting = min(wanted, usable_cpus(), len(batches)), _with_shared_memory(3 * views.size**2 * largest)
+    workers = min(most, fitting)
+    if workers < most:
+        _tell_of_memory(workers, most)
     resizing()  # or every worker would import it for itself, at every epoch
     on_gpu = device.type == "cuda"
     loader: DataLoader[Any] = DataLoader(
@@ -367,6 +374,13 @@ def _with_shared_memory(batch: int) -> int:
     except OSError:  # a system without
         return sys.maxsize
     return free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // max(1, 3 * batch)
+
+
+@cache
+def _tell_of_memory(workers: int, wanted: int) -> None:
+    """Log a line, once, where there is shared memory for fewer processes than there might be."""
+    reading = f"{workers} of {wanted} processes read images" if workers else "images are read one by one"
+    _log.warning("%s, since there is little shared memory; in a container: docker run --shm-size=1g", reading)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
