@@ -718,6 +718,46 @@ def test_a_student_in_fabrics_wrapper_is_checked(precision: str, compiled: bool)
     assert all(parameter.grad is not None for parameter in wrapped.parameters())
 
 
+def test_a_compiled_student_that_has_learnt_is_checked() -> None:
+    """Its backward pass was compiled to be run once."""
+    student = cast(nn.Module, torch.compile(network(4), backend="aot_eager"))
+    module = Distiller(student, network(6, seed=1), objective())
+    module(*batch()).total.backward()
+    module.check(*batch())
+    assert module.unused_parameters(*batch()) == ()
+
+
+def test_networks_of_maps_need_put_out_no_logits_where_nothing_reads_them() -> None:
+    class Maps(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.network = network(channels)[:3]
+            self.head = nn.Conv2d(channels, 2, 1)
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            maps = self.network(images)
+            return {"maps": maps, "boxes": self.head(maps)}
+
+    images, targets = batch()
+    terms = [Term("sp", 3.0, SimilarityPreservingLoss(TapPair("network.0", "network.0")))]
+    module = Distiller(Maps(4), Maps(6), Objective(terms, cross_entropy=0))
+    module.check(images, None)
+    breakdown = module(images, None)
+    breakdown.total.backward()
+    assert breakdown.terms["sp"] > 0
+    for one in (Objective(terms), Objective([*terms, Term("kd", 1.0, SoftTargetLoss())], cross_entropy=0)):
+        with pytest.raises(InputError, match="expected logits as a tensor"):
+            Distiller(Maps(4), Maps(6), one)(images, targets)
+
+
+def test_a_batch_that_is_no_tensor_is_told_in_one_line() -> None:
+    images, targets = batch()
+    module = Distiller(network(4), network(6, seed=1), objective())
+    for call in (module, module.check):
+        with pytest.raises(InputError, match=r"^images: expected a tensor with the batch first, got dict;"):
+            call({"images": images}, targets)
+
+
 def test_a_term_that_is_only_watched_is_not_checked() -> None:
     class Broken(SoftTargetLoss):
         def forward(self, student: object, remembered: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ def test_a_torch_file_holds_the_classes(saved) -> None:  # type: ignore[no-untyp
     extra = {"classes.json": "", "images.txt": ""}
     torch.export.load(report.path, extra_files=extra)
     assert json.loads(extra["classes.json"]) == ["null", "eins", "zwei"]
-    assert extra["images.txt"] == "float32 in [0, 1], 1 channel(s), 8 x 8 pixels; the model normalises them"
+    how = "turned upright as EXIF data say, resized bilinearly with antialiasing"
+    assert extra["images.txt"] == f"float32 in [0, 1], 1 channel(s), 8 x 8 pixels, {how}; the model normalises them"
 
 
 @pytest.mark.parametrize(
@@ -144,10 +145,10 @@ def test_a_torch_file_holds_the_classes(saved) -> None:  # type: ignore[no-untyp
             3,
             224,
             "centre",
-            "RGB, 224 x 224 pixels, the centre of the image after its shorter side was resized to 256, bilinear;",
+            "RGB, 224 x 224 pixels, the centre of the image after its shorter side was resized to 256",
         ),
-        (3, 32, "whole", "RGB, 32 x 32 pixels, of the whole image;"),
-        (1, 28, None, "1 channel(s), 28 x 28 pixels;"),
+        (3, 32, "whole", "RGB, 32 x 32 pixels, of the whole image"),
+        (1, 28, None, "1 channel(s), 28 x 28 pixels"),
     ],
 )
 def test_a_file_tells_what_its_images_are_to_be(
@@ -157,7 +158,8 @@ def test_a_file_tells_what_its_images_are_to_be(
     network = Classifier(nn.Sequential(nn.Conv2d(channels, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), info)
     export_network(network, tmp_path / "x.onnx", images=torch.rand(3, channels, 8, 8), info=info)
     metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "x.onnx").metadata_props}
-    assert metadata["images"] == f"float32 in [0, 1], {told} the model normalises them"
+    how = "turned upright as EXIF data say, resized bilinearly with antialiasing"
+    assert metadata["images"] == f"float32 in [0, 1], {told}, {how}; the model normalises them"
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])

@@ -167,6 +167,8 @@ def errors(processes: int, rank: int) -> list[str]:
     told = [message(module.check, images, torch.full_like(targets, 10) if last else targets)]
     told.append(message(module.check, images * float("nan") if last else images, targets))
     told.append(message(module, images[: 0 if last else 2], targets[: 0 if last else 2]))
+    told.append(message(module.check, images, None if last else targets))
+    told.append(message(module, images[..., : 7 if last else 8], targets))
     module.student[:2].requires_grad_(False)  # type: ignore[index, operator]
     told.append(message(module.check, images, targets))
     one_sided = Distiller(network(4, 0), network(6, 1), Objective([Term("first", 1.0, First())])).double().eval()
@@ -180,7 +182,7 @@ def errors(processes: int, rank: int) -> list[str]:
 def gathered(processes: int, rank: int) -> list[Tensor]:
     """Return the first and second derivative, for this process's part, of a sum over the processes."""
     sizes = STEPS[processes][-1]
-    division = divide(sizes[rank], torch.device("cpu"))
+    division = divide(torch.empty(sizes[rank], 1))
     assert division is not None
     assert division.sizes == sizes
     own = torch.arange(1.0, 1 + 2 * sum(sizes)).view(-1, 2).split(sizes)[rank].clone().requires_grad_()
@@ -238,9 +240,9 @@ def test_what_a_loss_learns_is_averaged_where_the_distiller_is_wrapped(results: 
     expected = train("learns", len(results), None)
     for found in results:
         torch.testing.assert_close(found["learns"], expected)
-        assert "term 'own': its loss learns" in found["errors"][5]
-        assert found["errors"][6] == ""
-        assert "criterion: it learns, and the processes would each learn something else" in found["errors"][7]
+        assert "term 'own': its loss learns" in found["errors"][7]
+        assert found["errors"][8] == ""
+        assert "criterion: it learns, and the processes would each learn something else" in found["errors"][9]
 
 
 def test_compilation_changes_nothing(results: list[dict[str, Any]]) -> None:
@@ -256,8 +258,10 @@ def test_all_processes_are_told_of_a_mistake_in_one(results: list[dict[str, Any]
     assert "to 10" in first[0]
     assert "term 'ce': expected a finite loss" in first[1]
     assert "expected at least one in every process" in first[2]
-    assert "term 'sp': its gradient with respect to the student is zero" in first[3]
-    assert first[4] == ""
+    assert "targets: some processes have targets and others None" in first[3]
+    assert "images: the processes have images of unlike sizes" in first[4]
+    assert "term 'sp': its gradient with respect to the student is zero" in first[5]
+    assert first[6] == ""
 
 
 def test_what_is_gathered_is_differentiated_once_and_twice(results: list[dict[str, Any]]) -> None:
@@ -275,7 +279,7 @@ def test_what_is_gathered_is_differentiated_once_and_twice(results: list[dict[st
 
 
 def test_one_process_has_no_division() -> None:
-    assert divide(3, torch.device("cpu")) is None
+    assert divide(torch.empty(3, 1)) is None
 
 
 if __name__ == "__main__":

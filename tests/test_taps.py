@@ -5,6 +5,8 @@ import dataclasses
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -252,6 +254,32 @@ def test_logits_are_found(wrap: object) -> None:
 def test_an_output_without_logits_is_an_error(wrap: object) -> None:
     with pytest.raises(InputError, match="model: expected logits"):
         Taps(Named(wrap=wrap), [])(torch.rand(2, 4))
+
+
+def test_where_no_logits_are_wanted_anything_is_put_out() -> None:
+    model, features = Named(wrap=lambda z: {"maps": [z, z]}), torch.rand(2, 4)
+    activations = Taps(model, ["layer"], logits=False)(features)
+    assert activations.logits.shape == (2, 0)
+    torch.testing.assert_close(activations.taps["layer"], model.layer(features))
+    named = Named(wrap=lambda z: {"maps": z + 1, "logits": z})
+    torch.testing.assert_close(Taps(named, [], logits=False)(features).logits, named.layer(features))
+
+
+@pytest.mark.parametrize("turned", [lambda z: z.transpose(0, 1), lambda z: z.mean(), lambda z: z.repeat(2, 1)])
+def test_a_layer_in_which_the_batch_does_not_come_first_is_an_error(turned: Callable[[Tensor], Tensor]) -> None:
+    class Turned(nn.Linear):
+        def forward(self, features: Tensor) -> Tensor:
+            return turned(super().forward(features))
+
+    line = r"^tap '0': expected the batch of 2 as the first dimension, and the layer puts out \([^\n]+$"
+    with pytest.raises(InputError, match=line):
+        Taps(nn.Sequential(Turned(4, 3)), ["0"])(torch.rand(2, 4))
+
+
+@pytest.mark.parametrize("images", [{"images": torch.rand(2, 4)}, [torch.rand(2, 4)]])
+def test_a_batch_that_is_no_tensor_is_an_error(images: Any) -> None:
+    with pytest.raises(InputError, match=r"^images: expected a tensor with the batch first, got (dict|list);"):
+        Taps(nn.Linear(4, 3), [])(images)
 
 
 def test_names_pass_through_wrappers() -> None:

@@ -13,6 +13,7 @@ from spkd.errors import InputError
 from spkd.losses.objective import LossBreakdown, Objective
 from spkd.processes import divide, in_ddp
 from spkd.rehearsal import (
+    check_all_or_none,
     check_logits,
     check_place,
     check_range,
@@ -22,7 +23,7 @@ from spkd.rehearsal import (
     undisturbed,
     unused,
 )
-from spkd.taps import Activations, Taps, unwrap
+from spkd.taps import Activations, Taps, require_tensor, unwrap
 
 if TYPE_CHECKING:
     from spkd.division import Division
@@ -122,7 +123,9 @@ class Distiller(nn.Module):
                     "DistributedDataParallel, with a process for each."
                 )
         _check_all_are_averaged(student, objective)
-        self._student_taps = Taps(student, objective.student_taps, differentiated=True)
+        self._student_taps = Taps(
+            student, objective.student_taps, differentiated=True, logits=objective.reads_student_logits
+        )
         self._teacher_taps = None
         if teacher is not None:
             trained = {id(parameter) for parameter in student.parameters()}
@@ -233,6 +236,7 @@ class Distiller(nn.Module):
                 student's parameters are sharded (``fully_shard``).
         """
         self._look_for_another()
+        require_tensor(images)
         refuse_shards(self.student)
         if not self.student.training:
             warnings.warn("the student is in eval mode, and would be trained so: call distiller.train()", stacklevel=2)
@@ -242,6 +246,8 @@ class Distiller(nn.Module):
                 check_range(name, network, images)
         with undisturbed(self, self.student, self._student_taps, images.device):
             student, said, division = self._run(images, remembered)
+            if division is not None:
+                check_all_or_none(targets, images, division)
             if targets is not None and self.objective.criterion is None:
                 check_targets(student.logits, targets, len(images), division)
             values = self.objective.values(student, targets, said, division)
@@ -259,6 +265,7 @@ class Distiller(nn.Module):
         :meth:`check`.
         """
         self._look_for_another()
+        require_tensor(images)
         refuse_shards(self.student)
         trainable = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         with undisturbed(self, self.student, self._student_taps, images.device):
@@ -340,4 +347,5 @@ def _version(images: Tensor) -> int | None:
 
 def _divided(images: Tensor) -> Division | None:
     """Return how the processes have divided the batch; ``None`` where each is by itself."""
-    return divide(images.shape[0], images.device) if torch.is_grad_enabled() else None
+    require_tensor(images)
+    return divide(images) if torch.is_grad_enabled() else None

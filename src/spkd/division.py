@@ -24,10 +24,12 @@ class Division:
     Attributes:
         sizes: how many images each process has, at least one.
         rank: which process this is.
+        alike: whether the images of all have one size.
     """
 
     sizes: tuple[int, ...]
     rank: int
+    alike: bool = True
 
     @property
     def share(self) -> float:
@@ -44,7 +46,15 @@ class Division:
         """Return the tensors of all processes one after another, ``(b, ...)`` from this process's ``(r, ...)``.
 
         Backwards each process gets the sum over the processes of their gradients for its part.
+
+        Raises:
+            InputError: in every process, of features of images of unlike sizes, which one would not get from another.
         """
+        if not self.alike and own.dim() > 2:
+            raise InputError(
+                "images: the processes have images of unlike sizes, whose features cannot be compared; give all of them"
+                " one size in each step."
+            )
         if not own[:1].numel():
             return own.new_empty(sum(self.sizes), *own.shape[1:])
         whole: Tensor = _Gather.apply(own, self)
@@ -69,17 +79,19 @@ class Division:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def exchanged(images: int, device: torch.device) -> Division:
+def exchanged(images: Tensor) -> Division:
     """Tell the processes of each other's batches; :func:`spkd.processes.divide` says how.
 
     Raises:
         InputError: in every process, when one of them has no image.
     """
     in_main_memory = "cpu:" in distributed.get_backend_config()
-    own = torch.tensor([images], device="cpu" if in_main_memory else device)
-    sizes = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(sizes, own)
-    division = Division(tuple(torch.cat(sizes).tolist()), distributed.get_rank())
+    # The hash of a tuple of whole numbers is the same in all.
+    own = torch.tensor([len(images), hash(tuple(images.shape[1:]))], device="cpu" if in_main_memory else images.device)
+    told = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(told, own)
+    sizes, shapes = torch.stack(told).T.tolist()
+    division = Division(tuple(sizes), distributed.get_rank(), alike=len(set(shapes)) == 1)
     if not all(division.sizes):
         raise InputError(
             f"images: expected at least one in every process, got {', '.join(map(str, division.sizes))}; leave out a "

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
     from spkd.division import Division
 
 
-def divide(images: int, device: torch.device) -> Division | None:
+def divide(images: Tensor) -> Division | None:
     """Tell the processes of each other's batches; ``None`` where there is one process only.
 
     Numbers of images are exchanged in the main memory where the process group has a backend for it, as by default
@@ -25,7 +24,7 @@ def divide(images: int, device: torch.device) -> Division | None:
         return None
     from spkd.division import exchanged
 
-    division: Division = exchanged(images, device)
+    division: Division = exchanged(images)
     return division
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,9 +40,9 @@ def refuse_shards(student: nn.Module) -> None:
             )
 
 
-@contextmanager
+@contextlib.contextmanager
 def undisturbed(module: nn.Module, student: nn.Module, taps: Taps, device: torch.device) -> Iterator[None]:
-    """Give buffers and random generators back as they were, and run the student past DDP and Fabric meanwhile.
+    """Give buffers and random generators back as they were, and run the student past its wrappers and compiler.
 
     Args:
         module: whose buffers are to stay.
@@ -55,8 +56,11 @@ def undisturbed(module: nn.Module, student: nn.Module, taps: Taps, device: torch
     elif isinstance(bare := getattr(student, "_original_module", None), nn.Module):
         taps.model = bare
     devices = [device] if device.type == "cuda" else []
+    # A backward pass that was compiled for a step can only be run once; the compiler takes a second to import.
+    is_compiled = "torch._dynamo" in sys.modules
+    stance = torch.compiler.set_stance("force_eager") if is_compiled else contextlib.nullcontext()
     try:
-        with keeping_buffers(module), torch.random.fork_rng(devices), torch.enable_grad():
+        with stance, keeping_buffers(module), torch.random.fork_rng(devices), torch.enable_grad():
             yield
     finally:
         taps.model = student
@@ -96,6 +100,19 @@ def check_logits(name: str, logits: Tensor) -> None:
         raise InputError(
             f"{name}: it puts out probabilities, of which the loss takes the softmax again; leave the network's "
             "softmax out, or put a logarithm behind it."
+        )
+
+
+def check_all_or_none(targets: Tensor | None, images: Tensor, division: Division) -> None:
+    """Look whether all processes have targets or none has, since what they say to each other depends on it.
+
+    Raises:
+        InputError: in every process, when some have and some have not.
+    """
+    flags = torch.tensor([targets is None, targets is not None], device=images.device)
+    if bool(division.any(flags).all()):
+        raise InputError(
+            f"targets: some processes have targets and others None; give {UNLABELLED} for each image without a label."
         )
 
 

@@ -107,6 +107,8 @@ class Taps:
             batch norms do in evaluation. Default: the whole batch.
         differentiated: refuse, in a call with gradients, a layer that runs without them, as in reentrant activation
             checkpointing: nothing that is computed from its output could teach.
+        logits: whether logits are wanted. Otherwise the network may put out anything, and where no logits are found in
+            it they are of shape (b, 0).
 
     Attributes:
         model: as given; may be exchanged for another wrapping of the same network, which is then what a call runs.
@@ -133,11 +135,12 @@ class Taps:
         stop: bool = False,
         micro_batch_size: int | None = None,
         differentiated: bool = False,
+        logits: bool = True,
     ) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         if micro_batch_size is not None and micro_batch_size < 1:
             raise InputError(f"micro_batch_size: expected at least 1 image, got {micro_batch_size}")
-        self._micro_batch_size, self._differentiated = micro_batch_size, differentiated
+        self._micro_batch_size, self._differentiated, self._logits = micro_batch_size, differentiated, logits
         self.model = model
         self.names = (names,) if isinstance(names, str) else tuple(dict.fromkeys(names))
         layers = {name: find_layer(model, name) for name in self.names}
@@ -153,13 +156,14 @@ class Taps:
         """Run the network on a batch.
 
         Args:
-            images: (b, channels, h, w), or whatever else the network takes.
+            images: (b, channels, h, w), or another tensor that the network takes, with the batch first.
 
         Raises:
-            InputError: a tapped layer did not run, ran more than once, put out no tensor, had its output overwritten
-                in place later in the same pass, or, where it is to be differentiated, ran without gradients; or the
-                network's output holds no logits.
+            InputError: a tapped layer did not run, ran more than once, put out no tensor or one in which the batch does
+                not come first, had its output overwritten in place later in the same pass, or, where it is to be
+                differentiated, ran without gradients; or the network's output holds no logits that are wanted.
         """
+        require_tensor(images)
         most = self._micro_batch_size
         if most is None or len(images) <= most:
             return self._run(images)
@@ -175,11 +179,14 @@ class Taps:
             capture.start()
         try:
             try:
-                logits = logits_of(self.model(images))
+                output = self.model(images)
+                logits = logits_of(output) if self._logits else _find_logits(output)
             except _PassEnded:
+                logits = None
+            if logits is None:
                 logits = images.new_empty(len(images), 0)
             wanted = self._differentiated and torch.is_grad_enabled()
-            taps = {name: capture.result(name, wanted) for name, capture in captures.items()}
+            taps = {name: capture.result(name, len(images), wanted) for name, capture in captures.items()}
         finally:
             for capture in captures.values():
                 capture.stop()
@@ -243,7 +250,7 @@ class _Capture:
         self.recording = False
         self.outputs = []
 
-    def result(self, name: str, differentiated: bool) -> Tensor:
+    def result(self, name: str, images: int, differentiated: bool) -> Tensor:
         if not self.outputs:
             raise InputError(
                 f"tap {name!r}: the layer did not run in this forward pass: the network does not use it (or "
@@ -258,6 +265,11 @@ class _Capture:
         tensor = self.outputs[0]
         if tensor is None:
             raise InputError(f"tap {name!r}: expected a layer that puts out a tensor, and this one puts out none.")
+        if tensor.shape[:1] != (images,):
+            raise InputError(
+                f"tap {name!r}: expected the batch of {images} as the first dimension, and the layer puts out "
+                f"{tuple(tensor.shape)}; tap a layer around it, or put one behind it that turns its output."
+            )
         if self.versions and tensor._version != self.versions[0]:
             raise InputError(
                 f"tap {name!r}: the layer's output is overwritten in place later in the forward pass (by an "
@@ -325,18 +337,33 @@ def logits_of(output: object) -> Tensor:
     Raises:
         InputError: when there are none.
     """
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    if isinstance(output, Tensor):
-        return output
-    found = first_tensor(output) if isinstance(output, Sequence) else None
+    found = _find_logits(output)
     if found is None:
         raise InputError(
             "model: expected logits as a tensor, as `.logits` or ['logits'], or first in a tuple, got "
             f"{type(output).__name__}; wrap the network in a module whose forward returns its logits."
         )
     return found
+
+
+def _find_logits(output: object) -> Tensor | None:
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    return first_tensor(output) if isinstance(output, (Tensor, Sequence)) else None
+
+
+def require_tensor(images: object) -> None:
+    """Refuse a batch of another kind.
+
+    Raises:
+        InputError: when it is no tensor.
+    """
+    if not isinstance(images, Tensor):
+        raise InputError(
+            f"images: expected a tensor with the batch first, got {type(images).__name__}; wrap the network in a "
+            "module that takes what it needs from one tensor."
+        )
 
 
 def are_probabilities(values: Tensor) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +17,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from spkd.data.decoding import UnreadableImage
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
-from spkd.data.stream import TrainStream
+from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError, RunFailed
 from spkd.losses.objective import Objective
@@ -40,7 +43,7 @@ def made(folder: Path, precision: Precision = "32-true") -> Training:
     return Training(
         Distiller(network, None, Objective()),
         TrainStream(data.train, image_size=8, flip=False, batch_size=16, seed=0, device=torch.device("cpu")),
-        lambda student: 0.0,
+        lambda: evaluation_batches(data.val, image_size=8, batch_size=100, device=torch.device("cpu")),
         replace(preset("digits"), precision=precision, epochs=1),
         0,
         "identity",
@@ -210,3 +213,59 @@ def test_each_step_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert training.run("", math.inf, None)
     assert training.state.seconds == training._stream.batches_per_epoch + 1  # and once at the epoch's end
     assert training.state.images_total == 500
+
+
+@pytest.mark.parametrize("by_signal", [True, False], ids=["signal", "time"])
+def test_a_run_is_over_in_the_midst_of_a_validation_and_goes_on_with_it(by_signal: bool, tmp_path: Path) -> None:
+    whole, stopped = made(tmp_path / "whole"), made(tmp_path / "stopped")
+    assert whole.run("", 1e9, None)
+    given = stopped._validation
+
+    def validation() -> Iterator[tuple[Tensor, Tensor]]:
+        for count, batch in enumerate(given()):
+            assert count < 2, "it is asked for no more than one batch after the signal"
+            if by_signal and count == 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    stopped._validation = validation
+    if not by_signal:
+        times = iter([0.0] * (32 + 1))  # a look after each step, and one before the first validation batch
+        clock = SimpleNamespace(time=lambda: next(times, 2e9), monotonic=time.monotonic, perf_counter=time.perf_counter)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("spkd.training.loop.time", clock)
+            assert not stopped.run("", 1e9, 1e9)
+    else:
+        assert not stopped.run("", 1e9, None)
+    assert (stopped.state.epoch, stopped.state.batch) == (0, 32)
+    assert stopped.student.training
+    again = made(tmp_path / "stopped")
+    assert again.restore()
+    assert again.run("", 1e9, 0.0), "the validation that it begins with is carried through"
+    assert [again.state.rows, again.state.best_epoch] == [whole.state.rows, 1]
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(again.student.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("place", ["training", "validation"])
+def test_an_image_that_can_no_longer_be_read_ends_a_run_that_goes_on(place: str, tmp_path: Path) -> None:
+    whole, failing = made(tmp_path / "whole"), made(tmp_path / "failing")
+    assert whole.run("", 1e9, None)
+    batches = failing._stream.epoch(0) if place == "training" else failing._validation()
+
+    def fail(*arguments: object, **options: object) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from itertools.islice(batches, 2)
+        raise UnreadableImage("image x.jpg cannot be read (Stale file handle)")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(failing._stream, "epoch", fail) if place == "training" else patched.setattr(
+            failing, "_validation", fail
+        )
+        with pytest.raises(RunFailed, match=r"^image x\.jpg .* which it could when .* --resume go on from [^\n]+$"):
+            failing.run("", 1e9, None)
+    again = made(tmp_path / "failing")
+    assert again.restore()
+    assert again.state.batch == (2 if place == "training" else 32)
+    assert again.run("", 1e9, None)
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(again.student.state_dict()[name], value)

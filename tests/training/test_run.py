@@ -23,6 +23,7 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
+from spkd.export import export_model
 from spkd.files import locked
 from spkd.models.saved_model import save_classifier
 from spkd.studies.side_by_side import distill
@@ -32,7 +33,7 @@ from spkd.training.batches import make_stream, own_batches
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
-from spkd.training.own_images import own_data
+from spkd.training.own_images import images_to_quantise_with, own_data, real_images
 from spkd.training.progress import Display, Lines
 from spkd.training.result import hardware
 from spkd.training.run import default_out, run
@@ -408,12 +409,15 @@ def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
     said: list[str] = []
     evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
     assert said == list(load_data(request.data).notes)
+    exported = export_model(folder, images=real_images(folder, request.data, 2)).path
     said.clear()
     Image.new("RGB", (16, 16), (5, 5, 5)).save(data / "class 0" / "another.png")
     with pytest.raises(InputError, match="other weights, code or images"):
         run(request, folder, CPU, Display(), resume=True)
     evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
-    assert sum("the images have changed" in line for line in said) == 1
+    evaluate_saved(exported, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
+    images_to_quantise_with(folder, request.data, said.append)
+    assert sum("the images have changed" in line for line in said) == 3
     further = replace(request, model=str(folder))
     taught = replace(request, teacher=str(folder), method="sp")
     for one, name in ((further, "student"), (taught, "teacher")):
@@ -480,7 +484,10 @@ def test_a_full_memory_is_told_in_one_line(
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr(where, "check" if where is Distiller else "run", fill)
-    with pytest.raises(RunFailed, match=r"^the device's memory is full: smaller batches.*Tried to allocate 2 GiB\)$"):
+    with pytest.raises(
+        RunFailed,
+        match=r"^the device's memory is full: smaller batches.*2 GiB\); where others hold [^\n]*--resume goes on",
+    ):
         run(distillation(tiny, teacher), tmp_path / "run", CPU, Display())
 
 
@@ -670,6 +677,28 @@ def test_what_is_seen_of_a_large_image_can_be_chosen(tmp_path: Path) -> None:
         assert {(255 * one).round().to(torch.uint8).numpy().tobytes() for one in batch} <= whole
     (first, _), *_ = own_batches(chosen.data.val, chosen, torch.device("cpu"))
     assert torch.equal((255 * first[0]).round().to(torch.uint8), resize(chosen.data.val.image(0), 8))
+
+
+def test_a_student_that_was_made_to_see_whole_images_still_does(tmp_path: Path) -> None:
+    write_noise(tmp_path / "pictures")
+    data = DataOptions(str(tmp_path / "pictures"), image_size=8, view="whole")
+    run(Request(model="wrn-10-1", data=data, overrides={"epochs": 1}), tmp_path / "first", CPU, Display())
+    model = str(tmp_path / "first")
+    usual = set_up(Request(model=model, data=replace(data, view=None)))
+    assert (usual.student.info.view, usual.data.view) == ("whole", "whole")
+    said = f"{model} was made to see whole images, and still does; training shows crops of 35% and more"
+    assert [note.partition(", or with")[0] for note in usual.notes if "was made to see" in note] == [said]
+    other = set_up(Request(model=model, data=replace(data, view="centre")))
+    assert (other.student.info.view, other.data.view) == ("centre", "centre")
+    assert not any("was made to see" in note for note in other.notes)
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_images_are_looked_at(
+    finished: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.training.setup.load_data", lambda *arguments: pytest.fail("images were loaded"))
+    with pytest.raises(InputError, match="already holds a run"):
+        run(Request(model=tiny), finished, CPU, Display())
 
 
 def test_images_that_are_changed_besides_make_another_run_and_another_tape(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from spkd.training.progress import Display
 from spkd.training.run import run
 from spkd.training.run_folder import MARK
 from spkd.training.saved import evaluate_saved
+from spkd.training.setup import set_up
 
 
 def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_path: Path) -> None:
@@ -377,19 +378,30 @@ def test_mistakes_are_one_line(teacher: Path, split: str, other: str | None, exp
 
 
 @pytest.mark.parametrize(
-    "given", [{"split": "tset"}, {"teacher": "nowhere"}, {"weights": "bset.pt"}, {"weights": None}]
+    "given",
+    [{"split": "tset"}, {"teacher": "nowhere"}, {"weights": "bset.pt"}, {"weights": "whole.pt"}, {"weights": None}],
 )
 def test_what_needs_no_images_is_refused_before_they_are_read(
-    tiny: str, given: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+    tiny: str, given: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def read(*_: object, **__: object) -> None:
         raise AssertionError("images were read")
 
     monkeypatch.setattr("spkd.training.saved.load_data", read)
+    monkeypatch.setattr("spkd.training.setup.load_data", read)
+    monkeypatch.chdir(tmp_path)
+    torch.save(torch.nn.Linear(1, 1), "whole.pt")
     options = {"split": "test", "teacher": None, **given}
     network = "wrn-10-1" if "weights" in given else tiny
     with pytest.raises(InputError):
         evaluate_saved(network, DataOptions(), accelerator="cpu", say=print, **{"weights": "pretrained", **options})
+    if given.get("weights") is not None:
+        for request in (
+            Request(network, given["weights"]),
+            Request(network, teacher=network, teacher_weights=given["weights"], method="sp"),
+        ):
+            with pytest.raises(InputError):
+                set_up(request)
 
 
 def test_what_is_written_makes_no_class_of_its_folder(teacher: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.data.decoding import decoding_fault, header_size, map_files, read_if_square, unreadable
+from spkd.data.decoding import UnreadableImage, decoding_fault, header_size, map_files, read_if_square
 from spkd.data.images import FileImages, Images, MemoryImages
 from spkd.errors import InputError
 
@@ -95,4 +95,4 @@ def _judge(paths: Sequence[str], faults: Sequence[str | None], skip_bad: bool) -
     if len(bad) > 1:
         named = ", ".join(other for other, _ in bad[1:6]) + (", ..." if len(bad) > 6 else "")
         others = f", nor can {len(bad) - 1} more of {len(paths)} files: {named}"
-    raise InputError(unreadable(path, fault, others))
+    raise UnreadableImage(f"image {path} cannot be read ({fault}){others}")

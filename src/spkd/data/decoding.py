@@ -50,12 +50,12 @@ def read_image(path: str, channels: int, side: int | None = None) -> Tensor:
         uint8, shape (channels, h, w).
 
     Raises:
-        InputError: when the file cannot be read (one line, names the file).
+        UnreadableImage: when the file cannot be read (one line, names the file).
     """
     try:
         pixels = torch.from_numpy(_patiently(_decoded, path, channels, side))
     except Exception as error:  # a broken file makes decoders raise errors of any kind
-        raise InputError(unreadable(path, reason(error))) from error
+        raise UnreadableImage(f"image {path} cannot be read ({reason(error)})") from error
     # Left as a view: the channels lie last in memory, the order in which resizing is quickest.
     return pixels.permute(2, 0, 1) if channels == 3 else pixels.unsqueeze(0)
 
@@ -78,12 +78,16 @@ def _patiently(read: Callable[..., Result], *arguments: object, tries: int = 0) 
     return _patiently(read, *arguments, tries=tries + 1)
 
 
-def unreadable(path: str, fault: str, others: str = "") -> str:
-    """Return the line that tells of a file that cannot be read."""
-    return (
-        f"image {path} cannot be read ({fault}){others}; mend or remove it, "
-        f"or leave such files out with --skip_bad_images"
-    )
+class UnreadableImage(InputError):
+    """A file that cannot be read, and what to do before a run begins.
+
+    Attributes:
+        brief: what is wrong, alone.
+    """
+
+    def __init__(self, brief: str) -> None:
+        super().__init__(f"{brief}; mend or remove it, or leave such files out with --skip_bad_images")
+        self.brief = brief
 
 
 def read_if_square(path: str, size: int) -> Bytes | str | None:

@@ -37,7 +37,7 @@ from spkd.data.augment import (
     side_for_view,
     to_unit_range,
 )
-from spkd.data.decoding import usable_cpus
+from spkd.data.decoding import UnreadableImage, usable_cpus
 from spkd.data.images import Images, MemoryImages, usual_view
 from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.data.seeds import Use, mixed_seed
@@ -244,7 +244,7 @@ def _whole_images(
 
 
 class _Unreadable(str):
-    """Why an image cannot be had.
+    """What is wrong with an image that cannot be had.
 
     Handed from a worker to the main process, where it is raised: an error raised in a worker would arrive
     with the worker's whole traceback as its text.
@@ -271,8 +271,8 @@ class _TrainViews(Dataset[_Item]):
     def __getitem__(self, index: int) -> _Item:
         try:
             image = self.images.image(index, side_for_crop(self.size, self.scale))
-        except InputError as error:
-            return _Unreadable(error)
+        except UnreadableImage as error:
+            return _Unreadable(error.brief)
         seed = mixed_seed(Use.VIEW, self.seed, self.epoch, index)
         view = random_resized_crop(image, self.size, self.flip, seed, self.scale)
         view = augmented(view, self.augment, mixed_seed(Use.AUGMENT, self.seed, self.epoch, index))
@@ -311,8 +311,8 @@ class _FixedViews(Dataset[_Item]):
         try:
             image = self.images.image(index, side_for_view(self.size, self.view))
             return fixed_view(image, self.size, self.view), int(self.images.targets[index])
-        except InputError as error:
-            return _Unreadable(error)
+        except UnreadableImage as error:
+            return _Unreadable(error.brief)
 
 
 def _collate(items: list[_Item]) -> tuple[Tensor, Tensor] | _Unreadable:
@@ -351,7 +351,7 @@ def _from_workers(
     try:
         for batch in _started(loader):
             if isinstance(batch, _Unreadable):
-                raise InputError(str(batch))
+                raise UnreadableImage(str(batch))
             pixels, targets = batch
             yield to_unit_range(pixels.to(device, non_blocking=on_gpu)), targets.to(device, non_blocking=on_gpu)
     except RuntimeError as error:

@@ -17,8 +17,8 @@ class AttentionTransferLoss(DistillationLoss):
     positions (Zagoruyko & Komodakis 2017, as in the authors' code): :func:`spkd.functional.attention_transfer_loss` in
     two halves. Four-dimensional output is read as ``(b, c, h, w)``, unless its dimensions 1 and 2 are equal and differ
     from dimension 3: that is read as the channels-last ``(b, h, w, c)`` of Swin-like networks. So a map with as many
-    channels as rows and another number of columns is misread; tap a layer that puts it out otherwise. Three-
-    dimensional output is tokens ``(b, n, c)``.
+    channels as rows and another number of columns is misread, and so is one with the channels last that is not square;
+    tap a layer that puts it out otherwise. Three-dimensional output is tokens ``(b, n, c)``.
 
     Args:
         pair: the student's layer and the teacher's.

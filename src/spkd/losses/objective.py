@@ -88,6 +88,7 @@ class Objective(nn.Module):
         student_taps: the student's layers that the terms read, each once.
         teacher_taps: the teacher's.
         reads_teacher_logits: whether any term reads the teacher's logits.
+        reads_student_logits: whether anything may read the student's: a term, or what labels are compared with.
         users_terms: the names of the terms whose losses are not the package's.
 
     Raises:
@@ -131,6 +132,7 @@ class Objective(nn.Module):
         self.teacher_taps = tuple(dict.fromkeys(pair.teacher for pair in self.pairs))
         self.memories = tuple(dict.fromkeys(term.memory for term in terms))
         self.reads_teacher_logits = any(term.loss.reads_teacher_logits for term in terms)
+        self.reads_student_logits = self.reads_teacher_logits or cross_entropy > 0
 
     @torch.no_grad()
     def remember(self, teacher: Activations, division: Division | None = None) -> dict[str, Tensor]:

@@ -21,7 +21,8 @@ from spkd.models.saved_model import load_classifier
 Runner = Callable[[Tensor], Tensor]
 """From images (b, channels, h, w), float32 on the CPU, to logits (b, k)."""
 
-_VIEWS: tuple[View | None, ...] = (None, "whole", "centre")
+_VIEWS: dict[View, str] = {"whole": ", of the whole image", "centre": ", the centre of the image"}
+"""Words for what is seen of an image."""
 
 
 def is_exported(place: str | Path) -> bool:
@@ -103,18 +104,16 @@ def told_beside(info: ModelInfo | None, *, classes: str, images: str) -> dict[st
 
 
 def _images(info: ModelInfo) -> str:
-    views = {
-        None: "",
-        "whole": ", of the whole image",
-        "centre": f", the centre of the image after its shorter side was resized to {shorter_side(info.image_size)}, "
-        "bilinear",
-    }
     colour = "RGB" if info.channels == 3 else f"{info.channels} channel(s)"
-    size = f"{info.image_size} x {info.image_size} pixels{views[info.view]}"
+    seen = "" if info.view is None else _VIEWS[info.view]
+    if info.view == "centre":
+        seen += f" after its shorter side was resized to {shorter_side(info.image_size)}"
+    how = "turned upright as EXIF data say, resized bilinearly with antialiasing"
+    size = f"{info.image_size} x {info.image_size} pixels{seen}, {how}"
     return f"float32 in [0, 1], {colour}, {size}; the model normalises them"
 
 
 def _with_view(info: ModelInfo, told: Mapping[str, str]) -> ModelInfo:
-    """Return the same with the view that makes the words those that are told, if one does."""
-    views = (replace(info, view=view) for view in _VIEWS)
-    return next((one for one in views if _images(one) == told.get("images")), info)
+    """Return the same with the view that the words tell of, if they do."""
+    images = told.get("images", "")
+    return replace(info, view=next((view for view, words in _VIEWS.items() if words in images), None))

@@ -66,6 +66,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     )
 
 
+def refuse_unreadable(weights: str | None) -> None:
+    """Look into a file of weights, if it is one, before what may take long.
+
+    Raises:
+        InputError: as :func:`read_checkpoint`.
+    """
+    if weights is not None and is_file(weights):
+        read_checkpoint(Path(weights))
+
+
 def _holds_tensors(content: object) -> bool:
     return isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
 

@@ -173,7 +173,7 @@ def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
         if is_full_memory(error):
             raise RunFailed(
                 "the device's memory is full: smaller batches or images, mixed precision, or a run that is not "
-                f"compiled, need less ({one_line(error)})"
+                f"compiled, need less ({one_line(error)}); where others hold the memory, {to_go_on} once it is free"
             ) from error
         text = str(error).lower()
         if "expected to have finished reduction" in text:

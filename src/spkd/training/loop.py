@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from spkd.data.decoding import UnreadableImage
 from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller, Remembered
@@ -23,6 +24,7 @@ from spkd.losses.objective import LossBreakdown
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.crowding import Crowding
 from spkd.training.devices import agreed
+from spkd.training.evaluation import top1_error
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
@@ -51,7 +53,7 @@ class Training:
     Args:
         distiller: student, teacher and objective; the student's weights are trained in place.
         stream: the training batches.
-        validate: gives the student's validation error in percent.
+        validation: gives the validation images in batches, as the student takes them, and their targets.
         recipe: how to train.
         seed: of the random numbers in a step.
         identity: of all that decides the result; a checkpoint of another one is refused.
@@ -67,7 +69,7 @@ class Training:
         self,
         distiller: Distiller,
         stream: TrainStream,
-        validate: Callable[[nn.Module], float],
+        validation: Callable[[], Iterator[tuple[Tensor, Tensor]]],
         recipe: Recipe,
         seed: int,
         identity: str,
@@ -78,7 +80,7 @@ class Training:
         player: Callable[[int, Tensor], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.student = distiller.student
-        self._distiller, self._stream, self._validate = distiller, stream, validate
+        self._distiller, self._stream, self._validation = distiller, stream, validation
         self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
         self._folder, self._display = folder, display
         self._crowding = Crowding(fabric.device, display.say)
@@ -160,22 +162,28 @@ class Training:
         SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one at once.
 
         Raises:
-            RunFailed: when a loss is not finite. The last checkpoint stays.
+            RunFailed: when a loss is not finite; the last checkpoint stays. Or when an image can no longer be read; a
+                checkpoint is written then.
         """
         steps = self._recipe.epochs * self._stream.batches_per_epoch
         self._display.begin(title, steps, self._steps_done())
         # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
         self._distiller.train()
-        saved = time.monotonic()
+        saved, first = time.monotonic(), self._steps_done()
         with self._writer() as writer, stop_signals() as received, self._graph or contextlib.nullcontext():
+
+            def is_over() -> bool:
+                is_late = deadline is not None and time.time() >= deadline
+                # A run that has no time makes one step, or many of those would never come to an end.
+                return bool(received) or (is_late and self._steps_done() > first)
+
             while self.state.epoch < self._recipe.epochs:
                 begun = time.perf_counter()
-                batches = self._stream.epoch(self.state.epoch, start=self.state.batch)
+                batches = self._readable(self._stream.epoch(self.state.epoch, start=self.state.batch))
                 for images, targets, upcoming in _looking_ahead(batches, 0 if self._graph is None else 1):
                     self._step(images, targets, upcoming)
                     self.state.seconds += time.perf_counter() - begun
-                    stop = bool(received) or (deadline is not None and time.time() >= deadline)
-                    stop = agreed(self._fabric, self._steps_done(), stop)
+                    stop = agreed(self._fabric, self._steps_done(), is_over())
                     if stop or time.monotonic() - saved >= checkpoint_seconds:
                         self.save()
                         saved = time.monotonic()
@@ -184,9 +192,22 @@ class Training:
                     begun = time.perf_counter()
                 self._read_pending()
                 self.state.seconds += time.perf_counter() - begun
-                self._end_epoch(writer)
+                if not self._end_epoch(writer, is_over):
+                    self.save()
+                    return False
             self.save()
         return True
+
+    def _readable(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the batches; of an image that can no longer be read, tell how to go on."""
+        try:
+            yield from batches
+        except UnreadableImage as error:
+            self.save()
+            raise RunFailed(
+                f"{error.brief}, which it could when the run began: as soon as it can, the same options and --resume "
+                f"go on from {self._folder.checkpoint}"
+            ) from error
 
     def _steps_done(self) -> int:
         return self.state.epoch * self._stream.batches_per_epoch + self.state.batch
@@ -263,10 +284,17 @@ class Training:
             f"Likely causes: {', '.join(causes)}; {rest}"
         )
 
-    def _end_epoch(self, writer: Any) -> None:
+    def _end_epoch(self, writer: Any, is_over: Callable[[], bool]) -> bool:
+        """Validate and close the epoch; return False where the run is over before that."""
         state = self.state
-        # All evaluate, so that none waits for another longer than it may; the first one's word counts.
-        error = self._fabric.broadcast(self._validate(self.student))
+        batches = self._readable(self._validation())
+        if self._alone:
+            batches = _unless(is_over, batches)
+        try:
+            # All evaluate, so that none waits for another longer than it may; the first one's word counts.
+            error = self._fabric.broadcast(top1_error(self.student, batches))
+        except _Over:
+            return False
         state.epoch, state.batch = state.epoch + 1, 0
         row = {
             "epoch": state.epoch,
@@ -289,6 +317,7 @@ class Training:
             self._folder.write_metrics(state.rows)
         self._show()
         state.sums, state.images = {}, 0
+        return True
 
     def _show(self) -> None:
         self._crowding.look()
@@ -312,6 +341,17 @@ class Training:
 
         with contextlib.closing(SummaryWriter(str(self._folder.tensorboard), purge_step=self.state.epoch + 1)) as made:
             yield made
+
+
+class _Over(Exception):
+    """A run is over in the midst of a validation."""
+
+
+def _unless(is_over: Callable[[], bool], batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        if is_over():
+            raise _Over
+        yield batch
 
 
 def _looking_ahead(

@@ -25,7 +25,7 @@ from spkd.models.classifier import ModelInfo, composed
 from spkd.models.exported import is_exported
 from spkd.models.saved_model import find_meant, find_saved, not_saved, saved_info
 from spkd.training.batches import batches_for
-from spkd.training.run_folder import config_of
+from spkd.training.run_folder import config_of, images_changed
 
 SPLITS = ("test", "val", "train", "all")
 """On what a network may be evaluated; all is the three together."""
@@ -179,7 +179,7 @@ def images_to_quantise_with(
     """Return training images to calibrate with and labelled validation images, as the network in ``folder`` takes them.
 
     The training images are up to ``CALIBRATION`` in number, evenly spread over the set, and without augmentation.
-    ``say`` is given a line where the images are of some of the network's classes only.
+    ``say`` is given a line where the images are of some of the network's classes only, or have changed since training.
 
     Returns:
         Batches (n, channels, h, w) in [0, 1], and pairs of such batches and targets, numbered as the network does.
@@ -191,6 +191,8 @@ def images_to_quantise_with(
     data = load_data(options)
     _check_channels(info, data, options)
     places = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).round().long()
+    if images_changed(folder, data):
+        say(f"warning: the images have changed since {folder} was trained; errors may be of ones that it has learnt")
     labelled = numbered_as(info, data.val, data, say)
     calibration, validation = (_seen(images, info, options.workers) for images in (data.train.select(places), labelled))
     return (pixels for pixels, _ in calibration), validation

@@ -93,7 +93,7 @@ class Player:
 
 def said_of_all(distiller: Distiller, objective: Objective, images: Tensor) -> dict[str, Tensor]:
     """Return by memory what the teacher says of a batch, of the whole one where processes have divided it."""
-    division = divide(len(images), images.device)
+    division = divide(images)
     said = distiller.remember(images)
     return {
         term.memory: said[term.name]

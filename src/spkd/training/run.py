@@ -22,8 +22,7 @@ from spkd.models.inference import emulates_bfloat16
 from spkd.models.saved_model import savable_state, save_classifier
 from spkd.models.student_form import lay_channels_last, synchronised
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, own_batches
-from spkd.training.devices import make_fabric, require_one_folder, told_in_one_line
-from spkd.training.evaluation import top1_error
+from spkd.training.devices import is_launched, make_fabric, require_one_folder, told_in_one_line
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
@@ -73,6 +72,8 @@ def run(
     """
     deadline = runtime.deadline()
     folder = RunFolder(Path(out))
+    if not is_launched():  # of several processes all look into the folder before one of them leaves
+        folder.check_place(resume=resume or finish, overwrite=overwrite)
     setup = set_up(request, runtime)
     fabric = make_fabric(runtime, setup.recipe.precision)
     refuse_inputs("--out", folder.path, {**input_paths(request), "tape": runtime.tape})
@@ -138,7 +139,7 @@ def _train(
         training = Training(
             distiller,
             stream,
-            lambda student: top1_error(student, own_batches(setup.data.val, setup, fabric.device)),
+            lambda: own_batches(setup.data.val, setup, fabric.device),
             setup.recipe,
             setup.request.seed,
             identity,

@@ -13,7 +13,7 @@ import yaml
 from spkd.data.images import ImageData
 from spkd.data.options import CROP_SCALE
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import csv_text, is_folder, is_there, write_text_atomically
+from spkd.files import csv_text, is_file, is_folder, is_there, write_text_atomically
 
 MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
 """First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
@@ -99,8 +99,17 @@ class RunFolder:
         """Refuse a folder that a run of ``config`` may not be written to; write nothing.
 
         Raises:
-            InputError: when it already holds a run and neither flag is given, when ``resume`` meets another run
-                (see :meth:`refuse_other`), or when it holds something else.
+            InputError: as :meth:`check_place`, and when ``resume`` meets another run (see :meth:`refuse_other`).
+        """
+        self.check_place(resume=resume, overwrite=overwrite)
+        if self.has_begun() and resume:
+            self.refuse_other(config, identity)
+
+    def check_place(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that no run may be written to.
+
+        Raises:
+            InputError: when it already holds a run and neither flag is given, or when it holds something else.
         """
         if resume and overwrite:
             raise InputError("--overwrite excludes --resume and --finish: give one")
@@ -111,8 +120,6 @@ class RunFolder:
         if self.has_begun() and not (resume or overwrite):
             ways = "--resume" if (self.path / "result.json").exists() else "--resume or --finish"
             raise InputError(f"{self.path} already holds a run: give {ways}, --overwrite, or another --out")
-        if self.has_begun() and resume:
-            self.refuse_other(config, identity)
 
     def begin(self, config: Mapping[str, Any], identity: str, *, overwrite: bool) -> None:
         """Write ``config.yaml``, for a new run after removing an earlier run's files.
@@ -188,10 +195,14 @@ class RunFolder:
         write_text_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
 
-def images_changed(folder: str | Path, data: ImageData) -> bool:
-    """Return whether the run in ``folder`` was made with data of this name, but with other images or splits."""
-    path = Path(folder)
-    result = RunFolder(path).result() or RunFolder(path.resolve().parent).result() or {}
+def images_changed(network: str | Path, data: ImageData) -> bool:
+    """Return whether the run of a network was made with data of this name, but with other images or splits.
+
+    The network is given as its folder, or as a file that was exported to a folder in that.
+    """
+    path = Path(network)
+    above = path.resolve().parents[: 3 if is_file(path) else 1]
+    result = next(filter(None, (RunFolder(place).result() for place in (path, *above))), {})
     return result.get("data") == data.name and result.get("images_fingerprint") not in (None, data.fingerprint)
 
 

@@ -19,6 +19,7 @@ from spkd.models.cost import latency_ms
 from spkd.models.exported import is_exported, load_either
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved, savable_state, save_classifier
+from spkd.models.weights import refuse_unreadable
 from spkd.models.weights_source import model_defaults
 from spkd.taps import are_probabilities
 from spkd.training.batches import batches_for
@@ -144,6 +145,7 @@ def _note_exported(exported: Classifier, options: DataOptions, say: Callable[[st
 def _require_weights(spec: str, weights: str | None, normalisation: str | None) -> None:
     """Refuse an architecture of which no weights are there to be evaluated, as far as that shows without images."""
     model_defaults(spec, weights)
+    refuse_unreadable(weights)
     read_normalisation("normalisation", normalisation, spec, weights)
     if weights is None:
         raise InputError(
@@ -187,7 +189,7 @@ def _built(
             normalisation=Normalisation(data.normalisation_mean, data.normalisation_std),
             weights=weights,
             own_normalisation=read_normalisation("normalisation", normalisation, spec, weights),
-            view=options.view or known.view,
+            view=options.view or known.view or data.view,
         )
     except HeadMismatch as error:
         differing = f"tells {error.found} classes apart, {data.name} has {error.wanted}"

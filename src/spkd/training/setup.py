@@ -24,6 +24,7 @@ from spkd.models.build import BuiltModel, build_model
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, read_info
+from spkd.models.weights import refuse_unreadable
 from spkd.models.weights_source import has_pretrained, is_of_library, model_defaults
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
@@ -43,6 +44,8 @@ from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.run_folder import NOT_SAID, refuse_inputs
 from spkd.training.tape import Tape
+
+_SEEN = {"whole": "whole images", "centre": "the centre of images"}
 
 STREAMED_SIZE = 224
 """Side length of images that have no common small size and whose network names none."""
@@ -152,7 +155,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     _check_request(request)
     if runtime is not None and runtime.tape is not None:
         refuse_inputs("--tape", Path(runtime.tape), input_paths(request))
-    data = load_data(request.data, request.unlabelled)
+    data = _as_the_student_sees(load_data(request.data, request.unlabelled), request)
     notes = list(data.notes)
     image_size = _image_size(request, data)
     without = "" if data.unlabelled is None else f" (and {len(data.unlabelled)} without a label)"
@@ -206,6 +209,8 @@ def _check_request(request: Request) -> None:
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
     _own_sizes(request)  # of which weights that are not there are noticed
+    for weights in (request.weights, request.teacher_weights):
+        refuse_unreadable(weights)
     student = find_meant(request.model)
     if request.data.grey and student is not None and read_info(student).channels == 3:
         raise InputError(
@@ -240,14 +245,26 @@ def _other_sizes(request: Request, image_size: int) -> list[str]:
     ]
 
 
+def _as_the_student_sees(data: ImageData, request: Request) -> ImageData:
+    """Return the data to be seen in evaluation as a saved student sees images, unless something else is said."""
+    seen = model_defaults(request.model, request.weights).view
+    if request.data.view is not None or seen in (None, data.view):
+        return data
+    note = f"{request.model} was made to see {_SEEN[seen]}, and still does"
+    if seen == "whole" and request.data.crop_scale < 1:
+        note += (
+            f"; training shows crops of {request.data.crop_scale:.0%} and more, or with --crop_scale 1 the whole too"
+        )
+    return replace(data, chosen_view=seen, notes=(*data.notes, note))
+
+
 def _another_view(request: Request, data: ImageData) -> list[str]:
     """Return a line where the teacher was made to see another part of an image."""
     is_said = request.teacher is None or request.data.view is not None
     seen = None if is_said else model_defaults(str(request.teacher), request.teacher_weights).view
-    told = {"whole": "whole images", "centre": "the centre of images"}
     if seen in (None, data.view):
         return []
-    return [f"teacher: it was made to see {told[seen]}, and validation shows {told[data.view]}: --view {seen}"]
+    return [f"teacher: it was made to see {_SEEN[seen]}, and validation shows {_SEEN[data.view]}: --view {seen}"]
 
 
 def _unasked_weights(request: Request, data: ImageData) -> list[str]:
