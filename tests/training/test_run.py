@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from torchvision import models
 
 import spkd
@@ -26,10 +27,10 @@ from spkd.errors import InputError, RunFailed
 from spkd.export import export_model
 from spkd.files import locked
 from spkd.models.saved_model import save_classifier
-from spkd.studies.side_by_side import distill
+from spkd.studies.side_by_side import alone_request, distill
 from spkd.taps import Taps
 from spkd.training import run as running
-from spkd.training.batches import make_stream, own_batches
+from spkd.training.batches import first_batch, make_stream, own_batches
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
@@ -39,7 +40,7 @@ from spkd.training.result import hardware
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import evaluate_saved
-from spkd.training.setup import set_up
+from spkd.training.setup import pinned, set_up
 
 CPU = Runtime(accelerator="cpu")
 
@@ -1034,3 +1035,48 @@ def test_weights_that_a_student_s_callable_loads_are_part_of_the_run(loading: Re
     state = torch.load(tmp_path / "best.pt", weights_only=True)
     torch.save({name: 2 * value if value.dim() > 1 else value for name, value in state.items()}, tmp_path / "best.pt")
     assert set_up(student).identity() != before
+
+
+def test_a_teacher_can_see_larger_images_than_the_student(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    """The same crops; it is asked, and its errors are measured, at its own size."""
+    request = replace(distillation(tiny, teacher), teacher_size=16, data=DataOptions(image_size=8))
+    setup = set_up(request)
+    assert (setup.image_size, setup.stream_size, setup.student.info.image_size) == (8, 16, 8)
+    assert setup.tape_identity()["image_size"] == 16
+    assert "the teacher sees the same crops at 16 × 16 pixels" in setup.notes
+    assert setup.teacher is not None
+    images, targets = first_batch(make_stream(setup, torch.device("cpu")))
+    assert images.shape[-1] == 16
+    distiller = Distiller(setup.student, setup.teacher, setup.objective).eval()
+    smaller = F.interpolate(images, 8, mode="bilinear", antialias=True)
+    expected = distiller(smaller, targets, distiller.remember(images))
+    assert {*expected.terms} == {"ce", "sp", "kd"}
+    for name, value in distiller(images, targets).terms.items():
+        torch.testing.assert_close(value, expected.terms[name])
+    half = setup.student(images.bfloat16())
+    assert half.dtype == setup.student(smaller.bfloat16()).dtype
+    result = run(request, tmp_path / "run", CPU, Display())
+    assert result is not None
+    assert "agreement" not in {name for name, value in result["test"].items() if value is not None}
+    at_16 = evaluate_saved(
+        teacher, DataOptions(image_size=16), split="test", teacher=None, accelerator="cpu", say=print
+    )
+    assert result["test"]["teacher_error"] == pytest.approx(at_16.top1_error)
+    own = evaluate_saved(tmp_path / "run", DataOptions(), split="test", teacher=None, accelerator="cpu", say=print)
+    assert own.top1_error == pytest.approx(result["test_error"])
+    assert own.agreement is None
+    played = replace(CPU, tape=str(tmp_path / "tape"), tape_dtype="float32")
+    for name in ("recorded", "played"):
+        assert run(request, tmp_path / name, played, Display()) is not None
+        assert equal(tmp_path / name, tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["image_size"], config["teacher_size"]) == (8, 16)
+    single = alone_request(pinned(request, setup))
+    assert (single.teacher_size, single.data.image_size) == (None, 8)
+    unsaid = set_up(replace(request, data=DataOptions()))
+    assert unsaid.image_size == 8, "the digits' own, and not the teacher's"
+    for size, line in ((4, "--teacher_size 4 is less than the 8 pixels of the student"), (1, "must be from 2 to 4096")):
+        with pytest.raises(InputError, match=line):
+            set_up(replace(request, teacher_size=size))
+    with pytest.raises(InputError, match="--teacher_size: there is no teacher"):
+        Request(model=tiny, teacher_size=16)

@@ -341,6 +341,7 @@ def _request(options: Namespace, model: str, seed: int) -> Request:
         teacher=options.teacher if distilled else None,
         teacher_weights=options.teacher_weights if distilled else None,
         teacher_normalisation=options.teacher_normalisation if distilled else None,
+        teacher_size=options.teacher_size if distilled else None,
         method=options.get("method", "none"),
         taps=tuple(options.taps) if distilled else ("last",),
         data=DataOptions(**_pick(DataOptions, options)),

@@ -274,6 +274,8 @@ def _add_networks(parser: ArgumentParser, *, train: bool = True) -> None:
     _add_text(group, "teacher_weights", _WEIGHTS)
     if train:
         _add_text(group, "teacher_normalisation", _NORMALISATION)
+        text = "side length in pixels at which the teacher sees the same crops, if larger ones (default: --image_size)"
+        group.add_argument("--teacher_size", type=int | None, default=None, help=text)
     _add_text(group, "student", _SPECS, DEFAULT_STUDENT)
     _add_weights(group, train=train)
     taps = "layers to compare: last, stages, or pairs as student_path=teacher_path (see `spkd taps`)"

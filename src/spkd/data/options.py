@@ -14,6 +14,9 @@ View = Literal["whole", "centre"]
 Augment = Literal["none", "trivial", "rand"]
 """What is done to training images besides crops and mirror images: nothing, TrivialAugment or RandAugment."""
 
+LARGEST_SIZE = 4096
+"""Greatest side length, in pixels, at which images are shown to a network."""
+
 CROP_SCALE = 0.35
 """Least share of a large image's area that a training view shows, where none is said."""
 
@@ -61,8 +64,9 @@ class DataOptions:
     def __post_init__(self) -> None:
         if not self.data:
             raise InputError("data: expected 'digits', a data set's name or a folder, got an empty text")
-        if self.image_size is not None and not 2 <= self.image_size <= 4096:
-            raise InputError(f"image_size: expected a side length from 2 to 4096 pixels, got {self.image_size}")
+        if self.image_size is not None and not 2 <= self.image_size <= LARGEST_SIZE:
+            expected = f"a side length from 2 to {LARGEST_SIZE} pixels"
+            raise InputError(f"image_size: expected {expected}, got {self.image_size}")
         if self.train_images is not None and self.train_images < 2:
             raise InputError(f"train_images: expected 2 images or more, got {self.train_images}")
         if not 0 < self.crop_scale <= 1:

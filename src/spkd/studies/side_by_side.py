@@ -28,6 +28,7 @@ from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import pinned, set_up
 
 _CODE_FOLDER = re.compile(r"^.*/(?=[^/]+\.py:)")
+_OF_TEACHER = ("teacher", "teacher_weights", "teacher_normalisation", "teacher_size", "unlabelled")
 TEACHER_EPOCHS = 60
 """Epochs of the digits' own teacher: a teacher with little more to know has little to teach."""
 
@@ -122,7 +123,7 @@ def teacher_errors(student: Mapping[str, Any]) -> dict[str, float | None]:
 
 def alone_request(request: Request) -> Request:
     """Return the request for the same student trained alone: same labelled images, recipe and seed, no teacher."""
-    without: dict[str, Any] = dict.fromkeys(("teacher", "teacher_weights", "teacher_normalisation", "unlabelled"))
+    without: dict[str, Any] = dict.fromkeys(_OF_TEACHER)
     return replace(request, **without, method="none", taps=("last",))
 
 

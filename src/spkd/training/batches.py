@@ -33,7 +33,7 @@ def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 
     norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in setup.student.modules())
     return TrainStream(
         setup.data.seen(),
-        image_size=setup.image_size,
+        image_size=setup.stream_size,
         flip=setup.data.flip,
         crop_scale=setup.data.crop_scale,
         augment=setup.data.augment,
@@ -51,9 +51,11 @@ def first_batch(stream: TrainStream) -> tuple[Tensor, Tensor]:
     return next(iter(stream.epoch(0)))
 
 
-def own_batches(images: Images, setup: Setup, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over a run's validation or test images, as its student takes them."""
-    return batches_for(setup.student.info, images, device, workers=setup.request.data.workers)
+def own_batches(
+    images: Images, setup: Setup, device: torch.device, image_size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over a run's validation or test images, as its student takes them unless another size is given."""
+    return batches_for(setup.student.info, images, device, workers=setup.request.data.workers, image_size=image_size)
 
 
 def batches_for(

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spkd.data.augment import augmentation
 from spkd.data.images import FileImages, ImageData
@@ -23,6 +23,8 @@ from spkd.models.weights import read_checkpoint
 from spkd.models.weights_source import has_foreign_weights, loaded_digest
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe
+
+Value = TypeVar("Value")
 
 CODE_FILE = re.compile(r"[^+?]+\.py(?=:)")
 """A file of code in the spec of a network or a method."""
@@ -75,7 +77,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
     }
 
 
-def if_given(option: str, value: str | None) -> dict[str, str]:
+def if_given(option: str, value: Value | None) -> dict[str, Value]:
     """Return an option where it is given: an identity without it is that of versions which did not have it."""
     return {} if value is None else {option: value}
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from spkd.data.options import DataOptions
+from spkd.data.options import LARGEST_SIZE, DataOptions
 from spkd.errors import InputError
 
 NORMALISATIONS = "imagenet, none (pixels in [0, 1]), or MEAN/STD, each one number or one a channel, as in 0.5/0.25"
@@ -30,6 +30,7 @@ class Request:
     teacher: str | None = None
     teacher_weights: str | None = None
     teacher_normalisation: str | None = None
+    teacher_size: int | None = None
     method: str = "none"
     taps: tuple[str, ...] = ("last",)
     data: DataOptions = field(default_factory=DataOptions)
@@ -39,8 +40,11 @@ class Request:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.teacher_normalisation is not None and self.teacher is None:
-            raise InputError("--teacher_normalisation: there is no teacher; give --teacher")
+        for option in ("teacher_normalisation", "teacher_size"):
+            if getattr(self, option) is not None and self.teacher is None:
+                raise InputError(f"--{option}: there is no teacher; give --teacher")
+        if self.teacher_size is not None and not 2 <= self.teacher_size <= LARGEST_SIZE:
+            raise InputError(f"--teacher_size must be from 2 to {LARGEST_SIZE} pixels, not {self.teacher_size}")
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,8 @@ def _teacher(folder: Path, named: str | None, student: Classifier, say: Callable
         return teacher
     config = config_of(folder)
     own = find_meant(str(config.get("teacher")))
-    if own is None or config.get("teacher_weights") is not None:
-        return None
+    if own is None or config.get("teacher_weights") is not None or config.get("teacher_size") is not None:
+        return None  # not to be had, or it sees larger images
     try:
         teacher = load_classifier(own)
     except InputError as error:

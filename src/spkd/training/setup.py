@@ -59,7 +59,9 @@ class Setup:
         request: what was asked for.
         recipe: the recipe with the user's values in it.
         data: the images.
-        image_size: side length at which they are given to both networks.
+        image_size: side length at which the student sees them.
+        stream_size: side length at which they are given to both networks: the teacher's, and the student makes them
+            smaller where its own is another.
         student: the network to train.
         teacher: the trained network; None where there is none, or where a tape holds all that it has to say.
         objective: the loss.
@@ -71,6 +73,7 @@ class Setup:
     recipe: Recipe
     data: ImageData
     image_size: int
+    stream_size: int
     student: Classifier
     teacher: Classifier | None
     objective: Objective
@@ -84,7 +87,7 @@ class Setup:
 
     def tape_identity(self) -> dict[str, Any]:
         """Return everything that decides what the teacher says of each batch, by name."""
-        return tape_identity(self.request, self.data, self.image_size, self.recipe)
+        return tape_identity(self.request, self.data, self.stream_size, self.recipe)
 
     def config(self) -> dict[str, Any]:
         """Return everything that decides the result, flat, as the command line's options."""
@@ -105,6 +108,7 @@ class Setup:
                 "teacher": absolute_network(request.teacher),
                 "teacher_weights": absolute_weights(request.teacher_weights),
                 **if_given("teacher_normalisation", request.teacher_normalisation),
+                **if_given("teacher_size", request.teacher_size),
                 "method": with_absolute_code(request.method),
                 "taps": list(request.taps),
             }
@@ -158,12 +162,15 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     data = _as_the_student_sees(load_data(request.data, request.unlabelled), request)
     notes = list(data.notes)
     image_size = _image_size(request, data)
+    stream_size = _stream_size(request, image_size)
     without = "" if data.unlabelled is None else f" (and {len(data.unlabelled)} without a label)"
     counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test or ())} test images"
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
-    notes += notes_of_images(data, image_size)
+    if stream_size != image_size:
+        notes.append(f"the teacher sees the same crops at {stream_size} × {stream_size} pixels")
+    notes += notes_of_images(data, stream_size)
     notes += notes_of_learnt(request, data)
-    notes += _other_sizes(request, image_size)
+    notes += _other_sizes(request, image_size, stream_size)
     notes += _another_view(request, data)
     notes += _unasked_weights(request, data)
     if data.flip and named_set(request.data) is None:
@@ -182,23 +189,27 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         replace_head=request.replace_head or is_of_library(request.model, request.weights),
     )
     notes += student.notes
+    if stream_size != image_size:
+        student.classifier.resizes_to = image_size
     recipe = _recipe(request, data, student.trained, notes)
     notes += notes_of_recipe(request, recipe, len(data.seen()))
-    tape = _tape(request, runtime, data, image_size, recipe)
+    tape = _tape(request, runtime, data, stream_size, recipe)
     teacher = None
-    objective = _played_objective(request, recipe, student.classifier, tape, data, image_size)
+    objective = _played_objective(request, recipe, student.classifier, tape, data, stream_size)
     if request.teacher is not None and objective is None:
-        built = _teacher(request, data, image_size, normalisation)
+        built = _teacher(request, data, stream_size, normalisation)
         notes += [f"teacher: {note.replace('--normalisation', '--teacher_normalisation')}" for note in built.notes]
         teacher = built.classifier
     if objective is None:
-        objective = _objective(request, _pairs(request, student.classifier, teacher, data, image_size), recipe)
+        objective = _objective(request, _pairs(request, student.classifier, teacher, data, stream_size), recipe)
     if objective.pairs:
         notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in objective.pairs))
     if objective.terms:
         weights = {"cross-entropy": objective.cross_entropy, **{term.name: term.weight for term in objective.terms}}
         notes.append("loss weights: " + ", ".join(f"{name} {weight:g}" for name, weight in weights.items()))
-    return Setup(request, recipe, data, image_size, student.classifier, teacher, objective, tuple(notes), tape)
+    return Setup(
+        request, recipe, data, image_size, stream_size, student.classifier, teacher, objective, tuple(notes), tape
+    )
 
 
 def _check_request(request: Request) -> None:
@@ -224,8 +235,26 @@ def _check_request(request: Request) -> None:
 
 def _image_size(request: Request, data: ImageData) -> int:
     """Return the size asked for, else the teacher's own, else the student's, else the images', else 224."""
-    sizes = [request.data.image_size, *_own_sizes(request).values(), data.native_size, STREAMED_SIZE]
+    own = _own_sizes(request)
+    if request.teacher_size is not None:
+        own.pop("teacher")
+    sizes = [request.data.image_size, *own.values(), data.native_size, STREAMED_SIZE]
     return next(size for size in sizes if size is not None)
+
+
+def _stream_size(request: Request, image_size: int) -> int:
+    """Return the size at which images are given: the teacher's, if that is another than the student's.
+
+    Raises:
+        InputError: when the teacher's is the smaller one.
+    """
+    size = request.teacher_size or image_size
+    if size < image_size:
+        raise InputError(
+            f"--teacher_size {size} is less than the {image_size} pixels of the student: give it --image_size {size} at"
+            " the most"
+        )
+    return size
 
 
 def _own_sizes(request: Request) -> dict[str, int | None]:
@@ -236,12 +265,12 @@ def _own_sizes(request: Request) -> dict[str, int | None]:
     return {"teacher": model_defaults(request.teacher, request.teacher_weights).image_size, **student}
 
 
-def _other_sizes(request: Request, image_size: int) -> list[str]:
+def _other_sizes(request: Request, image_size: int, stream_size: int) -> list[str]:
     """Return a line for each network that was made for images of another size."""
     return [
         f"{name}: its weights were made for images of {size} × {size} pixels"
         for name, size in _own_sizes(request).items()
-        if size not in (None, image_size)
+        if size not in (None, stream_size if name == "teacher" else image_size)
     ]
 
 

@@ -63,4 +63,4 @@ def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.
     images = setup.data.val if split == "val" else setup.data.test
     if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
         return None
-    return top1_error(setup.teacher, own_batches(images, setup, device))
+    return top1_error(setup.teacher, own_batches(images, setup, device, image_size=setup.stream_size))
