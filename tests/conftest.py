@@ -1,7 +1,9 @@
 """What several tests share: a small network of a user's own in a file, and a finished teacher."""
 
+import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,6 +72,13 @@ class Heard(Display):
 def heard() -> Heard:
     """A display whose lines can be read afterwards."""
     return Heard()
+
+
+@pytest.fixture
+def ordered_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let TensorBoard read the files of one second in their order: they are sorted by names that end in a count."""
+    counter = SimpleNamespace(get=itertools.count(10).__next__)
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", counter)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -200,9 +201,10 @@ def test_a_mismatch_leaves_the_earlier_file(tmp_path: Path, images: Tensor, form
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("difference", [0.01, math.nan])
 @pytest.mark.parametrize("wrong", [1, 2, 5])
 def test_batches_of_one_of_two_and_of_all_are_checked(
-    wrong: int, tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    wrong: int, difference: float, tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, seen = Small().eval(), []
 
@@ -210,11 +212,12 @@ def test_batches_of_one_of_two_and_of_all_are_checked(
         seen.append(len(batch))
         with torch.no_grad():
             logits: Tensor = network(batch)
-        return logits + 0.01 if len(batch) == wrong else logits
+        return logits + difference if len(batch) == wrong else logits
 
     monkeypatch.setattr(spkd.export, "_in_format", lambda *_: (b"content", run))
-    with pytest.raises(InputError, match=f"on a batch of {wrong}, more than"):
+    with pytest.raises(InputError, match=f"by {difference} on a batch of {wrong}, more than"):
         export_network(network, tmp_path / "x.onnx", images=images)
+    assert list(tmp_path.iterdir()) == []
     assert seen == [size for size in (1, 2, 5) if size <= wrong]
 
 

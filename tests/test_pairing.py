@@ -140,6 +140,11 @@ def test_a_classifier_of_convolutions_is_no_stage() -> None:
     assert names(in_one, 8) == ["0"]
 
 
+def test_a_dropout_is_no_part_of_the_stage_before_it() -> None:
+    body = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout()]
+    assert names(nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)), 8) == ["1"]
+
+
 def test_a_body_that_ends_in_a_vector_is_looked_into() -> None:
     body = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU()]
     vector = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

@@ -134,6 +134,23 @@ def test_the_label_stays_with_its_image():
         assert targets[numbers_of(part)].tolist() == part.targets.tolist()
 
 
+@pytest.mark.parametrize(
+    ("given", "sizes", "digest"),
+    [
+        ((), (81, 18, 18), "790cdba515e65040384b6e6d64173942c67fb7733a37a40df1ff5be7a1c2f771"),
+        (("test",), (105, 12, 117), "3442da9fa6472ac0e2b335e820389008873cfd36f89302f74aed8a9512cb4cfd"),
+        (("val",), (117, 59, 58), "af62249c56c77013e956118a02a54ff2c38401dccb901178cc34a007ffe97f46"),
+    ],
+)
+def test_what_is_cut_is_that_of_every_version(given, sizes, digest):
+    whole = images_of(torch.arange(117) % 3)
+    val, test = (whole if name in given else None for name in ("val", "test"))
+    splits = complete_splits(whole, val, test, "abc")
+    parts = [numbers_of(part) for part in (splits.train, splits.val, splits.test)]
+    assert tuple(map(len, parts)) == sizes
+    assert hashlib.sha256(str(parts).encode()).hexdigest() == digest
+
+
 def test_the_digits_split_is_that_of_every_version():
     data = load_digits()
     digest = hashlib.sha256(b"".join(part.pixels.numpy().tobytes() for part in (data.train, data.val, data.test)))

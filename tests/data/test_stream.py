@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from spkd.data.augment import pad_reflect, resize
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream, _tell_of_memory, evaluation_batches
@@ -184,13 +185,13 @@ class TestAugment:
 
 
 class TestContents:
-    def test_every_image_comes_once_an_epoch_in_changing_order(self):
-        orders = [
-            [label for _, targets in stream(memory_images()).epoch(epoch) for label in targets.tolist()]
-            for epoch in range(2)
-        ]
-        assert sorted(orders[0]) == sorted(orders[1]) == list(range(50))
-        assert orders[0] != orders[1]
+    def test_every_image_comes_once_an_epoch_in_an_order_of_the_epoch_and_the_seed(self):
+        orders = {
+            tuple(label for _, targets in stream(memory_images(), seed=seed).epoch(epoch) for label in targets.tolist())
+            for seed, epoch in [(0, 0), (0, 1), (1, 0)]
+        }
+        assert len(orders) == 3
+        assert all(sorted(order) == list(range(50)) for order in orders)
 
     def test_shapes_types_and_range(self, images):
         for views, targets in stream(images, 4, size=12).epoch(0):
@@ -235,6 +236,13 @@ class TestContents:
         assert tuple(large[0][0].shape) == (6, 3, 24, 24)
         assert torch.equal(large[0][1], small[0][1])
         assert torch.allclose(large[0][0].mean((1, 2, 3)), small[0][0].mean((1, 2, 3)), atol=0.02)
+
+    def test_images_larger_than_the_network_s_are_made_smaller_before_the_crop(self):
+        images = memory_images(n=6)
+        windows = pad_reflect(resize(images.pixels, 12), 1).unfold(2, 12, 1).unfold(3, 12, 1)
+        ((views, targets),) = stream(images, 6, size=12, flip=False).epoch(0)
+        for view, label in zip(views, targets, strict=True):
+            assert ((255 * view).round()[:, None, None] == windows[label]).all((0, 3, 4)).any()
 
     def test_grey_images(self):
         views, _ = next(stream(memory_images(channels=1)).epoch(0))

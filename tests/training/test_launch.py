@@ -89,7 +89,9 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-def test_two_processes_end_with_the_weights_of_one_with_a_tape_too(options: list[str], tmp_path: Path) -> None:
+def test_two_processes_end_with_the_weights_of_one_with_a_tape_and_a_stop_too(
+    options: list[str], tmp_path: Path
+) -> None:
     tapes = {name: ["--tape", str(tmp_path / name), "--tape_dtype", "float32"] for name in ("tape", "of_one")}
     exact = [*options, "--epochs", "2", "--teacher_precision", "32-true"]
     begun = [str(tmp_path / "tape"), *without_method(exact), "--methods", "sp+kd+at", *tapes["tape"][2:]]
@@ -106,20 +108,22 @@ def test_two_processes_end_with_the_weights_of_one_with_a_tape_too(options: list
     said = {}
     for name, arguments in runs.items():
         arguments = [*exact, *arguments, "--out", str(tmp_path / name)]
-        done = subprocess.run(command(*arguments), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        for flag in ("--max_time=0", "--resume") if name == "two" else ("--resume",):
+            done = subprocess.run(command(*arguments, flag), capture_output=True, text=True)
+            assert done.returncode == (3 if flag == "--max_time=0" else 0), done.stderr
         said[name] = done.stderr
     assert f"{AGREE_EVERY} of 16 steps recorded" in said["recorded"]
     assert "16 of 16 steps recorded" in said["played"]
-    weights = {name: load_file(tmp_path / name / "student" / "model.safetensors") for name in runs}
-    columns = {name: (tmp_path / name / "metrics.csv").read_text().splitlines()[-1].split(",") for name in runs}
+    last = {name: torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in runs}
+    weights = {name: checkpoint["distiller"] for name, checkpoint in last.items()}
+    metrics = {name: (tmp_path / name / "metrics.csv").read_text() for name in runs}
+    assert metrics["two"] == metrics["recorded"] == metrics["played"]
+    columns = {name: [float(value) for value in text.splitlines()[-1].split(",")] for name, text in metrics.items()}
+    assert columns["two"] == pytest.approx(columns["one"], rel=1e-3)
     for key, value in weights["one"].items():
         torch.testing.assert_close(weights["two"][key], value, rtol=2e-4, atol=2e-5)
         assert torch.equal(weights["recorded"][key], weights["two"][key])
         assert torch.equal(weights["played"][key], weights["two"][key])
-    assert [float(value) for value in columns["two"]] == pytest.approx(
-        [float(value) for value in columns["one"]], rel=1e-3
-    )
     for path in (tmp_path / "of_one").glob("*.data"):
         one, two = (np.fromfile(tmp_path / tape / path.name, np.float32) for tape in ("of_one", "tape"))
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)

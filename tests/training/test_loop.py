@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning_fabric import Fabric
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from spkd.data.decoding import UnreadableImage
@@ -86,6 +87,21 @@ def test_losses_that_wait_to_be_read_are_in_the_checkpoint(tmp_path: Path) -> No
     assert resumed.state.rows == whole.state.rows
 
 
+@pytest.mark.usefixtures("ordered_logs")
+def test_an_epoch_that_is_trained_again_is_logged_once(tmp_path: Path) -> None:
+    """As after a kill between its end and the next checkpoint."""
+    training = made(tmp_path)
+    training.save()
+    begun = training._folder.checkpoint.read_bytes()
+    assert training.run("", math.inf, None)
+    training._folder.checkpoint.write_bytes(begun)
+    again = made(tmp_path)
+    assert again.restore()
+    assert again.run("", math.inf, None)
+    logged = EventAccumulator(str(training._folder.tensorboard)).Reload().Scalars("val_error")
+    assert [one.step for one in logged] == [1]
+
+
 @pytest.mark.parametrize(("patience", "most"), [(0.0, 0), (math.inf, PENDING_STEPS - 1)])
 def test_losses_wait_no_longer_than_they_may(patience: float, most: int, tmp_path: Path) -> None:
     training = made(tmp_path)
@@ -138,6 +154,23 @@ def test_a_checkpoint_of_another_identity_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="made with other weights, code or images"):
         other.restore()
     assert training.restore()
+
+
+def test_the_state_of_mixed_precision_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a scaler of float16 gradients has it, on a GPU."""
+    stopped, resumed, loaded = made(tmp_path), made(tmp_path), []
+    monkeypatch.setattr(stopped._fabric.strategy.precision, "state_dict", lambda: {"scale": 8.0})
+    monkeypatch.setattr(resumed._fabric.strategy.precision, "load_state_dict", loaded.append)
+    stopped.save()
+    assert resumed.restore()
+    assert loaded == [{"scale": 8.0}]
+
+
+def test_the_first_process_alone_writes_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = made(tmp_path)
+    monkeypatch.setattr(Fabric, "is_global_zero", False)
+    training.save()
+    assert not training._folder.checkpoint.exists()
 
 
 def test_what_another_process_has_removed_is_not_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,11 @@ def test_the_first_epoch_of_a_short_run_has_the_full_rate(epochs: int) -> None:
         assert learning_rate(recipe, 7, 7) < recipe.lr
 
 
+def test_a_milestone_falls_on_the_nearest_epoch() -> None:
+    rates = [learning_rate(Recipe(epochs=7), 3 * epoch, 3) for epoch in range(7)]
+    assert rates == pytest.approx([0.1] * 2 + [0.02] * 2 + [0.004] * 2 + [0.0008])
+
+
 def test_warmup_rises_linearly_to_the_full_rate() -> None:
     recipe = Recipe(warmup_epochs=2, lr=0.1)
     assert [learning_rate(recipe, step, 5) for step in range(10)] == pytest.approx([0.01 * (k + 1) for k in range(10)])
@@ -65,7 +70,29 @@ def test_a_similarity_loss_weighs_as_much_in_another_batch(name: str) -> None:
 
 
 def test_every_field_can_be_overridden() -> None:
-    assert {"epochs", "precision", "clip_norm", "gamma", "alpha", "temperature", "beta"} <= set(overridable())
+    values = {
+        "epochs": 3,
+        "batch_size": 5,
+        "optimizer": "adamw",
+        "lr": 0.3,
+        "momentum": 0.5,
+        "weight_decay": 0.01,
+        "schedule": "cosine",
+        "milestones": (0.5,),
+        "lr_decay": 0.7,
+        "warmup_epochs": 2.0,
+        "clip_norm": 1.5,
+        "label_smoothing": 0.1,
+        "precision": "bf16-mixed",
+        "teacher_precision": "32-true",
+        "gamma": 10.0,
+        "alpha": 0.4,
+        "temperature": 2.0,
+        "beta": 20.0,
+    }
+    changed = Recipe().override(values)
+    assert set(overridable()) == set(values)
+    assert {name: getattr(changed, name, None) or getattr(changed.losses, name) for name in values} == values
 
 
 def test_a_mistyped_field_is_refused_with_the_nearest() -> None:

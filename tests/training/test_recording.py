@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
+from spkd.losses.objective import Objective, Term
+from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.models.saved_model import save_classifier
 from spkd.training import setup as setting_up
 from spkd.training import tape_setup
 from spkd.training.identity import tape_identity
 from spkd.training.options import Request, Runtime
-from spkd.training.playback import Player
+from spkd.training.playback import Player, said_of_all
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe
 from spkd.training.recording import record
@@ -513,22 +516,45 @@ def test_a_teacher_s_error_in_another_view_is_not_taken_from_a_tape(tmp_path: Pa
     assert "teacher_error" not in other["test"]
 
 
-def test_of_several_processes_none_asks_the_teacher_alone(tiny: str, teacher: Path, tmp_path: Path) -> None:
-    """The others would play the step, and the one that asked would wait for them."""
-    record(request(tiny, teacher), ["kd"], tmp_path / "tape", CPU, Display())
+def test_of_several_processes_all_ask_the_teacher_or_none(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    """One that asked alone would wait for the others."""
+    (tmp_path / "own.py").write_text(OWN)
+    wanted = request(tiny, teacher, method=f"kd+{tmp_path}/own.py:Sum?weight=0.1")
+    record(wanted, [wanted.method], tmp_path / "tape", CPU, Display())
     path = tmp_path / "tape" / "logits.data"
     sound = path.read_bytes()
     path.write_bytes(bytes([sound[0] ^ 255]) + sound[1:-1000])
-    setup, tape = set_up(request(tiny, teacher, method="kd")), Tape.open(tmp_path / "tape")
+    setup, tape = set_up(wanted), Tape.open(tmp_path / "tape")
     assert tape is not None
     assert setup.teacher is not None
     distiller = Distiller(setup.student, setup.teacher, setup.objective)
     there = tape.is_recorded(setup.objective.memories, 16)
-    player = Player(tape, setup.objective, distiller, torch.device("cpu"), (1, 2), there)
+    player, asked = Player(tape, setup.objective, distiller, torch.device("cpu"), (1, 2), there), []
+    setup.teacher.register_forward_pre_hook(lambda *_: asked.append(True))
     with pytest.raises(RunFailed, match=r"is damaged at step 1: the same command, .* records that part again"):
         player(0, torch.rand(32, 1, 8, 8))
     assert tape.is_recorded(setup.objective.memories, 16).tolist() == [False, *[True] * 14, False], "all are marked"
-    assert player(1, torch.rand(32, 1, 8, 8))["kd"].shape == (32, 10)
+    for recorded in (True, False):
+        there[1] = recorded  # when the first one looked
+        said = player(1, torch.rand(32, 1, 8, 8))
+        assert {name: tuple(value.shape) for name, value in said.items()} == {"kd": (32, 10), "Sum": (64,)}
+        assert bool(asked) is not recorded
+
+
+def test_what_is_recorded_is_said_of_the_images_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    division = SimpleNamespace(rank=1, sizes=(2, 1), gather_any=lambda own: torch.cat([torch.zeros(2, 10), own]))
+    monkeypatch.setattr("spkd.training.playback.divide", lambda *_: division)
+    rows, whole = SoftTargetLoss(), SoftTargetLoss()
+    whole.mean_over_images = False
+    objective = Objective([Term("rows", 1.0, rows, "rows"), Term("whole", 1.0, whole, "whole")])
+    own = {"rows": torch.ones(1, 10), "whole": torch.ones(3, 10)}
+    distiller: Any = SimpleNamespace(remember=lambda images: own)
+    said = said_of_all(distiller, objective, torch.rand(1, 1, 8, 8))
+    assert said["rows"].mean(1).tolist() == [0.0, 0.0, 1.0]
+    assert said["whole"] is own["whole"]
+    own["rows"] = torch.ones(10)
+    with pytest.raises(InputError, match=r"'rows' remembers a tensor of shape \(10,\) of 1 images; .* a row of each$"):
+        said_of_all(distiller, objective, torch.rand(1, 1, 8, 8))
 
 
 def test_other_weights_of_a_library_are_another_teacher() -> None:

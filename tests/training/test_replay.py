@@ -19,6 +19,7 @@ from spkd.data.options import DataOptions
 from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.distiller import Distiller
+from spkd.training.batches import first_batch, make_stream
 from spkd.training.options import Request, Runtime
 from spkd.training.run import run
 from spkd.training.setup import set_up
@@ -136,9 +137,16 @@ def test_a_run_equals_a_plain_loop(
     assert result["test_error"] == pytest.approx(error(student, images.test), abs=0.31)
 
 
-def test_first_weights_are_a_function_of_the_seed(tiny: str) -> None:
-    def first(seed: int) -> Tensor:
-        return torch.cat([one.flatten() for one in set_up(Request(model=tiny, seed=seed)).student.parameters()])
+def test_first_weights_and_batches_are_a_function_of_the_seed(tiny: str, teacher: Path) -> None:
+    def first(seed: int, method: str = "none") -> list[Tensor]:
+        setup = set_up(
+            Request(model=tiny, seed=seed, teacher=None if method == "none" else str(teacher), method=method)
+        )
+        return [*setup.student.state_dict().values(), *first_batch(make_stream(setup, CPU))]
 
-    assert torch.equal(first(0), first(0))
-    assert not torch.equal(first(0), first(1))
+    alone = first(0)
+    for method in ("none", "sp", "sp+kd"):
+        assert all(torch.equal(one, other) for one, other in zip(first(0, method), alone, strict=True))
+    weights, images = first(1)[0], first(1)[-2]
+    assert not torch.equal(weights, alone[0])
+    assert not torch.equal(images, alone[-2])

@@ -1,6 +1,7 @@
 """Whole runs: what a folder holds, stopping and going on, refusing."""
 
 import contextlib
+import csv
 import json
 import math
 import shutil
@@ -15,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from torchvision import models
 
@@ -71,6 +73,17 @@ def finished(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+def assert_logged(folder: Path) -> None:
+    """Hold what TensorBoard shows against the metrics."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    shown = {name: [(one.step, one.value) for one in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert {"epoch", *shown} == rows[0].keys()
+    for name, values in shown.items():
+        assert values == [(int(row["epoch"]), pytest.approx(float(row[name]), rel=1e-6)) for row in rows]
+
+
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert (result["kind"], result["method"], result["seed"], result["epochs"]) == ("distill", "sp+kd", 0, 2)
@@ -82,7 +95,7 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     lines = (finished / "metrics.csv").read_text().splitlines()
     assert lines[0] == "epoch,lr,train_total,train_ce,train_sp,train_kd,val_error"
     assert len(lines) == 3
-    assert list((finished / "tensorboard").iterdir())
+    assert_logged(finished)
     assert (finished / "checkpoints" / "last.ckpt").is_file()
     assert yaml.safe_load((finished / "config.yaml").read_text())["gamma"] == 30.0
 
@@ -139,6 +152,7 @@ def test_the_same_request_gives_the_same_bits_and_another_seed_others(
     assert not equal(finished, tmp_path / "other")
 
 
+@pytest.mark.usefixtures("ordered_logs")
 def test_a_run_stopped_in_time_goes_on_to_the_same_bits(
     tiny: str, teacher: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -150,6 +164,7 @@ def test_a_run_stopped_in_time_goes_on_to_the_same_bits(
     assert stops == 2 * math.ceil(500 / 64), "a run that has no time makes one step"
     assert equal(finished, folder)
     assert (folder / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
+    assert_logged(folder)
     at_once, in_parts = (json.loads((place / "result.json").read_text()) for place in (finished, folder))
     assert at_once.keys() == in_parts.keys()
     assert {key for key in at_once if at_once[key] != in_parts[key]} <= {"training_seconds", "images_per_second"}
@@ -292,6 +307,12 @@ def test_what_a_call_has_made_is_told_apart_by_its_file(tiny_source: str, tmp_pa
         path.write_text(f"import functools\n{tiny_source}\nSmall = functools.partial(Tiny, width={width})\n")
         made.add(identity(Request(model=f"{path}:Small")))
     assert len(made) == 2
+
+
+def test_how_images_are_seen_is_part_of_the_run(tiny: str) -> None:
+    setup = set_up(Request(model=tiny))
+    changes = ({}, {"flip": True}, {"normalisation_mean": (0.4,)}, {"normalisation_std": (0.4,)})
+    assert len({replace(setup, data=replace(setup.data, **change)).identity() for change in changes}) == 4
 
 
 def test_an_image_that_has_changed_is_noticed(tmp_path: Path) -> None:
