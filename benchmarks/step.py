@@ -15,7 +15,7 @@ from torch import nn
 from benchmarks.reference import PlainStep
 from benchmarks.timing import interleaved
 from spkd.data.images import MemoryImages
-from spkd.data.stream import TrainStream
+from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller
 from spkd.losses.methods import build_objective
 from spkd.losses.weights import LossWeights
@@ -95,7 +95,7 @@ class Bench:
         training = Training(
             distiller,
             self.stream(),
-            lambda network: 0.0,
+            lambda: iter(()),
             recipe,
             0,
             name,
@@ -106,10 +106,11 @@ class Bench:
             player=player,
         )
         distiller.train()
+        batch = Batch(self.images, self.targets, self.images)
 
         def step() -> None:
             training.state.batch = 0
-            training._step(self.images, self.targets, self.images)
+            training._step(batch, batch)
 
         step()
         training._read_pending()

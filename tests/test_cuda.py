@@ -134,7 +134,7 @@ def training(folder: Path, recipe: Recipe, *, method: str = "sp+kd", compiled: b
     distiller = Distiller(student, teacher, objective).to(device).train()
     place = RunFolder(folder)
     return Training(
-        distiller, stream, lambda network: 0.0, recipe, 0, "identity", fabric, place, Display(), compiled=compiled
+        distiller, stream, lambda: iter(()), recipe, 0, "identity", fabric, place, Display(), compiled=compiled
     )
 
 
@@ -152,7 +152,7 @@ def training(folder: Path, recipe: Recipe, *, method: str = "sp+kd", compiled: b
 def test_a_step_never_waits_for_the_device(recipe: Recipe, compiled: bool, tmp_path: Path) -> None:
     """Ten steps after the first ones, the augmented batches included."""
     made = training(tmp_path, replace(recipe, batch_size=16), compiled=compiled)
-    batches = itertools.islice(_looking_ahead(made._stream.epoch(0), 1), 14)
+    batches = itertools.islice(_looking_ahead(made._stream.batches(0), 1), 14)
     for step in itertools.islice(batches, 4):
         made._step(*step)
     made._read_pending()
@@ -171,7 +171,7 @@ def test_a_step_never_waits_for_the_device(recipe: Recipe, compiled: bool, tmp_p
 def lost(made: Training) -> list[float]:
     """Return the total of every step of an epoch."""
     found = []
-    for step in _looking_ahead(made._stream.epoch(0), 1):
+    for step in _looking_ahead(made._stream.batches(0), 1):
         made._step(*step)
         found.append(made._pending[-1][2].total)
     return torch.stack(found).tolist()

@@ -136,9 +136,12 @@ class Distiller(nn.Module):
                 )
             teacher.requires_grad_(False)
             teacher.eval()
-            stop = not objective.reads_teacher_logits
             self._teacher_taps = Taps(
-                teacher, objective.teacher_taps, stop=stop, micro_batch_size=teacher_micro_batch_size
+                teacher,
+                objective.teacher_taps,
+                stop=not objective.reads_teacher_logits,
+                logits=objective.reads_teacher_logits,
+                micro_batch_size=teacher_micro_batch_size,
             )
 
     @property

@@ -48,9 +48,10 @@ class Division:
         Backwards each process gets the sum over the processes of their gradients for its part.
 
         Raises:
-            InputError: in every process, of features of images of unlike sizes, which one would not get from another.
+            InputError: in every process, when images of unlike sizes have made tensors of unlike shapes.
         """
-        if not self.alike and own.dim() > 2:
+        # Where the images are alike, so is what is made of them.
+        if not self.alike and len(set(_told(_hash_of(own), own.device))) > 1:
             raise InputError(
                 "images: the processes have images of unlike sizes, whose features cannot be compared; give all of them"
                 " one size in each step."
@@ -85,19 +86,28 @@ def exchanged(images: Tensor) -> Division:
     Raises:
         InputError: in every process, when one of them has no image.
     """
-    in_main_memory = "cpu:" in distributed.get_backend_config()
-    # The hash of a tuple of whole numbers is the same in all.
-    own = torch.tensor([len(images), hash(tuple(images.shape[1:]))], device="cpu" if in_main_memory else images.device)
-    told = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(told, own)
-    sizes, shapes = torch.stack(told).T.tolist()
-    division = Division(tuple(sizes), distributed.get_rank(), alike=len(set(shapes)) == 1)
+    sizes, shapes = zip(*_told([len(images), *_hash_of(images)], images.device), strict=True)
+    division = Division(sizes, distributed.get_rank(), alike=len(set(shapes)) == 1)
     if not all(division.sizes):
         raise InputError(
             f"images: expected at least one in every process, got {', '.join(map(str, division.sizes))}; leave out a "
             "last batch that is smaller than the number of processes."
         )
     return division
+
+
+def _told(numbers: list[int], device: torch.device) -> list[tuple[int, ...]]:
+    """Return the whole numbers of every process, over the main memory if there is a way."""
+    in_main_memory = "cpu:" in distributed.get_backend_config()
+    own = torch.tensor(numbers, device="cpu" if in_main_memory else device)
+    told = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(told, own)
+    return [tuple(one) for one in torch.stack(told).tolist()]
+
+
+def _hash_of(tensor: Tensor) -> list[int]:
+    """Return a hash of the shape but for the number of images; of whole numbers it is the same in all processes."""
+    return [hash(tuple(tensor.shape[1:]))]
 
 
 class _Gather(torch.autograd.Function):

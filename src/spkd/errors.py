@@ -30,6 +30,21 @@ class UnusableFolder(InputError):
         return str(self.args[0])
 
 
+class UnreadableImage(InputError):
+    """A file that cannot be read, and what to do before a run begins.
+
+    Attributes:
+        brief: what is wrong, alone.
+    """
+
+    def __init__(self, brief: str) -> None:
+        super().__init__(brief)
+        self.brief = brief
+
+    def __str__(self) -> str:
+        return f"{self.brief}; mend or remove it, or leave such files out with --skip_bad_images"
+
+
 class RunFailed(RuntimeError):
     """A run that began well cannot go on; ``str(error)`` is one line that says why and what was kept.
 

@@ -72,17 +72,23 @@ def block_ends(model: nn.Module, images: Tensor) -> list[Candidate]:
 
 
 def pair_taps(
-    student: nn.Module, teacher: nn.Module, images: Tensor, select: Sequence[str] = ("last",)
+    student: nn.Module,
+    teacher: nn.Module,
+    images: Tensor,
+    select: Sequence[str] = ("last",),
+    *,
+    teacher_images: Tensor | None = None,
 ) -> list[TapPair]:
     """Pair layers of the student with layers of the teacher.
 
     Args:
         student: the student, wrapped or not.
         teacher: the teacher, wrapped or not.
-        images: (b, channels, h, w), a batch that both networks take.
+        images: (b, channels, h, w), a batch that both networks take, or the student alone with ``teacher_images``.
         select: ``("last",)``, the last block of each (the paper's choice); ``("stages",)``, all block ends,
             paired from the output backwards until the shorter list ends; or explicit
             ``"student_path=teacher_path"`` pairs, where one path alone stands for both networks.
+        teacher_images: a batch for a teacher that takes others, larger ones, say.
 
     Returns:
         the pairs, those of block ends in order of execution, explicit ones as they are given.
@@ -98,7 +104,8 @@ def pair_taps(
     """
     chosen = (select,) if isinstance(select, str) else tuple(select)
     if _by_keyword(chosen):
-        return pair_with_ends(student, [candidate.name for candidate in block_ends(teacher, images)], images, chosen)
+        ends = block_ends(teacher, images if teacher_images is None else teacher_images)
+        return pair_with_ends(student, [candidate.name for candidate in ends], images, chosen)
     return _explicit_pairs(student, teacher, chosen)
 
 

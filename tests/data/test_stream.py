@@ -184,6 +184,23 @@ class TestAugment:
         assert torch.equal(torch.get_rng_state(), before)
 
 
+class TestTeacherSize:
+    @pytest.mark.parametrize("augment", ["none", "rand"])
+    def test_student_and_teacher_see_one_view_each_at_its_size(self, images, augment):
+        options = {"batch_size": 4, "augment": augment}
+        both = stream(images, size=16, teacher_size=24, **options).batches(1)
+        alone, larger = (stream(images, size=size, **options).epoch(1) for size in (16, 24))
+        for batch, (own, targets), (shown, _) in zip(both, alone, larger, strict=True):
+            assert torch.equal(batch.images, own)
+            assert torch.equal(batch.shown, shown)
+            assert torch.equal(batch.targets, targets)
+
+    def test_of_one_size_there_is_one_tensor(self, images):
+        for teacher_size in (None, 16):
+            for batch in stream(images, 4, teacher_size=teacher_size).batches(0):
+                assert batch.shown is batch.images
+
+
 class TestContents:
     def test_every_image_comes_once_an_epoch_in_an_order_of_the_epoch_and_the_seed(self):
         orders = {

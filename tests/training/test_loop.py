@@ -18,12 +18,11 @@ from lightning_fabric import Fabric
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from spkd.data.decoding import UnreadableImage
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
-from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.data.stream import Batch, TrainStream, evaluation_batches
 from spkd.distiller import Distiller, Remembered
-from spkd.errors import InputError, RunFailed
+from spkd.errors import InputError, RunFailed, UnreadableImage
 from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
@@ -58,14 +57,14 @@ def made(folder: Path, precision: Precision = "32-true") -> Training:
 def test_one_process_sees_what_fabrics_wrapper_shows(precision: Precision, dtype: torch.dtype, tmp_path: Path) -> None:
     training = made(tmp_path, precision)
     network = training.student
-    images, targets = next(iter(training._stream.epoch(0)))
+    batch = next(iter(training._stream.batches(0)))
     network.train()
     before = copy.deepcopy(network.state_dict())
     seen: list[Tensor] = []
     network.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-    wrapped = training._module(images, targets, Remembered({}))
+    wrapped = training._module(batch.images, batch.targets, Remembered({}))
     network.load_state_dict(before)  # the running means of the batch norms have moved
-    training._step(images, targets)
+    training._step(batch)
     assert [shown.dtype for shown in seen] == [dtype, dtype]
     assert torch.equal(*seen)
     assert training.state.sums["total"] / training.state.images == pytest.approx(wrapped.total.item(), rel=1e-12)
@@ -77,8 +76,8 @@ def test_losses_that_wait_to_be_read_are_in_the_checkpoint(tmp_path: Path) -> No
     assert whole.run("", math.inf, None)
     stopped._patience = math.inf
     stopped._distiller.train()
-    for images, targets in itertools.islice(stopped._stream.epoch(0), 3):
-        stopped._step(images, targets)
+    for batch in itertools.islice(stopped._stream.batches(0), 3):
+        stopped._step(batch)
     assert len(stopped._pending) == 3
     stopped.save()
     resumed = made(tmp_path / "stopped")
@@ -108,8 +107,8 @@ def test_losses_wait_no_longer_than_they_may(patience: float, most: int, tmp_pat
     training._patience = patience
     training._distiller.train()
     waiting = []
-    for images, targets in itertools.islice(training._stream.epoch(0), PENDING_STEPS + 1):
-        training._step(images, targets)
+    for batch in itertools.islice(training._stream.batches(0), PENDING_STEPS + 1):
+        training._step(batch)
         waiting.append(len(training._pending))
     assert max(waiting) == most
     assert waiting[PENDING_STEPS - 1] == 0
@@ -120,14 +119,14 @@ def test_a_loss_that_is_not_finite_is_told_by_its_step_whenever_it_is_read(patie
     training = made(tmp_path)
     training._patience = patience
     training._distiller.train()
-    batches = training._stream.epoch(0)
+    batches = training._stream.batches(0)
     for _ in range(2):
-        training._step(*next(batches))
-    images, targets = next(batches)
+        training._step(next(batches))
+    broken = next(batches)
 
     def go_on() -> None:
-        training._step(images * math.nan, targets)
-        training._step(*next(batches))
+        training._step(broken._replace(images=broken.images * math.nan))
+        training._step(next(batches))
         training.save()
 
     with pytest.raises(RunFailed, match="in epoch 1, step 3"):
@@ -137,12 +136,12 @@ def test_a_loss_that_is_not_finite_is_told_by_its_step_whenever_it_is_read(patie
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_batches_come_with_the_images_of_the_next(count: int, ahead: int) -> None:
-    batches = [(torch.tensor(step), torch.tensor(-step)) for step in range(count)]
+def test_batches_come_with_the_next(count: int, ahead: int) -> None:
+    batches = [Batch(torch.tensor(step), torch.tensor(-step), torch.tensor(step)) for step in range(count)]
     given = list(_looking_ahead(iter(batches), ahead))
-    assert [(images, targets) for images, targets, _ in given] == batches
-    following = [images for images, _ in batches[1:]] if ahead else [None] * (count - 1)
-    assert [upcoming for *_, upcoming in given] == [*following, None][:count]
+    assert [batch for batch, _ in given] == batches
+    following = batches[1:] if ahead else [None] * (count - 1)
+    assert [upcoming for _, upcoming in given] == [*following, None][:count]
 
 
 def test_a_checkpoint_of_another_identity_is_refused(tmp_path: Path) -> None:
@@ -228,8 +227,8 @@ def test_random_numbers_differ_between_processes_and_steps(tmp_path: Path, monke
         monkeypatch.setattr(Fabric, "global_rank", rank)
         training, numbers = made(tmp_path), []
         training.student.register_forward_pre_hook(lambda layer, inputs: numbers.append(torch.rand(()).item()))
-        for images, targets in itertools.islice(training._stream.epoch(0), 2):
-            training._step(images, targets)
+        for batch in itertools.islice(training._stream.batches(0), 2):
+            training._step(batch)
         return numbers
 
     first, other = drawn(0), drawn(1)
@@ -284,17 +283,17 @@ def test_a_run_is_over_in_the_midst_of_a_validation_and_goes_on_with_it(by_signa
 def test_an_image_that_can_no_longer_be_read_ends_a_run_that_goes_on(place: str, tmp_path: Path) -> None:
     whole, failing = made(tmp_path / "whole"), made(tmp_path / "failing")
     assert whole.run("", 1e9, None)
-    batches = failing._stream.epoch(0) if place == "training" else failing._validation()
+    batches = failing._stream.batches(0) if place == "training" else failing._validation()
 
     def fail(*arguments: object, **options: object) -> Iterator[tuple[Tensor, Tensor]]:
         yield from itertools.islice(batches, 2)
         raise UnreadableImage("image x.jpg cannot be read (Stale file handle)")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(failing._stream, "epoch", fail) if place == "training" else patched.setattr(
+        patched.setattr(failing._stream, "batches", fail) if place == "training" else patched.setattr(
             failing, "_validation", fail
         )
-        with pytest.raises(RunFailed, match=r"^image x\.jpg .* which it could when .* --resume go on from [^\n]+$"):
+        with pytest.raises(UnreadableImage):
             failing.run("", 1e9, None)
     again = made(tmp_path / "failing")
     assert again.restore()

@@ -17,11 +17,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.nn import functional as F
 from torchvision import models
 
 import spkd
-from spkd.data.augment import resize
+from spkd.data.augment import resize, to_unit_range
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.distiller import Distiller
@@ -32,7 +31,7 @@ from spkd.models.saved_model import save_classifier
 from spkd.studies.side_by_side import alone_request, distill
 from spkd.taps import Taps
 from spkd.training import run as running
-from spkd.training.batches import first_batch, make_stream, own_batches
+from spkd.training.batches import make_stream, own_batches
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
@@ -1062,20 +1061,16 @@ def test_a_teacher_can_see_larger_images_than_the_student(tiny: str, teacher: Pa
     """The same crops; it is asked, and its errors are measured, at its own size."""
     request = replace(distillation(tiny, teacher), teacher_size=16, data=DataOptions(image_size=8))
     setup = set_up(request)
-    assert (setup.image_size, setup.stream_size, setup.student.info.image_size) == (8, 16, 8)
+    assert (setup.image_size, setup.teacher_size, setup.student.info.image_size) == (8, 16, 8)
     assert setup.tape_identity()["image_size"] == 16
     assert "the teacher sees the same crops at 16 × 16 pixels" in setup.notes
-    assert setup.teacher is not None
-    images, targets = first_batch(make_stream(setup, torch.device("cpu")))
-    assert images.shape[-1] == 16
-    distiller = Distiller(setup.student, setup.teacher, setup.objective).eval()
-    smaller = F.interpolate(images, 8, mode="bilinear", antialias=True)
-    expected = distiller(smaller, targets, distiller.remember(images))
-    assert {*expected.terms} == {"ce", "sp", "kd"}
-    for name, value in distiller(images, targets).terms.items():
-        torch.testing.assert_close(value, expected.terms[name])
-    half = setup.student(images.bfloat16())
-    assert half.dtype == setup.student(smaller.bfloat16()).dtype
+    alone = alone_request(pinned(request, setup))
+    assert (alone.teacher_size, alone.data.image_size) == (None, 8)
+    streams = (make_stream(one, torch.device("cpu")) for one in (setup, set_up(alone)))
+    for batch, own in zip(*(stream.batches(0) for stream in streams), strict=True):
+        assert torch.equal(batch.images, own.images), "the student sees what it sees alone"
+        assert own.shown is own.images
+        assert torch.equal(to_unit_range(resize((255 * own.images).round().to(torch.uint8), 16)), batch.shown)
     result = run(request, tmp_path / "run", CPU, Display())
     assert result is not None
     assert "agreement" not in {name for name, value in result["test"].items() if value is not None}
@@ -1092,8 +1087,6 @@ def test_a_teacher_can_see_larger_images_than_the_student(tiny: str, teacher: Pa
         assert equal(tmp_path / name, tmp_path / "run")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (config["image_size"], config["teacher_size"]) == (8, 16)
-    single = alone_request(pinned(request, setup))
-    assert (single.teacher_size, single.data.image_size) == (None, 8)
     unsaid = set_up(replace(request, data=DataOptions()))
     assert unsaid.image_size == 8, "the digits' own, and not the teacher's"
     for size, line in ((4, "--teacher_size 4 is less than the 8 pixels of the student"), (1, "must be from 2 to 4096")):

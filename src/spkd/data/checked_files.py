@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.data.decoding import UnreadableImage, decoding_fault, header_size, map_files, read_if_square
+from spkd.data.decoding import decoding_fault, header_size, map_files, read_if_square
 from spkd.data.images import FileImages, Images, MemoryImages
-from spkd.errors import InputError
+from spkd.errors import InputError, UnreadableImage
 
 SMALL = 96
 """Greatest side length, in pixels, of what counts as a small image."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from spkd.errors import InputError
+from spkd.errors import InputError, UnreadableImage
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ def read_image(path: str, channels: int, side: int | None = None) -> Tensor:
         UnreadableImage: when the file cannot be read (one line, names the file).
     """
     try:
-        pixels = torch.from_numpy(_patiently(_decoded, path, channels, side))
+        pixels = torch.from_numpy(patiently(_decoded, path, channels, side))
     except Exception as error:  # a broken file makes decoders raise errors of any kind
         raise UnreadableImage(f"image {path} cannot be read ({reason(error)})") from error
     # Left as a view: the channels lie last in memory, the order in which resizing is quickest.
@@ -67,7 +67,7 @@ def _decoded(path: str, channels: int, side: int | None) -> Bytes:
         return _pixels(image, channels)
 
 
-def _patiently(read: Callable[..., Result], *arguments: object, tries: int = 0) -> Result:
+def patiently(read: Callable[..., Result], *arguments: object, tries: int = 0) -> Result:
     """Return what ``read`` gives, after several tries where a disk, over a network say, does not answer."""
     try:
         return read(*arguments)
@@ -75,19 +75,7 @@ def _patiently(read: Callable[..., Result], *arguments: object, tries: int = 0) 
         if error.errno not in _PASSING or tries == len(PATIENCE):
             raise
     time.sleep(PATIENCE[tries])
-    return _patiently(read, *arguments, tries=tries + 1)
-
-
-class UnreadableImage(InputError):
-    """A file that cannot be read, and what to do before a run begins.
-
-    Attributes:
-        brief: what is wrong, alone.
-    """
-
-    def __init__(self, brief: str) -> None:
-        super().__init__(f"{brief}; mend or remove it, or leave such files out with --skip_bad_images")
-        self.brief = brief
+    return patiently(read, *arguments, tries=tries + 1)
 
 
 def read_if_square(path: str, size: int) -> Bytes | str | None:
@@ -98,26 +86,34 @@ def read_if_square(path: str, size: int) -> Bytes | str | None:
         another size.
     """
     try:
-        with _opened(path) as image:
-            return _pixels(image, channels=3) if image.size == (size, size) else None
+        return patiently(_decoded_if_square, path, size)
     except Exception as error:
         return reason(error)
+
+
+def _decoded_if_square(path: str, size: int) -> Bytes | None:
+    with _opened(path) as image:
+        return _pixels(image, channels=3) if image.size == (size, size) else None
 
 
 def header_size(path: str) -> tuple[int, int] | None:
     """Return an image's (width, height) as stored, from its header alone; None when there is none."""
     try:
-        with _opened(path) as image:
-            width, height = image.size
-            return width, height
+        return patiently(_size, path)
     except Exception:
         return None
+
+
+def _size(path: str) -> tuple[int, int]:
+    with _opened(path) as image:
+        width, height = image.size
+        return width, height
 
 
 def decoding_fault(path: str) -> str | None:
     """Return why a file cannot be read as :func:`read_image` does, None when it can."""
     try:
-        _patiently(_decode_quickly, path)
+        patiently(_decode_quickly, path)
     except Exception as error:
         return reason(error)
     return None
@@ -153,10 +149,15 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
         told = time.monotonic()
         for block in pool.map(lambda block: [function(path) for path in block], blocks):
             results += block
-            if time.monotonic() - told >= TOLD_EVERY and os.environ.get("RANK", "0") == "0":
+            if time.monotonic() - told >= TOLD_EVERY and speaks():
                 _log.warning("looking at image files: %s of %s", f"{len(results):,}", f"{len(paths):,}")
                 told = time.monotonic()
         return results
+
+
+def speaks() -> bool:
+    """Return whether this is the process of a run that tells the user of images."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def usable_cpus() -> int:

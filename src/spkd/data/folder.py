@@ -12,7 +12,7 @@ import torch
 from PIL import features
 
 from spkd.data.checked_files import open_files
-from spkd.data.decoding import reason
+from spkd.data.decoding import reason, speaks
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics, joined
 from spkd.data.splits import Splits, complete_splits
 from spkd.data.twins import twins
@@ -345,7 +345,9 @@ def _missing_classes(parts: Mapping[str, Images], classes: tuple[str, ...]) -> l
 
 
 def _note_of_copies(splits: Splits) -> list[str]:
-    """Return a line where held-out images are training images too."""
+    """Return a line where held-out images are training images too; of several processes one looks."""
+    if not speaks():
+        return []
     held_out = joined(splits.val, splits.test)
     copies = twins(held_out, splits.train)
     if not copies:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,13 +37,27 @@ from spkd.data.augment import (
     side_for_view,
     to_unit_range,
 )
-from spkd.data.decoding import UnreadableImage, usable_cpus
+from spkd.data.decoding import usable_cpus
 from spkd.data.images import Images, MemoryImages, usual_view
 from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.data.seeds import Use, mixed_seed
-from spkd.errors import InputError, RunFailed, one_line
+from spkd.errors import InputError, RunFailed, UnreadableImage, one_line
 
 _log = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """What a training step is made of.
+
+    Attributes:
+        images: float32 in [0, 1], shape (b, c, image_size, image_size).
+        targets: their classes, int64, shape (b,).
+        shown: the same views at the teacher's size; ``images`` themselves where that is the same.
+    """
+
+    images: Tensor
+    targets: Tensor
+    shown: Tensor
 
 
 class TrainStream:
@@ -60,6 +74,7 @@ class TrainStream:
     Args:
         images: the training images.
         image_size: side length of the images given.
+        teacher_size: side length at which a teacher is shown the same views, ``image_size`` or more (None: that).
         flip: whether images may be mirrored.
         crop_scale: least share of the area of an image in a file that a view shows, in (0, 1].
         augment: what else is done to them, as :func:`~spkd.data.augment.augmented` does it.
@@ -84,6 +99,7 @@ class TrainStream:
         images: Images,
         *,
         image_size: int,
+        teacher_size: int | None = None,
         flip: bool,
         batch_size: int,
         seed: int,
@@ -103,7 +119,7 @@ class TrainStream:
             )
         _check_size(image_size)
         self._images = images
-        self._image_size = image_size
+        self._sizes = (image_size,) if teacher_size in (None, image_size) else (image_size, teacher_size)
         self._flip = flip
         self._crop_scale = crop_scale
         self._augment = augment
@@ -123,7 +139,7 @@ class TrainStream:
             )
         if isinstance(images, MemoryImages):
             # Enlarged only after the crop, so that 32x32 images for a 224x224 network still fit in memory.
-            self._crop_size = min(images.size, image_size)
+            self._crop_size = min(images.size, max(self._sizes))
             small = resize(images.pixels, self._crop_size)
             held_on = device if augment == "none" else torch.device("cpu")
             self._padded = pad_reflect(small.to(held_on), padding(self._crop_size))
@@ -139,15 +155,15 @@ class TrainStream:
         return least + (self._part < more)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the images and targets of :meth:`batches`."""
+        return ((batch.images, batch.targets) for batch in self.batches(epoch, start))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of one epoch.
 
         Args:
             epoch: which epoch; any whole number.
             start: how many batches to pass over (nothing is read or computed for them).
-
-        Returns:
-            Pairs of images, float32 in [0, 1] of shape (b, c, image_size, image_size), and targets, int64 of
-            shape (b,), on the device.
 
         Raises:
             InputError: when ``start`` is not in [0, batches_per_epoch]; while iterating, when a file cannot
@@ -159,41 +175,46 @@ class TrainStream:
         order = torch.randperm(len(self._images), generator=generator)
         if not isinstance(self._images, MemoryImages):
             views = _TrainViews(
-                self._images, self._image_size, self._flip, self._crop_scale, self._augment, self._seed, epoch
+                self._images, self._sizes, self._flip, self._crop_scale, self._augment, self._seed, epoch
             )
-            return _from_workers(views, self._batches(order, start), self._device, self._workers)
+            return self._from_workers(views, self._parts_of(order, start))
         # Drawn for the whole epoch: one transfer to the device, not four for each batch.
         margin = padding(self._crop_size)
         crops = draw_crops(len(order), margin, self._flip, mixed_seed(Use.CROPS, self._seed, epoch))
         if self._augment == "none":
-            return self._from_memory(self._batches(order.to(self._device), start), crops.to(self._device))
+            return self._from_memory(self._parts_of(order.to(self._device), start), crops.to(self._device))
         small = _SmallViews(
             self._padded,
             self._targets,
             crops,
             self._crop_size,
-            self._image_size,
+            self._sizes,
             self._augment,
             self._seed,
             epoch,
         )
-        return _from_workers(small, self._batches(order, start), self._device, self._workers)
+        return self._from_workers(small, self._parts_of(order, start))
 
-    def _batches(self, order: Tensor, start: int) -> list[Tensor]:
+    def _parts_of(self, order: Tensor, start: int) -> list[Tensor]:
         """Return this process's part of every batch from ``start`` on."""
         whole = _parts(order, self._batch_size)[start : self.batches_per_epoch]
         return [torch.tensor_split(batch, self._parts)[self._part] for batch in whole]
 
-    def _from_memory(self, batches: list[Tensor], crops: Crops) -> Iterator[tuple[Tensor, Tensor]]:
+    def _from_workers(self, views: _TrainViews | _SmallViews, batches: list[Tensor]) -> Iterator[Batch]:
+        for pixels, targets in _from_workers(views, batches, self._device, self._workers):
+            yield Batch(pixels[0], targets, pixels[-1])
+
+    def _from_memory(self, batches: list[Tensor], crops: Crops) -> Iterator[Batch]:
         several = _batches_at_once(self._device)
         for first in range(0, len(batches), several):
             together = batches[first : first + several]
             indices = torch.cat(together)
             sizes = [len(batch) for batch in together]
-            views = crop_views(self._padded, indices, crops[indices], self._crop_size)
+            small = crop_views(self._padded, indices, crops[indices], self._crop_size)
             targets = self._targets[indices]
-            for pixels, classes in zip(torch.split(views, sizes), torch.split(targets, sizes), strict=True):
-                yield to_unit_range(resize(pixels, self._image_size)), classes
+            for pixels, classes in zip(torch.split(small, sizes), torch.split(targets, sizes), strict=True):
+                views = [to_unit_range(resize(pixels, size)) for size in self._sizes]
+                yield Batch(views[0], classes, views[-1])
 
 
 def evaluation_batches(
@@ -217,7 +238,8 @@ def evaluation_batches(
             resized to 8/7 of ``image_size``. Default: as :func:`~spkd.data.images.usual_view`.
 
     Returns:
-        Pairs as :meth:`TrainStream.epoch` gives them.
+        Pairs of images, float32 in [0, 1] of shape (b, c, image_size, image_size), and targets, int64 of shape (b,),
+        on the device.
 
     Raises:
         InputError: when the batch size or image size is below 1; while iterating, when a file cannot be read.
@@ -231,7 +253,8 @@ def evaluation_batches(
             return _whole_images(images, image_size, batch_size, device)
         workers = 0
     batches = _parts(torch.arange(len(images)), batch_size)
-    return _from_workers(_FixedViews(images, image_size, view), batches, device, workers)
+    seen = _from_workers(_FixedViews(images, (image_size,), view), batches, device, workers)
+    return ((views[0], targets) for views, targets in seen)
 
 
 def _whole_images(
@@ -253,7 +276,8 @@ class _Unreadable(str):
     __slots__ = ()
 
 
-_Item = tuple[Tensor, int] | _Unreadable
+_Item = tuple[list[Tensor], int] | _Unreadable
+"""The views of an image, one of each size, and its target."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +285,7 @@ class _TrainViews(Dataset[_Item]):
     """A random view of each image, a function of (seed, epoch, index)."""
 
     images: Images
-    size: int
+    sizes: tuple[int, ...]
     flip: bool
     scale: float
     augment: Augment
@@ -270,13 +294,13 @@ class _TrainViews(Dataset[_Item]):
 
     def __getitem__(self, index: int) -> _Item:
         try:
-            image = self.images.image(index, side_for_crop(self.size, self.scale))
+            image = self.images.image(index, side_for_crop(max(self.sizes), self.scale))
         except UnreadableImage as error:
             return _Unreadable(error.brief)
         seed = mixed_seed(Use.VIEW, self.seed, self.epoch, index)
-        view = random_resized_crop(image, self.size, self.flip, seed, self.scale)
-        view = augmented(view, self.augment, mixed_seed(Use.AUGMENT, self.seed, self.epoch, index))
-        return view, int(self.images.targets[index])
+        views = [random_resized_crop(image, size, self.flip, seed, self.scale) for size in self.sizes]
+        seed = mixed_seed(Use.AUGMENT, self.seed, self.epoch, index)
+        return [augmented(view, self.augment, seed) for view in views], int(self.images.targets[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,16 +311,17 @@ class _SmallViews(Dataset[_Item]):
     targets: Tensor
     crops: Crops
     crop_size: int
-    size: int
+    sizes: tuple[int, ...]
     augment: Augment
     seed: int
     epoch: int
 
     def __getitem__(self, index: int) -> _Item:
         place = torch.tensor([index])
-        view = resize(crop_views(self.padded, place, self.crops[place], self.crop_size)[0], self.size)
-        view = augmented(view, self.augment, mixed_seed(Use.AUGMENT, self.seed, self.epoch, index))
-        return view, int(self.targets[index])
+        view = crop_views(self.padded, place, self.crops[place], self.crop_size)[0]
+        seed = mixed_seed(Use.AUGMENT, self.seed, self.epoch, index)
+        views = [augmented(resize(view, size), self.augment, seed) for size in self.sizes]
+        return views, int(self.targets[index])
 
 
 @dataclass(frozen=True)
@@ -304,34 +329,38 @@ class _FixedViews(Dataset[_Item]):
     """The whole or the centre of each image."""
 
     images: Images
-    size: int
+    sizes: tuple[int]
     view: View
 
     def __getitem__(self, index: int) -> _Item:
+        (size,) = self.sizes
         try:
-            image = self.images.image(index, side_for_view(self.size, self.view))
-            return fixed_view(image, self.size, self.view), int(self.images.targets[index])
+            image = self.images.image(index, side_for_view(size, self.view))
+            return [fixed_view(image, size, self.view)], int(self.images.targets[index])
         except UnreadableImage as error:
             return _Unreadable(error.brief)
 
 
-def _collate(items: list[_Item]) -> tuple[Tensor, Tensor] | _Unreadable:
+def _collate(items: list[_Item]) -> tuple[list[Tensor], Tensor] | _Unreadable:
     views, targets = [], []
     for item in items:
         if isinstance(item, _Unreadable):
             return item
         views.append(item[0])
         targets.append(item[1])
-    return torch.stack(views), torch.tensor(targets)
+    return [torch.stack(alike) for alike in zip(*views, strict=True)], torch.tensor(targets)
 
 
 def _from_workers(
     views: _TrainViews | _SmallViews | _FixedViews, batches: Sequence[Tensor], device: torch.device, workers: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give the views in batches, as bytes to the device and as floats from there on."""
+) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """Give the views in batches, one of each size, as bytes to the device and as floats from there on."""
     wanted = max(2, min(torch.get_num_threads(), 8)) if workers is None else workers
     largest = max((len(batch) for batch in batches), default=0)
-    most, fitting = min(wanted, usable_cpus(), len(batches)), _with_shared_memory(3 * views.size**2 * largest)
+    most, fitting = (
+        min(wanted, usable_cpus(), len(batches)),
+        _with_shared_memory(3 * sum(size**2 for size in views.sizes) * largest),
+    )
     workers = min(most, fitting)
     if workers < most:
         _tell_of_memory(workers, most)
@@ -353,7 +382,8 @@ def _from_workers(
             if isinstance(batch, _Unreadable):
                 raise UnreadableImage(str(batch))
             pixels, targets = batch
-            yield to_unit_range(pixels.to(device, non_blocking=on_gpu)), targets.to(device, non_blocking=on_gpu)
+            shown = [to_unit_range(alike.to(device, non_blocking=on_gpu)) for alike in pixels]
+            yield shown, targets.to(device, non_blocking=on_gpu)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

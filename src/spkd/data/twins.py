@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
+from spkd.data.decoding import map_files, patiently, reason
 from spkd.data.images import FileImages, Images
+from spkd.errors import UnreadableImage
 from spkd.files import sha256
+
+_BEGINNING = 2**16
+"""Bytes of a file that are looked at before the whole is."""
 
 
 def twins(images: Images, others: Images) -> dict[int, int]:
@@ -15,23 +20,62 @@ def twins(images: Images, others: Images) -> dict[int, int]:
 
     Of files the content is compared, else the pixels.
 
-    >>> pixels = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1)
-    >>> images = MemoryImages(pixels, torch.zeros(4, dtype=torch.int64))
+    Raises:
+        UnreadableImage: when a file that must be read cannot be.
+
+    >>> import torch
+    >>> from spkd.data.images import MemoryImages
+    >>> images = MemoryImages(torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64))
     >>> twins(images.select(torch.tensor([0, 3])), images.select(torch.tensor([2, 3, 3])))
     {1: 1}
     """
     if isinstance(images, FileImages) and isinstance(others, FileImages):
-        # Only files of one size can be the same, so that not all need be read.
-        sizes, known_sizes = ([Path(path).stat().st_size for path in one.paths] for one in (images, others))
-        common = set(sizes) & set(known_sizes)
-        wanted = {place: sha256(Path(images.paths[place])) for place, size in enumerate(sizes) if size in common}
-        known = {place: sha256(Path(others.paths[place])) for place, size in enumerate(known_sizes) if size in common}
+        wanted, known = _told_apart(dict(enumerate(images.paths)), dict(enumerate(others.paths)))
     else:
         wanted, known = ({place: _pixels(one, place) for place in range(len(one))} for one in (images, others))
     first: dict[Hashable, int] = {}
     for place, content in known.items():
         first.setdefault(content, place)
     return {place: first[content] for place, content in wanted.items() if content in first}
+
+
+def _told_apart(wanted: dict[int, str], known: dict[int, str]) -> tuple[Mapping[int, Hashable], Mapping[int, Hashable]]:
+    """Return by place the content of those files, of two lists, that may be the same.
+
+    Most are told apart by their size, of others most by how they begin, so that few are read to the end.
+    """
+    found: tuple[dict[int, Hashable], dict[int, Hashable]] = ({}, {})
+    for look in (_size, _begins, _content):
+        found = _looked(look, wanted), _looked(look, known)
+        common = set(found[0].values()) & set(found[1].values())
+        wanted, known = (
+            {place: paths[place] for place, content in one.items() if content in common}
+            for paths, one in zip((wanted, known), found, strict=True)
+        )
+    return found
+
+
+def _looked(look: Callable[[str], Hashable], paths: Mapping[int, str]) -> dict[int, Hashable]:
+    def careful(path: str) -> Hashable:
+        try:
+            return patiently(look, path)
+        except OSError as error:
+            raise UnreadableImage(f"image {path} cannot be read ({reason(error)})") from error
+
+    return dict(zip(paths, map_files(careful, list(paths.values())), strict=True))
+
+
+def _size(path: str) -> int:
+    return Path(path).stat().st_size
+
+
+def _begins(path: str) -> tuple[int, bytes]:
+    with Path(path).open("rb") as file:
+        return _size(path), hashlib.sha256(file.read(_BEGINNING)).digest()
+
+
+def _content(path: str) -> str:
+    return sha256(Path(path))
 
 
 def _pixels(images: Images, place: int) -> str:

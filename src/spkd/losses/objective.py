@@ -88,7 +88,7 @@ class Objective(nn.Module):
         student_taps: the student's layers that the terms read, each once.
         teacher_taps: the teacher's.
         reads_teacher_logits: whether any term reads the teacher's logits.
-        reads_student_logits: whether anything may read the student's: a term, or what labels are compared with.
+        reads_student_logits: whether the student's may be read: by a term that reads the teacher's, or with labels.
         users_terms: the names of the terms whose losses are not the package's.
 
     Raises:

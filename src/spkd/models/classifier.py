@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from spkd.data.options import View
 from spkd.errors import InputError
@@ -106,10 +105,6 @@ class Classifier(nn.Module):
         info: see :class:`ModelInfo`. A normalisation of three channels on a network that takes one is
             averaged over the channels.
 
-    Attributes:
-        resizes_to: the side length to which it first brings images of another, None for images as they come. It is not
-            saved: a student has it that learns from larger images which its teacher sees.
-
     Shapes:
         Floating-point images ``(b, channels, h, w)`` in [0, 1] to logits ``(b, k)``. Grey images
         ``(b, 1, h, w)`` are repeated to three channels when the network's first convolution takes three.
@@ -133,7 +128,6 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.info = info
-        self.resizes_to: int | None = None
         self.network_channels = input_channels(network, info.channels, info.image_size)
         repeated = info.channels == 1 and self.network_channels == 3
         if info.channels != self.network_channels and not repeated:
@@ -158,10 +152,6 @@ class Classifier(nn.Module):
             raise InputError(
                 f"images: expected floating-point values in [0, 1], got {images.dtype}; divide bytes by 255."
             )
-        if self.resizes_to not in (None, images.shape[-1]):
-            # In float32, since processors have it in no other.
-            resized = F.interpolate(images.float(), self.resizes_to, mode="bilinear", antialias=True)
-            images = resized.to(images.dtype)
         if grey:
             images = images.expand(-1, 3, -1, -1)
         logits = logits_of(self.network((images - self.mean) / self.std))

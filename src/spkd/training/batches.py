@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spkd.data.images import Images, in_grey
 from spkd.data.options import View
-from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.data.stream import Batch, TrainStream, evaluation_batches
 from spkd.models.classifier import ModelInfo
 from spkd.training.setup import Setup
 
@@ -33,7 +33,8 @@ def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 
     norms = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in setup.student.modules())
     return TrainStream(
         setup.data.seen(),
-        image_size=setup.stream_size,
+        image_size=setup.image_size,
+        teacher_size=setup.teacher_size,
         flip=setup.data.flip,
         crop_scale=setup.data.crop_scale,
         augment=setup.data.augment,
@@ -46,9 +47,9 @@ def make_stream(setup: Setup, device: torch.device, part: tuple[int, int] = (0, 
     )
 
 
-def first_batch(stream: TrainStream) -> tuple[Tensor, Tensor]:
-    """Return the images and targets that a run begins with."""
-    return next(iter(stream.epoch(0)))
+def first_batch(stream: TrainStream) -> Batch:
+    """Return what a run begins with."""
+    return next(iter(stream.batches(0)))
 
 
 def own_batches(

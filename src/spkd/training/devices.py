@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from spkd.errors import InputError, RunFailed, one_line
+from spkd.errors import InputError, RunFailed, UnreadableImage, one_line
 from spkd.training.options import Runtime
 
 if TYPE_CHECKING:
@@ -163,12 +163,14 @@ def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
     """Raise what ends a run in its midst as :class:`RunFailed`.
 
     That is a full memory, and another process of the run that no longer answers; ``to_go_on`` then says to the user how
-    what was done is not lost.
+    what was done is not lost. Of an image that can no longer be read it does so too, as an :class:`InputError`.
     """
     try:
         yield
     except RunFailed:
         raise
+    except UnreadableImage as error:
+        raise InputError(f"{error.brief}, which it could before: as soon as it can, {to_go_on}") from error
     except RuntimeError as error:
         if is_full_memory(error):
             raise RunFailed(

@@ -48,6 +48,7 @@ def run_identity(request: Request, config: Mapping[str, Any], data: ImageData, i
         "files": file_hashes(request),
         "images": data.fingerprint,
         "seen": [data.flip, data.normalisation_mean, data.normalisation_std],
+        **if_given("view", data.chosen_view if request.data.view is None else None),
         **unlabelled_images(data),
         **weights_taken("weights", request.model, request.weights, data, image_size),
         **weights_taken("teacher_weights", request.teacher, request.teacher_weights, data, image_size),

@@ -10,16 +10,15 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from spkd.data.decoding import UnreadableImage
 from spkd.data.seeds import Use, mixed_seed
-from spkd.data.stream import TrainStream
+from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller, Remembered
-from spkd.errors import RunFailed, UnusableFolder
+from spkd.errors import RunFailed, UnreadableImage, UnusableFolder
 from spkd.losses.objective import LossBreakdown
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.crowding import Crowding
@@ -38,6 +37,8 @@ PENDING_STEPS = 25
 """Steps whose losses are read together at the most: on an accelerator each reading waits for the device."""
 READING_SECONDS = 0.1
 """After which a processor reads them sooner: to a person every step, and no cost to the steps of small networks."""
+
+Read = TypeVar("Read", Batch, tuple[Tensor, Tensor])
 
 COMPILED_NETWORKS = 64
 """Combinations of networks and losses that one process may compile; equal ones share what was compiled."""
@@ -162,8 +163,8 @@ class Training:
         SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one at once.
 
         Raises:
-            RunFailed: when a loss is not finite; the last checkpoint stays. Or when an image can no longer be read; a
-                checkpoint is written then.
+            RunFailed: when a loss is not finite. The last checkpoint stays.
+            UnreadableImage: when an image can no longer be read. A checkpoint is written.
         """
         steps = self._recipe.epochs * self._stream.batches_per_epoch
         self._display.begin(title, steps, self._steps_done())
@@ -179,9 +180,9 @@ class Training:
 
             while self.state.epoch < self._recipe.epochs:
                 begun = time.perf_counter()
-                batches = self._readable(self._stream.epoch(self.state.epoch, start=self.state.batch))
-                for images, targets, upcoming in _looking_ahead(batches, 0 if self._graph is None else 1):
-                    self._step(images, targets, upcoming)
+                batches = self._readable(self._stream.batches(self.state.epoch, start=self.state.batch))
+                for batch, upcoming in _looking_ahead(batches, 0 if self._graph is None else 1):
+                    self._step(batch, upcoming)
                     self.state.seconds += time.perf_counter() - begun
                     stop = agreed(self._fabric, self._steps_done(), is_over())
                     if stop or time.monotonic() - saved >= checkpoint_seconds:
@@ -198,21 +199,19 @@ class Training:
             self.save()
         return True
 
-    def _readable(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the batches; of an image that can no longer be read, tell how to go on."""
+    def _readable(self, batches: Iterator[Read]) -> Iterator[Read]:
+        """Give the batches; where an image can no longer be read, keep what has been done."""
         try:
             yield from batches
-        except UnreadableImage as error:
+        except UnreadableImage:
             self.save()
-            raise RunFailed(
-                f"{error.brief}, which it could when the run began: as soon as it can, the same options and --resume "
-                f"go on from {self._folder.checkpoint}"
-            ) from error
+            raise
 
     def _steps_done(self) -> int:
         return self.state.epoch * self._stream.batches_per_epoch + self.state.batch
 
-    def _step(self, images: Tensor, targets: Tensor, upcoming: Tensor | None = None) -> None:
+    def _step(self, batch: Batch, upcoming: Batch | None = None) -> None:
+        images, targets, shown = batch
         step = self._steps_done()
         rank = self._fabric.global_rank
         _seed(self._fabric.device, mixed_seed(Use.STEP, self._seed, step, *([rank] if rank else [])))
@@ -220,13 +219,13 @@ class Training:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         size = self._stream.size(self.state.batch)
-        said = None if self._player is None else self._player(step, images)
+        said = None if self._player is None else self._player(step, shown)
         is_full = size == self._stream.size(0)
-        if is_full and self._graph is not None:
-            breakdown = self._graph(images, targets, said, upcoming)
+        if is_full and self._graph is not None and shown is images:
+            breakdown = self._graph(images, targets, said, None if upcoming is None else upcoming.images)
         else:
             ask, forward = self._full if is_full else self._rest
-            breakdown = self._losses(forward, images, targets, ask(images) if said is None else said)
+            breakdown = self._losses(forward, images, targets, ask(shown) if said is None else said)
         self._pending.append((step, size, breakdown))
         if len(self._pending) >= PENDING_STEPS or time.monotonic() - self._read_at >= self._patience:
             self._read_pending()
@@ -290,6 +289,8 @@ class Training:
         batches = self._readable(self._validation())
         if self._alone:
             batches = _unless(is_over, batches)
+        elif is_over():
+            self.save()  # the others validate to the end, which may take longer than there is time
         try:
             # All evaluate, so that none waits for another longer than it may; the first one's word counts.
             error = self._fabric.broadcast(top1_error(self.student, batches))
@@ -354,17 +355,14 @@ def _unless(is_over: Callable[[], bool], batches: Iterator[tuple[Tensor, Tensor]
         yield batch
 
 
-def _looking_ahead(
-    batches: Iterator[tuple[Tensor, Tensor]], ahead: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Give the batches, each with the images of the one after it where one is read ahead."""
-    waiting: deque[tuple[Tensor, Tensor]] = deque(itertools.islice(batches, ahead))
+def _looking_ahead(batches: Iterator[Batch], ahead: int) -> Iterator[tuple[Batch, Batch | None]]:
+    """Give the batches, each with the one after it where one is read ahead."""
+    waiting: deque[Batch] = deque(itertools.islice(batches, ahead))
     for batch in batches:
         waiting.append(batch)
-        images, targets = waiting.popleft()
-        yield images, targets, waiting[0][0] if waiting else None
-    for images, targets in waiting:
-        yield images, targets, None
+        yield waiting.popleft(), waiting[0] if waiting else None
+    for batch in waiting:
+        yield batch, None
 
 
 def _seed(device: torch.device, seed: int) -> None:

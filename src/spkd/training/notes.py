@@ -13,7 +13,7 @@ from spkd.losses.methods import term_names
 from spkd.models.saved_model import find_meant
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe, preset
-from spkd.training.run_folder import NOT_SAID, config_of, images_changed
+from spkd.training.run_folder import images_changed
 
 LOOKED_AT = 16
 """Files whose size is looked at."""
@@ -21,13 +21,15 @@ LARGE = 4
 """How many times the side that the networks see an image's shorter side has from which on it is called large."""
 UNEQUAL = 3
 """How many times as many images the largest class has from which on classes are called unequal."""
+SHIFT = 32
+"""Pixels by which TrivialAugment shifts an image at the most, whatever its size."""
 FEW_STEPS = 1000
 """Steps below which those of a recipe are called few."""
 
 
 def notes_of_images(data: ImageData, image_size: int) -> list[str]:
-    """Return a line where the classes are of unequal size, and one where the files are large."""
-    return [note for note in (_unequal(data), _large(data, image_size)) if note is not None]
+    """Return a line where classes are of unequal size, where files are large, and where images are shifted away."""
+    return [note for note in (_unequal(data), _large(data, image_size), _shifted(data, image_size)) if note is not None]
 
 
 def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
@@ -41,9 +43,7 @@ def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
         folder = None if spec is None or weights is not None else find_meant(spec)
         if folder is None or not data.cut:
             continue
-        config = NOT_SAID | config_of(folder)
-        same = all(config.get(option) == getattr(request.data, option) for option in ("train_images", "grey"))
-        if same and images_changed(folder, data):
+        if images_changed(folder, data, request.data):
             notes.append(
                 f"warning: {data.name} has changed since the {name} was trained on it, and other images are held out: "
                 "it may have learnt some of them, so that errors are too low; make val/ and test/ of a set that grows"
@@ -80,6 +80,15 @@ def notes_of_recipe(request: Request, recipe: Recipe, images: int) -> list[str]:
     if steps < FEW_STEPS and request.overrides.get("epochs") is None and recipe.name != "digits":
         notes.append(f"{steps} steps in all are few: more --epochs may lower the error by more than any method does")
     return notes
+
+
+def _shifted(data: ImageData, image_size: int) -> str | None:
+    if data.augment != "trivial" or image_size > SHIFT:
+        return None
+    return (
+        f"--augment trivial shifts one image in seven by up to {SHIFT} pixels, which leaves little or nothing of some: "
+        "--augment rand goes by their size"
+    )
 
 
 def _unequal(data: ImageData) -> str | None:

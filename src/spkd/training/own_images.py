@@ -191,7 +191,7 @@ def images_to_quantise_with(
     data = load_data(options)
     _check_channels(info, data, options)
     places = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).round().long()
-    if images_changed(folder, data):
+    if images_changed(folder, data, options):
         say(f"warning: the images have changed since {folder} was trained; errors may be of ones that it has learnt")
     labelled = numbered_as(info, data.val, data, say)
     calibration, validation = (_seen(images, info, options.workers) for images in (data.train.select(places), labelled))

@@ -81,10 +81,10 @@ def _record_all(
         display.begin(f"tape of {setup.request.teacher}", epochs * stream.batches_per_epoch, 0)
         step, images_done, begun = 0, 0, time.perf_counter()
         for epoch in range(epochs):
-            for batch, (images, _) in enumerate(stream.epoch(epoch)):
-                player(step, images)
+            for number, batch in enumerate(stream.batches(epoch)):
+                player(step, batch.shown)
                 step += 1
-                images_done += stream.size(batch)
+                images_done += stream.size(number)
                 rate = images_done / (time.perf_counter() - begun)
                 display.update(step, f"epoch {epoch + 1}/{epochs}, {rate:,.0f} images/s")
                 stop = bool(received) or (deadline is not None and time.time() >= deadline)

@@ -31,7 +31,7 @@ def result_of(
     """Evaluate the student once on the test set, and return the result."""
     state, student = training.state, setup.student
     teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
-    if setup.stream_size != setup.image_size:
+    if setup.teacher_size != setup.image_size:
         teacher = None  # which sees larger images, so that it cannot be asked about these
     tested: dict[str, Any] = {}
     if setup.data.test is not None:

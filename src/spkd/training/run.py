@@ -289,7 +289,7 @@ def _look_first(
             display.say(f"warning: the teacher is little better than chance on these images; {why}")
     distiller.train()
     try:
-        distiller.check(*_few(stream, player))
+        distiller.check(*_few(distiller, stream, player))
     except (InputError, RunFailed, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -300,12 +300,18 @@ def _look_first(
     return teacher_error
 
 
-def _few(stream: TrainStream, player: Player | None) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
-    """Return images and targets that a run begins with, and what a tape says of them: then the whole batch."""
-    images, targets = first_batch(stream)
+def _few(
+    distiller: Distiller, stream: TrainStream, player: Player | None
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
+    """Return images and targets that a run begins with, and what a tape says of them: then the whole batch.
+
+    A teacher that sees them larger is asked here.
+    """
+    images, targets, shown = first_batch(stream)
     if player is not None:
-        return images, targets, player(0, images)
-    return images[:LOOKED_AT], targets[:LOOKED_AT], None
+        return images, targets, player(0, shown)
+    few = slice(LOOKED_AT)
+    return images[few], targets[few], None if shown is images else distiller.remember(shown[few])
 
 
 def _await_unused(
@@ -313,7 +319,7 @@ def _await_unused(
 ) -> None:
     """Have several processes look for weights without a gradient at every step, if there are any, not wait for them."""
     distiller.train()
-    if unused := distiller.unused_parameters(*_few(stream, player)):
+    if unused := distiller.unused_parameters(*_few(distiller, stream, player)):
         cast("DDPStrategy", fabric.strategy)._ddp_kwargs["find_unused_parameters"] = True
         shown = ", ".join(unused[:3]) + ", ..." * (len(unused) > 3)
         display.say(f"no loss depends on {shown}: the processes look for such weights at every step")

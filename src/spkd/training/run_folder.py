@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from spkd.data.images import ImageData
-from spkd.data.options import CROP_SCALE
+from spkd.data.options import CROP_SCALE, DataOptions
 from spkd.errors import InputError, UnusableFolder
 from spkd.files import csv_text, is_file, is_folder, is_there, write_text_atomically
 
@@ -92,7 +92,7 @@ class RunFolder:
         path = self.path / "result.json"
         try:
             return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
-        except ValueError:
+        except (ValueError, TypeError):
             return None
 
     def check(self, config: Mapping[str, Any], identity: str, *, resume: bool, overwrite: bool) -> None:
@@ -195,15 +195,18 @@ class RunFolder:
         write_text_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
 
-def images_changed(network: str | Path, data: ImageData) -> bool:
-    """Return whether the run of a network was made with data of this name, but with other images or splits.
+def images_changed(network: str | Path, data: ImageData, options: DataOptions) -> bool:
+    """Return whether the run of a network was made with data of this name, named alike, but with other images.
 
     The network is given as its folder, or as a file that was exported to a folder in that.
     """
     path = Path(network)
     above = path.resolve().parents[: 3 if is_file(path) else 1]
-    result = next(filter(None, (RunFolder(place).result() for place in (path, *above))), {})
-    return result.get("data") == data.name and result.get("images_fingerprint") not in (None, data.fingerprint)
+    run, result = next(((run, found) for run in map(RunFolder, (path, *above)) if (found := run.result())), (None, {}))
+    config = NOT_SAID | ((run and run.config()) or {})
+    alike = all(config.get(name) == getattr(options, name) for name in ("train_images", "grey"))
+    changed = result.get("images_fingerprint") not in (None, data.fingerprint)
+    return alike and changed and bool(result.get("data") == data.name)
 
 
 def config_of(folder: str | Path) -> dict[str, Any]:

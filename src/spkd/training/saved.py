@@ -89,7 +89,7 @@ def evaluate_saved(
     if saved is None:
         say(f"images are shown at {size} × {size} pixels")
     batches = batches_for(classifier.info, images, device, workers=options.workers, image_size=size, view=options.view)
-    if saved is not None and split != "all" and images_changed(network, data):
+    if saved is not None and split != "all" and images_changed(network, data, options):
         say(
             f"warning: the images have changed since {network} was trained; those it is evaluated on may be among "
             "those it was trained on"

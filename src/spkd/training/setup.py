@@ -60,8 +60,7 @@ class Setup:
         recipe: the recipe with the user's values in it.
         data: the images.
         image_size: side length at which the student sees them.
-        stream_size: side length at which they are given to both networks: the teacher's, and the student makes them
-            smaller where its own is another.
+        teacher_size: side length at which the teacher sees the same.
         student: the network to train.
         teacher: the trained network; None where there is none, or where a tape holds all that it has to say.
         objective: the loss.
@@ -73,7 +72,7 @@ class Setup:
     recipe: Recipe
     data: ImageData
     image_size: int
-    stream_size: int
+    teacher_size: int
     student: Classifier
     teacher: Classifier | None
     objective: Objective
@@ -87,7 +86,7 @@ class Setup:
 
     def tape_identity(self) -> dict[str, Any]:
         """Return everything that decides what the teacher says of each batch, by name."""
-        return tape_identity(self.request, self.data, self.stream_size, self.recipe)
+        return tape_identity(self.request, self.data, self.teacher_size, self.recipe)
 
     def config(self) -> dict[str, Any]:
         """Return everything that decides the result, flat, as the command line's options."""
@@ -162,15 +161,15 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     data = _as_the_student_sees(load_data(request.data, request.unlabelled), request)
     notes = list(data.notes)
     image_size = _image_size(request, data)
-    stream_size = _stream_size(request, image_size)
+    teacher_size = _teacher_size(request, image_size)
     without = "" if data.unlabelled is None else f" (and {len(data.unlabelled)} without a label)"
     counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test or ())} test images"
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
-    if stream_size != image_size:
-        notes.append(f"the teacher sees the same crops at {stream_size} × {stream_size} pixels")
-    notes += notes_of_images(data, stream_size)
+    if teacher_size != image_size:
+        notes.append(f"the teacher sees the same crops at {teacher_size} × {teacher_size} pixels")
+    notes += notes_of_images(data, teacher_size)
     notes += notes_of_learnt(request, data)
-    notes += _other_sizes(request, image_size, stream_size)
+    notes += _other_sizes(request, image_size, teacher_size)
     notes += _another_view(request, data)
     notes += _unasked_weights(request, data)
     if data.flip and named_set(request.data) is None:
@@ -189,26 +188,25 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         replace_head=request.replace_head or is_of_library(request.model, request.weights),
     )
     notes += student.notes
-    if stream_size != image_size:
-        student.classifier.resizes_to = image_size
     recipe = _recipe(request, data, student.trained, notes)
     notes += notes_of_recipe(request, recipe, len(data.seen()))
-    tape = _tape(request, runtime, data, stream_size, recipe)
+    tape = _tape(request, runtime, data, teacher_size, recipe)
     teacher = None
-    objective = _played_objective(request, recipe, student.classifier, tape, data, stream_size)
+    objective = _played_objective(request, recipe, student.classifier, tape, data, image_size)
     if request.teacher is not None and objective is None:
-        built = _teacher(request, data, stream_size, normalisation)
+        built = _teacher(request, data, teacher_size, normalisation)
         notes += [f"teacher: {note.replace('--normalisation', '--teacher_normalisation')}" for note in built.notes]
         teacher = built.classifier
     if objective is None:
-        objective = _objective(request, _pairs(request, student.classifier, teacher, data, stream_size), recipe)
+        sizes = (image_size, teacher_size)
+        objective = _objective(request, _pairs(request, student.classifier, teacher, data, sizes), recipe)
     if objective.pairs:
         notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in objective.pairs))
     if objective.terms:
         weights = {"cross-entropy": objective.cross_entropy, **{term.name: term.weight for term in objective.terms}}
         notes.append("loss weights: " + ", ".join(f"{name} {weight:g}" for name, weight in weights.items()))
     return Setup(
-        request, recipe, data, image_size, stream_size, student.classifier, teacher, objective, tuple(notes), tape
+        request, recipe, data, image_size, teacher_size, student.classifier, teacher, objective, tuple(notes), tape
     )
 
 
@@ -242,17 +240,21 @@ def _image_size(request: Request, data: ImageData) -> int:
     return next(size for size in sizes if size is not None)
 
 
-def _stream_size(request: Request, image_size: int) -> int:
-    """Return the size at which images are given: the teacher's, if that is another than the student's.
+def _teacher_size(request: Request, image_size: int) -> int:
+    """Return the size at which the teacher sees images.
 
     Raises:
-        InputError: when the teacher's is the smaller one.
+        InputError: when it is less than the student's, or what is done to images is not the same at two sizes.
     """
     size = request.teacher_size or image_size
     if size < image_size:
         raise InputError(
             f"--teacher_size {size} is less than the {image_size} pixels of the student: give it --image_size {size} at"
             " the most"
+        )
+    if size > image_size and request.data.augment == "trivial":
+        raise InputError(
+            "--augment trivial shifts images by pixels, whatever their size: with --teacher_size give rand"
         )
     return size
 
@@ -265,12 +267,12 @@ def _own_sizes(request: Request) -> dict[str, int | None]:
     return {"teacher": model_defaults(request.teacher, request.teacher_weights).image_size, **student}
 
 
-def _other_sizes(request: Request, image_size: int, stream_size: int) -> list[str]:
+def _other_sizes(request: Request, image_size: int, teacher_size: int) -> list[str]:
     """Return a line for each network that was made for images of another size."""
     return [
         f"{name}: its weights were made for images of {size} × {size} pixels"
         for name, size in _own_sizes(request).items()
-        if size not in (None, stream_size if name == "teacher" else image_size)
+        if size not in (None, teacher_size if name == "teacher" else image_size)
     ]
 
 
@@ -372,14 +374,18 @@ def _pairs(
     student: Classifier,
     teacher: Classifier | Sequence[str] | None,
     data: ImageData,
-    image_size: int,
+    sizes: tuple[int, int],
 ) -> tuple[TapPair, ...]:
-    """Return the pairs of layers that the method compares; of the teacher its block ends will do."""
+    """Return the pairs of layers that the method compares; of the teacher its block ends will do.
+
+    ``sizes`` are those at which student and teacher see images.
+    """
     if teacher is None or set(term_names(request.method)) <= {"kd"}:
         return ()
-    images = _two_images(data, image_size)
+    images = _two_images(data, sizes[0])
     if isinstance(teacher, Classifier):
-        return tuple(pair_taps(student, teacher, images, request.taps))
+        shown = _two_images(data, sizes[1])
+        return tuple(pair_taps(student, teacher, images, request.taps, teacher_images=shown))
     return tuple(pair_with_ends(student, teacher, images, request.taps))
 
 
@@ -410,7 +416,7 @@ def _played_objective(
     """Return the objective where the tape holds all that it needs of the teacher, else None."""
     if tape is None:
         return None
-    pairs = _pairs(request, student, tape.manifest.block_ends, data, image_size)
+    pairs = _pairs(request, student, tape.manifest.block_ends, data, (image_size, image_size))
     objective = _objective(request, pairs, recipe)
     steps = tape.steps_in(recipe.epochs)
     return objective if tape.recorded(objective.memories, steps) == steps else None

@@ -81,7 +81,7 @@ def _prepared(
     setup: Setup, runtime: Runtime, distiller: Distiller, form: InferenceForm, stream: TrainStream, fabric: Fabric
 ) -> Tape:
     """Return the tape, begun or widened by the first process, which tells the others what it holds."""
-    images, _ = first_batch(stream)
+    images = first_batch(stream).shown
     for term in setup.objective.terms:
         if not term.memory:
             raise InputError(f"--tape: what the term {term.name!r} remembers has no name, so it cannot be recorded")

@@ -30,7 +30,7 @@ def cheapest_teacher(setup: Setup, stream: TrainStream, fabric: Fabric) -> Infer
     if setup.teacher is None:
         raise InputError("a teacher is needed: give --teacher")
     teacher, objective = setup.teacher.to(fabric.device), setup.objective
-    images = first_batch(stream)[0][:LOOKED_AT]
+    images = first_batch(stream).shown[:LOOKED_AT]
 
     def form(precision: TeacherPrecision) -> InferenceForm:
         return inference_form(
@@ -63,4 +63,4 @@ def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.
     images = setup.data.val if split == "val" else setup.data.test
     if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
         return None
-    return top1_error(setup.teacher, own_batches(images, setup, device, image_size=setup.stream_size))
+    return top1_error(setup.teacher, own_batches(images, setup, device, image_size=setup.teacher_size))
