@@ -16,9 +16,9 @@ def test_it_is_a_value_error_that_shows_its_line() -> None:
 
 
 def test_an_unusable_folder_is_told_with_and_without_what_helps() -> None:
-    error = UnusableFolder("the run is another's: give --overwrite", "the run is another's")
+    error = UnusableFolder("the run is another's", "give --overwrite")
     for one in (error, pickle.loads(pickle.dumps(error))):
-        assert str(one) == "the run is another's: give --overwrite"
+        assert str(one) == "the run is another's; give --overwrite"
         assert one.what == "the run is another's"
 
 

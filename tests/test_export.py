@@ -15,14 +15,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers import save_grey
 from torch import Tensor, nn
 
 import spkd.export
 from spkd.errors import InputError
 from spkd.export import export_model, export_network, export_path
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
-from spkd.models.saved_model import save_classifier
-from spkd.models.wrn import WideResNet
 
 
 class Small(nn.Module):
@@ -78,15 +77,7 @@ def images() -> Tensor:
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Classifier]:
     """A run folder with a grey-image classifier whose normalisation matters."""
-    torch.manual_seed(3)
-    info = ModelInfo("wrn-10-1", ("null", "eins", "zwei"), 1, 8, Normalisation((0.3,), (0.2,)))
-    classifier = Classifier(WideResNet(10, 1, num_classes=3, in_channels=1), info)
-    classifier.train()
-    with torch.no_grad():
-        classifier(torch.rand(16, 1, 8, 8))
-    classifier.eval()
-    save_classifier(classifier, tmp_path / "run" / "student")
-    return tmp_path / "run", classifier
+    return tmp_path / "run", save_grey(tmp_path / "run", ("null", "eins", "zwei"), width=1, batches=1)
 
 
 @pytest.mark.parametrize(("format", "suffix", "run"), [("onnx", ".onnx", run_onnx), ("torch", ".pt2", run_torch)])

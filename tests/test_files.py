@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import signal
 import subprocess
@@ -22,9 +23,11 @@ from spkd.files import (
     is_there,
     locked,
     names_beside,
+    read_json,
     require_writable,
     reserve,
     write_atomically,
+    write_json_atomically,
     write_text_atomically,
 )
 
@@ -53,6 +56,24 @@ def test_text_is_written_as_utf8_and_parents_are_made(tmp_path: Path) -> None:
     write_text_atomically(path, "größer\n")
     assert path.read_bytes() == "größer\n".encode()
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_json_is_strict_and_keeps_every_text(tmp_path: Path) -> None:
+    content = {"größe": None, "file": os.fsdecode(b"F\xfc")}
+    write_json_atomically(tmp_path / "x.json", content)
+    assert read_json(tmp_path / "x.json") == content
+    assert (tmp_path / "x.json").read_text(encoding="utf-8").startswith('{\n  "größe": null,\n')
+    for number in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="JSON"):
+            write_json_atomically(tmp_path / "x.json", {"number": number})
+    assert read_json(tmp_path / "x.json") == content
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", "[1]", None])
+def test_what_is_no_json_object_is_read_as_nothing(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "x.json").write_text(text)
+    assert read_json(tmp_path / "x.json") is None
 
 
 def test_an_earlier_file_is_replaced(tmp_path: Path) -> None:

@@ -11,14 +11,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from helpers import save_grey
 from torch import Tensor, nn
 
 from spkd.errors import InputError
 from spkd.export import converted, export_model
-from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.classifier import Classifier
 from spkd.models.exported import onnx_runner
-from spkd.models.saved_model import save_classifier
-from spkd.models.wrn import WideResNet
 from spkd.quantisation import export_int8, quantised
 
 CLASSES = ("null", "eins", "zwei", "drei")
@@ -27,16 +26,7 @@ CLASSES = ("null", "eins", "zwei", "drei")
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, Classifier]:
     """A run folder with a grey-image classifier whose normalisation matters and whose batch norms have seen images."""
-    torch.manual_seed(3)
-    info = ModelInfo("wrn-10-2", CLASSES, 1, 8, Normalisation((0.3,), (0.2,)))
-    classifier = Classifier(WideResNet(10, 2, num_classes=4, in_channels=1), info)
-    classifier.train()
-    with torch.no_grad():
-        for _ in range(20):
-            classifier(torch.rand(32, 1, 8, 8))
-    classifier.eval()
-    save_classifier(classifier, tmp_path / "run" / "student")
-    return tmp_path / "run", classifier
+    return tmp_path / "run", save_grey(tmp_path / "run", CLASSES, width=2, batches=20)
 
 
 def batches(count: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

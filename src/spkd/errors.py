@@ -1,9 +1,9 @@
-"""The error that a person can mend, and how a mistyped name is answered."""
+"""The error that a person can mend, and how names are told in it."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class InputError(ValueError):
@@ -18,16 +18,16 @@ class UnusableFolder(InputError):
     """What lies in the folder of a run or a tape is not what is asked for, or cannot be read.
 
     Args:
-        line: ends with what helps where a single run is asked for.
-        what: the same without that, for commands that have other options.
+        what: what is wrong, for commands that have other options.
+        advice: what helps where a single run is asked for.
     """
 
-    def __init__(self, line: str, what: str) -> None:
-        super().__init__(line, what)
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what, advice)
         self.what = what
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return "; ".join(self.args)
 
 
 class UnreadableImage(InputError):
@@ -75,3 +75,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
+
+
+def some(names: Collection[str], most: int) -> str:
+    """Return names on one line, with an ellipsis for those past ``most``.
+
+    >>> some(["conv", "bn", "fc"], most=2), some(["conv", "bn"], most=2)
+    ('conv, bn, ...', 'conv, bn')
+    """
+    return ", ".join(list(names)[:most]) + (", ..." if len(names) > most else "")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from spkd.errors import InputError, nearest, one_line
+from spkd.export_options import TOLERANCE
 from spkd.files import write_bytes_atomically
 from spkd.models.classifier import ModelInfo, require_unit_range
 from spkd.models.cost import latency_ms
@@ -59,7 +60,7 @@ def export_model(
     format: str = "onnx",
     *,
     images: Tensor,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
 ) -> ExportReport:
     """Export the classifier saved in ``folder``, a run folder or a saved model.
 
@@ -130,7 +131,7 @@ def export_network(
     format: str = "onnx",
     *,
     images: Tensor,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     info: ModelInfo | None = None,
 ) -> ExportReport:
     """Export any network from images to logits; :func:`export_model` says what the file is like.
@@ -187,7 +188,7 @@ def converted(
     if format not in SUFFIXES:
         raise InputError(f"format: expected {' or '.join(SUFFIXES)}, got {format!r}")
     if not (math.isfinite(tolerance) and tolerance > 0):
-        raise InputError(f"tolerance: expected a number above 0, got {tolerance}; the default is 1e-4")
+        raise InputError(f"tolerance: expected a number above 0, got {tolerance}; the default is {TOLERANCE:g}")
     images = _at_least_three(images)
     with evaluating(network):
         batches = [images[:size] for size in (1, 2, len(images))]

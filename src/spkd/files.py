@@ -1,4 +1,4 @@
-"""Files: moved into place once written, so that a reader never sees half of one; locks, room, hashes, looks, CSV."""
+"""Files: moved into place once written, so that none is seen half; locks, room, hashes, looks, names, JSON, CSV."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import ctypes
 import errno
 import hashlib
 import io
+import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from spkd.errors import InputError
 
@@ -20,6 +23,9 @@ try:
 except ImportError:  # on Windows, where the library can be imported
     fcntl = None  # type: ignore[assignment]
 
+# For texts that may be paths: pathlib's own raise for a name that is too long or a place out of reach.
+is_file, is_folder, is_there = os.path.isfile, os.path.isdir, os.path.exists
+_LONGEST_NAME = 255 - len("-alone")  # bytes in the name of a folder, beside which another may have that ending
 _held: set[int] = set()  # handles of the locks of this process
 
 
@@ -143,6 +149,25 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_bytes_atomically(path, text.encode())
 
 
+def write_json_atomically(path: Path, content: Mapping[str, object]) -> None:
+    """Write ``content`` as JSON to ``path``, as :func:`write_atomically` does.
+
+    Raises:
+        ValueError: when there is a NaN or infinity in it, which JSON has not.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # What is no UTF-8 in a file's name becomes JSON's own escapes.
+    write_bytes_atomically(path, text.encode(errors="backslashreplace"))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return what a JSON file holds; None where there is none, or it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Return rows of cells as CSV.
 
@@ -183,37 +208,25 @@ def reserve(path: Path, size: int) -> None:
         os.close(handle)
 
 
-def is_file(path: str | Path) -> bool:
-    """Return whether a text is the path of a file; False, not an error, for a name too long or a place out of reach.
-
-    >>> is_file("net.py:Net?blocks=" + 300 * "1")
-    False
-    """
-    with contextlib.suppress(OSError):
-        return Path(path).is_file()
-    return False
-
-
-def is_folder(path: str | Path) -> bool:
-    """Return whether a text is the path of a folder, as :func:`is_file` does."""
-    with contextlib.suppress(OSError):
-        return Path(path).is_dir()
-    return False
-
-
-def is_there(path: str | Path) -> bool:
-    """Return whether a text is the path of something, as :func:`is_file` does."""
-    with contextlib.suppress(OSError):
-        return Path(path).exists()
-    return False
-
-
 def names_beside(path: Path) -> list[str]:
     """Return what may be meant by a path that is not there: the folders beside it, and files that end alike."""
     with contextlib.suppress(OSError):
         beside = path.absolute().parent.iterdir()
         return sorted(entry.name for entry in beside if entry.is_dir() or entry.suffix == path.suffix != "")
     return []
+
+
+def slug(text: str) -> str:
+    """Return ``text`` as the name of a folder.
+
+    >>> slug("timm/resnet18?in_chans=1")
+    'timm-resnet18-in_chans=1'
+    """
+    name = re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{name.encode()[: _LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
 
 
 def is_utf8(name: str) -> bool:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +20,11 @@ from spkd.export import (
     require_own_images,
     weight_bytes,
 )
+from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
 from spkd.files import write_bytes_atomically
 from spkd.models.cost import latency_ms
 from spkd.models.exported import onnx_runner
 from spkd.models.saved_model import load_classifier
-
-WeightBits = Literal[7, 8]
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,8 @@ def export_int8(
     images: Tensor,
     calibration: Iterable[Tensor],
     labelled: Iterable[tuple[Tensor, Tensor]],
-    tolerance: float = 1e-4,
-    weight_bits: WeightBits = 7,
+    tolerance: float = TOLERANCE,
+    weight_bits: WeightBits = WEIGHT_BITS,
 ) -> Int8Report:
     """Export the classifier saved in ``folder`` as an ONNX file that computes in 8-bit integers.
 
@@ -125,7 +124,7 @@ def export_int8(
     return report
 
 
-def quantised(content: bytes, calibration: Iterable[Tensor], weight_bits: WeightBits = 7) -> bytes:
+def quantised(content: bytes, calibration: Iterable[Tensor], weight_bits: WeightBits = WEIGHT_BITS) -> bytes:
     """Return the content of a float32 ONNX file in 8-bit integers, with the same metadata.
 
     ``weight_bits`` is as of :func:`export_int8`.

@@ -177,7 +177,7 @@ def test_distill_without_a_teacher_does_the_whole_job_and_keeps_what_is_finished
     capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("spkd.cli.commands.DEFAULT_TEACHER", f"{tiny}?width=8")
+    monkeypatch.setattr("spkd.studies.side_by_side.DEFAULT_TEACHER", f"{tiny}?width=8")
     monkeypatch.setattr("spkd.studies.side_by_side.TEACHER_EPOCHS", 1)
     options = ["distill", "--student", tiny, "--epochs", "1", *CPU]
     printed = succeed(capsys, *options)
@@ -198,7 +198,7 @@ def test_the_digits_own_teacher_is_apart_from_a_training_of_the_same_network(
     capsys: pytest.CaptureFixture[str], tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("spkd.cli.commands.DEFAULT_TEACHER", tiny)
+    monkeypatch.setattr("spkd.studies.side_by_side.DEFAULT_TEACHER", tiny)
     monkeypatch.setattr("spkd.studies.side_by_side.TEACHER_EPOCHS", 2)
     succeed(capsys, "train", "--model", tiny, "--epochs", "1", *CPU)
     succeed(capsys, "distill", "--data", "Digits", "--student", tiny, "--epochs", "1", "--batch_size", "125", *CPU)

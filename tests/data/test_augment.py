@@ -24,6 +24,7 @@ from spkd.data.augment import (
     side_for_view,
     to_unit_range,
 )
+from spkd.data.options import CROP_SCALE
 
 GRADIENT = torch.stack(
     [torch.arange(200).view(-1, 1).expand(200, 250), torch.arange(250).view(1, -1).expand(200, 250)]
@@ -93,7 +94,7 @@ def test_random_parts_lie_within_their_bounds():
     areas = []
     for seed in range(300):
         # Corners of the view tell which part of the gradient it shows, up to the resizing's half pixels.
-        rows, columns = random_resized_crop(GRADIENT, 100, False, seed).float()
+        rows, columns = random_resized_crop(GRADIENT, 100, False, seed, CROP_SCALE).float()
         height = (rows[-1, 0] - rows[0, 0]).item() * 100 / 99
         width = (columns[0, -1] - columns[0, 0]).item() * 100 / 99
         areas.append(height * width / (200 * 250))
@@ -119,23 +120,23 @@ def test_a_scale_of_1_shows_the_whole_image(shape):
 
 
 def test_a_random_part_is_a_function_of_its_seed():
-    views = [random_resized_crop(GRADIENT, 32, True, seed) for seed in (1, 1, 2)]
+    views = [random_resized_crop(GRADIENT, 32, True, seed, CROP_SCALE) for seed in (1, 1, 2)]
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
 
 
 def test_random_parts_are_mirrored_one_time_in_two():
-    columns = [random_resized_crop(GRADIENT, 16, True, seed)[1].float() for seed in range(400)]
+    columns = [random_resized_crop(GRADIENT, 16, True, seed, CROP_SCALE)[1].float() for seed in range(400)]
     mirrored = sum(bool(view[0, 0] > view[0, -1]) for view in columns)
     assert abs(mirrored - 200) < 4 * math.sqrt(400 / 4)
-    plain = [random_resized_crop(GRADIENT, 16, False, seed)[1].float() for seed in range(50)]
+    plain = [random_resized_crop(GRADIENT, 16, False, seed, CROP_SCALE)[1].float() for seed in range(50)]
     assert all(view[0, 0] < view[0, -1] for view in plain)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 300), (3, 300, 1), (3, 1, 1), (3, 20, 400)])
 def test_extreme_shapes_have_views(shape):
     image = random_pixels(*shape)
-    assert tuple(random_resized_crop(image, 16, True, 0).shape) == (3, 16, 16)
+    assert tuple(random_resized_crop(image, 16, True, 0, CROP_SCALE).shape) == (3, 16, 16)
     assert tuple(fixed_view(image, 16, "centre").shape) == (3, 16, 16)
 
 
@@ -193,13 +194,13 @@ def test_bytes_to_floats():
 
 
 def test_the_aspect_of_a_random_part_is_log_uniform():
-    parts = [_draw_part(4000, 4000, random.Random(seed)) for seed in range(4000)]
+    parts = [_draw_part(4000, 4000, random.Random(seed), CROP_SCALE) for seed in range(4000)]
     aspects = sorted(math.log(width / height) for _, _, height, width in parts)
     assert abs(aspects[2000]) < 0.015  # uniform it would be 0.041
 
 
 def test_a_random_part_lies_anywhere_and_its_area_is_uniform():
-    parts = [_draw_part(4000, 4000, random.Random(seed)) for seed in range(10_000)]
+    parts = [_draw_part(4000, 4000, random.Random(seed), CROP_SCALE) for seed in range(10_000)]
     places = [
         (top / (4000 - height), left / (4000 - width))
         for top, left, height, width in parts
@@ -221,4 +222,4 @@ def test_a_random_part_lies_anywhere_and_its_area_is_uniform():
     [(1, 300, (0, 149, 1, 1)), (300, 1, (149, 0, 1, 1)), (30, 300, (0, 130, 30, 40)), (300, 30, (130, 0, 40, 30))],
 )
 def test_of_an_image_too_long_for_any_part_the_middle_is_shown(height, width, part):
-    assert all(_draw_part(height, width, random.Random(seed)) == part for seed in range(5))
+    assert all(_draw_part(height, width, random.Random(seed), CROP_SCALE) == part for seed in range(5))

@@ -1,6 +1,4 @@
-import builtins
 import errno
-import io
 import os
 
 import numpy as np
@@ -8,15 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spkd.data.decoding import (
-    PATIENCE,
-    decoding_fault,
-    header_size,
-    map_files,
-    read_if_square,
-    read_image,
-    usable_cpus,
-)
+from spkd.data.decoding import PATIENCE, decoding_fault, header_size, map_files, read_if_square, read_image
 from spkd.errors import InputError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [200, 100, 50]]])
@@ -191,34 +181,6 @@ def test_files_are_mapped_in_order():
 def test_pixels_are_bytes(tmp_path):
     path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / "a.png")
     assert read_image(path, 3).dtype == read_image(path, 1).dtype == torch.uint8
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, 8),
-        ({"cpu.max": "max 100000\n"}, 8),
-        ({"cpu.max": "250000 100000\n"}, 3),
-        ({"cpu.max": "5000 100000\n"}, 1),
-        ({"cpu.max": "9900000 100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
-        ({"cpu/cpu.cfs_quota_us": "150000\n"}, 8),
-    ],
-)
-def test_a_container_s_share_of_the_processors_counts(monkeypatch, files, expected):
-    made = {f"/sys/fs/cgroup/{name}": text for name, text in files.items()}
-    exists, opened = os.path.exists, builtins.open
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr(
-        "os.path.exists", lambda path: path in made if str(path).startswith("/sys/fs/cgroup") else exists(path)
-    )
-    monkeypatch.setattr(
-        "builtins.open",
-        lambda path, *given, **also: io.StringIO(made[path]) if path in made else opened(path, *given, **also),
-    )
-    assert usable_cpus() == expected
 
 
 @pytest.mark.parametrize("failing", [1, 3])

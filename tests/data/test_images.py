@@ -110,7 +110,7 @@ def test_the_fingerprint_of_files_is_of_names_sizes_and_content_wherever_they_li
 
     def fingerprint(folder):
         images = FileImages(sorted(map(str, folder.iterdir())), torch.zeros(130, dtype=torch.int64))
-        return ImageData("own", ("a",), 3, images, images, None, None, True, (0.5,), (0.5,)).fingerprint
+        return ImageData("own", ("a",), 3, images, images, images, None, True, (0.5,), (0.5,)).fingerprint
 
     first = fingerprint(place)
     monkeypatch.chdir(tmp_path)

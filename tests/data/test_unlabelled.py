@@ -91,7 +91,6 @@ def test_validation_and_test_images_are_left_out(tmp_path: Path, height: int) ->
     (tmp_path / "copies").mkdir()
     for number, path in enumerate(labelled.rglob("*.png")):
         (tmp_path / "copies" / f"{number}.png").write_bytes(path.read_bytes())
-    assert data.test is not None
     held_out = len(data.val) + len(data.test)
     for folder in (labelled, tmp_path / "copies"):
         added = with_unlabelled(data, folder)

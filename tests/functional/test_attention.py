@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import CASES, random
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,12 +19,6 @@ from spkd.functional import (
     attention_transfer_loss,
     relative_attention_map,
 )
-
-CASES = settings(max_examples=25, deadline=None, derandomize=True)
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def loop_unit_map(image: Tensor) -> list[float]:

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from helpers import loop_rows, random
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,23 +23,9 @@ from spkd.functional import (
 )
 
 
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def in_blocks_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ONE_PIECE", 0), ("TILE", 1), ("LEAST_ROWS", rows)):
         monkeypatch.setattr(similarity_blocks, name, value)
-
-
-def loop_rows(own: Tensor, batch: Tensor) -> Tensor:
-    """The rows of G of some images, one number at a time."""
-    rows = []
-    for image in own.flatten(1).tolist():
-        row = [math.fsum(a * b for a, b in zip(image, other, strict=True)) for other in batch.flatten(1).tolist()]
-        norm = math.sqrt(math.fsum(value * value for value in row))
-        rows.append([value / norm if norm else 0.0 for value in row])
-    return torch.tensor(rows, dtype=torch.float64)
 
 
 def loop_loss(own: Tensor, batch: Tensor, teacher_rows: Tensor) -> float:

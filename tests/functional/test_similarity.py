@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import CASES, loop_rows, random
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,7 +20,6 @@ from spkd.functional import (
     similarity_preserving_loss,
 )
 
-CASES = settings(max_examples=25, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**31 - 1)
 BATCHES = st.integers(1, 6)
 WIDTHS = st.integers(1, 9)
@@ -29,26 +29,11 @@ ONE_GROUP = torch.tensor([[1.0], [1.0], [1.0], [1.0]])
 TWO_GROUPS = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
 
 
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def loop_matrix(features: Tensor) -> list[list[float]]:
-    """PAPER.md's steps 1 and 2, one number at a time."""
-    rows = [image.flatten().tolist() for image in features.double()]
-    gram = [[math.fsum(a * b for a, b in zip(p, q, strict=True)) for q in rows] for p in rows]
-    matrix = []
-    for row in gram:
-        norm = math.sqrt(math.fsum(value * value for value in row))
-        matrix.append([value / norm if norm else 0.0 for value in row])
-    return matrix
-
-
 def loop_loss(students: list[Tensor], teachers: list[Tensor]) -> float:
     """PAPER.md's step 3."""
     total = 0.0
     for student, teacher in zip(students, teachers, strict=True):
-        g_s, g_t = loop_matrix(student), loop_matrix(teacher)
+        g_s, g_t = loop_rows(student, student).tolist(), loop_rows(teacher, teacher).tolist()
         b = len(g_s)
         total += math.fsum((g_t[i][j] - g_s[i][j]) ** 2 for i in range(b) for j in range(b)) / b**2
     return total
@@ -96,7 +81,7 @@ def test_matrix_equals_loops_for_features_of_any_shape(shape: tuple[int, ...]) -
     features = random(1, *shape)
     matrix = similarity_matrix(features)
     assert matrix.dtype == torch.float64
-    torch.testing.assert_close(matrix, torch.tensor(loop_matrix(features), dtype=torch.float64))
+    torch.testing.assert_close(matrix, loop_rows(features, features))
     single = similarity_matrix(features.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), matrix, rtol=1e-5, atol=1e-6)
@@ -243,7 +228,7 @@ def test_no_magnitude_overflows_or_vanishes(dtype: torch.dtype, magnitude: float
     features = (magnitude * signs).to(dtype)
     assert features.isfinite().all()
     assert features.all()
-    expected = torch.tensor(loop_matrix(signs), dtype=torch.float64)
+    expected = loop_rows(signs, signs)
     torch.testing.assert_close(similarity_matrix(features).double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -262,7 +247,7 @@ def test_gradient_at_the_edge_of_float16_is_that_of_float64() -> None:
 def test_one_tiny_image_beside_large_ones_keeps_its_row() -> None:
     # Orthogonal to the others, so only its own product, (1e-25)^2, tells its row from zero.
     features = torch.tensor([[1e5, 2e5, 0.0], [3e5, 1e5, 0.0], [0.0, 0.0, 1e-25]])
-    expected = torch.tensor(loop_matrix(features), dtype=torch.float64)
+    expected = loop_rows(features, features)
     assert expected[2].tolist() == [0, 0, 1]
     torch.testing.assert_close(similarity_matrix(features).double(), expected, rtol=1e-5, atol=1e-6)
 

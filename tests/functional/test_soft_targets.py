@@ -6,19 +6,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import CASES, random
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 from spkd.errors import InputError
 from spkd.functional import soft_target_loss
-
-CASES = settings(max_examples=25, deadline=None, derandomize=True)
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def loop_loss(student: Tensor, teacher: Tensor, temperature: float) -> float:

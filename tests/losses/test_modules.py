@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import helpers
 import pytest
 import torch
 from torch import Tensor
@@ -14,11 +17,9 @@ from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.taps import Activations, TapPair
 
+random = functools.partial(helpers.random, dtype=torch.float32)
+
 PAIR = TapPair(student="features.3", teacher="layer4")
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def student_activations() -> Activations:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ from spkd.losses.objective import UNLABELLED, Criterion, LossBreakdown, Objectiv
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.taps import Activations, TapPair
+
+random = functools.partial(helpers.random, dtype=torch.float32)
 
 LAST, EARLY = TapPair("group3", "layer4"), TapPair("group2", "layer4")
 
@@ -37,10 +41,6 @@ class Fixed(DistillationLoss):
 
     def forward(self, student: Activations, remembered: Tensor) -> Tensor:
         return self.scale * self.value + 0 * (student.logits.sum() + remembered.sum())
-
-
-def random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture

@@ -138,14 +138,16 @@ def test_says_when_the_image_is_too_small_or_the_output_no_logits() -> None:
 def test_replaces_the_last_layer_with_as_many_outputs() -> None:
     network = small(5)
     stem = network[0].weight
-    assert replace_head(network, "x", 5, 2, channels=3, image_size=8) == "4"
+    replace_head(network, "x", 5, 2, channels=3, image_size=8)
+    assert network[4].out_features == 2
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 2)
     assert network[0].weight is stem
 
 
 def test_replaces_a_convolutional_head() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    assert replace_head(network, "x", 6, 9, channels=3, image_size=8) == "1"
+    replace_head(network, "x", 6, 9, channels=3, image_size=8)
+    assert network[1].out_channels == 9
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 9)
 
 
@@ -208,6 +210,8 @@ class Frozen(Supervised):
 @pytest.mark.parametrize("classes", [4, 7])
 def test_replaces_a_head_whatever_way_it_is_used(classes: int) -> None:
     network = Frozen(runs=True)
-    assert replace_head(network, "x", 7, classes, channels=3, image_size=8) == "aux"
+    replaced = network.aux
+    replace_head(network, "x", 7, classes, channels=3, image_size=8)
+    assert network.aux is not replaced
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, classes)
     assert network.training

@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from rich.console import Console
+from helpers import printed
 
 from spkd.report.grid import Grid, grid_csv, grid_latex, grid_markdown, grid_table, write_grid
 
@@ -34,10 +34,7 @@ def test_latex_has_nothing_that_latex_would_choke_on() -> None:
 
 
 def test_the_terminal_shows_brackets_as_they_are() -> None:
-    console = Console(width=100, file=io.StringIO(), color_system=None)
-    console.print(grid_table(GRID))
-    text = console.file.getvalue()
-    assert isinstance(text, str)
+    text = printed(grid_table(GRID), width=100)
     for cell in (*GRID.rows[0], *GRID.rows[1], "a note"):
         assert cell in text
 

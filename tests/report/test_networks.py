@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from helpers import printed
 
 from spkd.quantisation import Int8Report
 from spkd.report.networks import evaluation_table, gain_text, int8_table, int8_text, network_table
 from spkd.studies.records import NetworkRow
 from spkd.training.evaluation import ClassError, Evaluation
-
-
-def printed(table: RenderableType) -> str:
-    console = Console(width=160, file=io.StringIO(), color_system=None)
-    console.print(table)
-    text = console.file.getvalue()
-    assert isinstance(text, str)
-    return text
 
 
 def test_brackets_in_names_of_networks_are_kept() -> None:
@@ -77,9 +68,7 @@ def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:
 
 def test_no_number_is_cut_on_a_terminal_of_80_columns() -> None:
     rows = [NetworkRow("student, sp+kd", "my_net.py:make_net", 77_600, 763_500, 10.39, 12.2, 21.68)]
-    console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(network_table(rows))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = printed(network_table(rows), width=80)
     for shown in ("77.6 k", "763.5 k", "10.39 ms", "12.20 %", "21.68 %", "parameters", "validation", "latency", "test"):
         assert shown in text
     assert "…" not in text

@@ -1,30 +1,25 @@
 """The table of a study's tasks tells what a person would ask."""
 
-import io
-
 import pytest
-from rich.console import Console
+from helpers import printed
 
 from spkd.report.status import status_table, status_text
 from spkd.studies.state import TaskState
 
 STATES = (
-    TaskState("none/seed-0", "training", {}, "done", result={"test_error": 2.5}),
-    TaskState("tape", "recording", {}, "done", result={"steps": 3}),
-    TaskState("sp/seed-0", "training", {}, "running", host="node7", since=1000.0),
-    TaskState("at/seed-0", "training", {}, "running", host="node7", since=4600.0, epochs=(12, 200)),
-    TaskState("at/seed-1", "training", {}, "stopped", epochs=(3, 200)),
-    TaskState("kd/seed-0", "training", {}, "failed", reason="the loss [/] is not finite", since=4700.0 - 65),
-    TaskState("figure", "measurement", {}, "missing"),
+    TaskState("none/seed-0", "training", "done", result={"test_error": 2.5}),
+    TaskState("tape", "recording", "done", result={"steps": 3}),
+    TaskState("sp/seed-0", "training", "running", host="node7", since=1000.0),
+    TaskState("at/seed-0", "training", "running", host="node7", since=4600.0, epochs=(12, 200)),
+    TaskState("at/seed-1", "training", "stopped", epochs=(3, 200)),
+    TaskState("kd/seed-0", "training", "failed", reason="the loss [/] is not finite", since=4700.0 - 65),
+    TaskState("figure", "measurement", "missing"),
 )
 
 
 def test_every_task_has_a_line_with_what_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spkd.report.status.time.time", lambda: 4700.0)
-    written = io.StringIO()
-    console = Console(width=140, file=written)
-    console.print(status_table(STATES))
-    lines = written.getvalue().splitlines()
+    lines = printed(status_table(STATES), width=140).splitlines()
     expected = {
         "none/seed-0": "test error 2.50 %",
         "tape": "done",

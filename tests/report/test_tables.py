@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import pytest
-from rich.console import Console
+from helpers import printed
 
 from spkd.report.tables import comparison_markdown, comparison_table, signed
 from spkd.studies.records import Comparison, ComparisonRow
@@ -24,14 +23,6 @@ COMPARISON = Comparison(
 )
 
 
-def printed(comparison: Comparison, width: int = 120) -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(comparison_table(comparison))
-    text = console.file.getvalue()
-    assert isinstance(text, str)
-    return text
-
-
 def test_every_line_of_the_markdown() -> None:
     lines = comparison_markdown(COMPARISON).splitlines()
     assert lines[0] == "**Digits**"
@@ -47,7 +38,7 @@ def test_every_line_of_the_markdown() -> None:
 
 
 def test_the_terminals_table_holds_the_same_numbers() -> None:
-    text = printed(COMPARISON)
+    text = printed(comparison_table(COMPARISON), width=120)
     for line in comparison_markdown(COMPARISON).splitlines()[4:7]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         row = next(row for row in text.splitlines() if row.split()[:1] == cells[:1])
@@ -91,7 +82,7 @@ def test_equal_differences_are_printed_alike() -> None:
 
 def test_a_method_with_brackets_or_bars_is_shown_as_it_is() -> None:
     odd = dataclasses.replace(COMPARISON, rows=(dataclasses.replace(SP, method="[red]a|b[/red]"),))
-    assert "[red]a|b[/red]" in printed(odd)
+    assert "[red]a|b[/red]" in printed(comparison_table(odd), width=120)
     assert "| [red]a\\|b[/red] |" in comparison_markdown(odd)
 
 
@@ -104,7 +95,7 @@ def test_a_teacher_of_unknown_error_gets_none(teacher: dict[str, str | None]) ->
 
 
 def test_nothing_is_cut_on_a_narrow_terminal() -> None:
-    text = "".join(printed(COMPARISON, width=60).split())
+    text = "".join(printed(comparison_table(COMPARISON), width=60).split())
     assert "−4.43" in text
     assert "…" not in text
 
@@ -114,4 +105,4 @@ def test_a_teacher_no_better_than_the_student_alone_is_warned_of(error: float, w
     weak = dataclasses.replace(COMPARISON, teacher={"spec": "wrn-28-2", "test_error": error})
     said = f"Warning: the teacher ({error:.2f} %) is no better than the student alone (3.50 %)"
     assert (said in comparison_markdown(weak)) == warned
-    assert ("Warning" in printed(weak)) == warned
+    assert ("Warning" in printed(comparison_table(weak), width=120)) == warned

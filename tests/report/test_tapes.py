@@ -1,10 +1,9 @@
 """The table of a tape says how much of it can be played."""
 
-import io
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from helpers import printed
 
 from spkd.report.tapes import tape_table
 from spkd.training.tape import Manifest, Tape
@@ -12,9 +11,9 @@ from spkd.training.tape import Manifest, Tape
 
 def shown(tape: Tape) -> list[list[str]]:
     """The cells of the line of each memory."""
-    written = io.StringIO()
-    Console(width=200, file=written).print(tape_table(tape))
-    lines = [line for line in written.getvalue().splitlines() if "logits" in line or "similarity" in line]
+    lines = [
+        line for line in printed(tape_table(tape), width=200).splitlines() if "logits" in line or "similarity" in line
+    ]
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines]
 
 

@@ -7,12 +7,15 @@ import dataclasses
 import io
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import scipy.stats
 
 from spkd.errors import InputError
-from spkd.studies.records import Comparison, comparison_row, to_csv, to_json
+from spkd.files import write_json_atomically
+from spkd.studies.records import Comparison, comparison_row, to_csv
 
 NONE = comparison_row("none", [0, 1, 2, 3], [3.4, 3.9, 3.1, 4.0], [2.0, 2.4, 2.1, 2.2])
 SP = comparison_row("sp", [3, 1, 2, 0], [2.2, 2.0, 2.4, 2.3], [1.0, 1.1, 1.2, 1.3], NONE)
@@ -72,8 +75,14 @@ def test_rows_that_do_not_fit_are_input_errors(
         comparison_row("sp", seeds, test_errors, val_errors)
 
 
-def test_the_json_file_holds_the_comparison() -> None:
-    data = json.loads(to_json(COMPARISON))
+@pytest.fixture
+def data(tmp_path: Path) -> Any:
+    """What the file of the comparison holds."""
+    write_json_atomically(tmp_path / "comparison.json", dataclasses.asdict(COMPARISON))
+    return json.loads((tmp_path / "comparison.json").read_text())
+
+
+def test_the_json_file_holds_the_comparison(data: Any) -> None:
     assert (data["title"], data["teacher"], data["software"]) == (
         COMPARISON.title,
         COMPARISON.teacher,
@@ -83,8 +92,7 @@ def test_the_json_file_holds_the_comparison() -> None:
     assert [row["pairs"] for row in data["rows"]] == [None, 4, 1]
 
 
-def test_the_json_file_has_the_rows_that_other_programs_read() -> None:
-    data = json.loads(to_json(COMPARISON))
+def test_the_json_file_has_the_rows_that_other_programs_read(data: Any) -> None:
     wanted = ["method", "seeds", "test_errors", "median", "mean", "sem"]
     wanted += ["difference", "interval", "p_value"]
     assert [set(wanted) <= set(row) for row in data["rows"]] == [True] * 3

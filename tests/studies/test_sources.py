@@ -59,8 +59,8 @@ def test_made_up_images_are_read_by_the_real_loaders_and_differ_by_class(tmp_pat
     options = [smoke.cifar10(tmp_path), smoke.cinic10(tmp_path), smoke.dtd(tmp_path, 1)]
     cifar, cinic, dtd = (load_data(one) for one in options)
     assert cifar.classes == cinic.classes == smoke.CIFAR_CLASSES
-    assert [len(cifar.train), len(cifar.val), len(cifar.test or ())] == [108, 12, 24]
-    assert [len(cinic.train), len(cinic.val), len(cinic.test or ())] == [60, 20, 20]
+    assert [len(cifar.train), len(cifar.val), len(cifar.test)] == [108, 12, 24]
+    assert [len(cinic.train), len(cinic.val), len(cinic.test)] == [60, 20, 20]
     assert (cifar.native_size, cinic.native_size, dtd.native_size) == (32, 32, None)
     for data in (cifar, cinic):
         means = [data.train.image(place).float().mean((1, 2)) for place in range(len(data.train))]

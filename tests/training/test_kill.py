@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import wait_for
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,14 +19,6 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "spkd", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_for(process: subprocess.Popen[str], ready: Path, changed_since: int = 0) -> None:
-    while process.poll() is None:
-        if ready.exists() and ready.stat().st_mtime_ns > changed_since:
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"the process ended by itself: {process.communicate()}")
 
 
 def group_lives(group: int) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import wait_for
 from safetensors.torch import load_file
 
 from spkd.training.devices import AGREE_EVERY
@@ -81,12 +82,6 @@ def running() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             for number in (*children(process), process.pid):
                 os.kill(number, signal.SIGKILL)
         process.communicate()
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
 
 
 def test_two_processes_end_with_the_weights_of_one_with_a_tape_and_a_stop_too(
@@ -248,7 +243,7 @@ def test_a_stop_leaves_a_checkpoint_that_goes_on(
 ) -> None:
     folder = tmp_path / "run"
     process = running(*options, *LONG, "--devices", "2", "--out", str(folder))
-    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    wait_for(process, folder / "checkpoints" / "last.ckpt")
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors
@@ -278,7 +273,7 @@ def test_a_second_signal_is_an_interruption_too(
 ) -> None:
     folder = tmp_path / "run"
     process = running(*options, *LONG, "--devices", "2", "--out", str(folder))
-    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    wait_for(process, folder / "checkpoints" / "last.ckpt")
     os.kill(children(process)[1], signal.SIGSTOP)  # so that neither can end by the first one
     for _ in range(2):
         process.send_signal(signal.SIGINT)
@@ -304,7 +299,7 @@ def test_when_one_dies_or_hangs_the_run_ends_with_a_line(
 ) -> None:
     folder = tmp_path / "run"
     process = running(*options, *LONG, "--devices", "2", "--timeout_seconds", "3", "--out", str(folder))
-    wait_for(folder / "checkpoints" / "last.ckpt", process)
+    wait_for(process, folder / "checkpoints" / "last.ckpt")
     ranks = children(process)
     assert len(ranks) == 2
     os.kill(ranks[1], number)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import weights
 from PIL import Image
-from safetensors.torch import load_file
 
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
@@ -45,10 +45,6 @@ def trained(wanted: Request, folder: Path, runtime: Runtime = CPU) -> dict[str, 
     result = run(wanted, folder, runtime, Display())
     assert result is not None
     return result
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "student" / "model.safetensors")
 
 
 def assert_same_run(one: Path, other: Path) -> None:

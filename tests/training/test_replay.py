@@ -92,7 +92,6 @@ def test_a_run_equals_a_plain_loop(
     setup = set_up(wanted)
     student, teaching, images = setup.student, setup.teacher, setup.data
     assert teaching is not None
-    assert images.test is not None
     stream = TrainStream(images.train, image_size=8, flip=False, batch_size=30, seed=SEED, device=CPU)
     distiller = Distiller(student, teaching, setup.objective)
     made: torch.optim.Optimizer

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import weights
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -44,10 +45,6 @@ from spkd.training.saved import evaluate_saved
 from spkd.training.setup import pinned, set_up
 
 CPU = Runtime(accelerator="cpu")
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "student" / "model.safetensors")
 
 
 def equal(one: Path, other: Path) -> bool:
@@ -112,7 +109,6 @@ def test_the_saved_model_has_the_reported_test_error(finished: Path) -> None:
     from spkd.data.options import DataOptions
 
     data = load_data(DataOptions())
-    assert data.test is not None
     images = torch.stack([data.test.image(i) for i in range(len(data.test))]).float() / 255
     with torch.no_grad():
         wrong = spkd.load_model(finished)(images).argmax(1) != data.test.targets
@@ -753,9 +749,9 @@ def test_weights_from_elsewhere_in_a_saved_architecture_are_another_run(teacher:
     """What they are normalised with is not that of the version that took it from the folder."""
     own = teacher / "student" / "model.safetensors"
     torch.save(load_file(own), tmp_path / "best.pt")
-    for weights in (None, str(own), str(tmp_path / "best.pt")):
-        setup = set_up(Request(model="wrn-10-1", teacher=str(teacher), teacher_weights=weights, method="sp"))
-        assert ("teacher_weights_from" in setup.tape_identity()) == (weights == str(tmp_path / "best.pt"))
+    for named in (None, str(own), str(tmp_path / "best.pt")):
+        setup = set_up(Request(model="wrn-10-1", teacher=str(teacher), teacher_weights=named, method="sp"))
+        assert ("teacher_weights_from" in setup.tape_identity()) == (named == str(tmp_path / "best.pt"))
     student = set_up(Request(model=str(teacher), weights=str(tmp_path / "best.pt")))
     other = set_up(Request(model=str(teacher), weights=str(own)))
     assert student.config() == {**other.config(), "weights": str(tmp_path / "best.pt")}
@@ -823,7 +819,7 @@ def test_a_network_whose_spec_is_longer_than_a_path(
     other = default_out(replace(request, seed=1))
     assert other != out
     assert max(len(name) for name in (Path(out).name, Path(other).name)) <= 255 - len("-alone")
-    distill(replace(request, seed=1), other, CPU, Display(), default_teacher="", alone=True)
+    distill(replace(request, seed=1), other, CPU, Display(), alone=True)
     assert (Path(f"{other}-alone") / "result.json").is_file()
     with pytest.raises(InputError, match=r"there is no folder net\.py:make"):
         own_data(spec, {})
@@ -861,6 +857,19 @@ def test_a_device_or_time_that_is_not_there_is_refused(
 def test_a_gpu_that_is_not_there_is_refused(tiny: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--accelerator cuda cannot be used here"):
         run(Request(model=tiny), tmp_path / "run", Runtime(accelerator="cuda"), Display())
+
+
+def test_a_result_is_json_whatever_the_logits(tiny_source: str, tmp_path: Path) -> None:
+    """The cross-entropy of finite logits can be infinite, which JSON has no word for."""
+    loud = "class Loud(Tiny):\n    def forward(self, images):\n        logits = super().forward(images)\n"
+    loud += "        return logits if self.training else 3e38 * logits.sign()\n"
+    (tmp_path / "loud.py").write_text(f"{tiny_source}\n\n{loud}")
+    request = Request(model=f"{tmp_path / 'loud.py'}:Loud", overrides={"epochs": 1})
+    result = run(request, tmp_path / "run", CPU, Display())
+    assert result is not None
+    assert result["test"]["top1_error"] == result["test_error"]
+    assert "cross_entropy" not in result["test"]
+    assert RunFolder(tmp_path / "run").result() == result
 
 
 def test_mixed_precision_trains_and_resumes(tiny: str, teacher: Path, tmp_path: Path) -> None:
@@ -1045,7 +1054,7 @@ def test_no_run_is_written_over_what_it_is_made_of(tiny: str, teacher: Path, tmp
             run(wanted, own, CPU, Display(), overwrite=True)
     asked = distillation(tiny, own)
     with pytest.raises(InputError, match=r"--teacher .*run-alone lie in each other"):
-        distill(asked, tmp_path / "run", CPU, Display(), default_teacher=tiny, alone=True, overwrite=True)
+        distill(asked, tmp_path / "run", CPU, Display(), alone=True, overwrite=True)
     assert Path(file).exists()
 
 

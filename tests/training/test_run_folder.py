@@ -52,10 +52,10 @@ def test_resuming_another_configuration_names_what_differs(tmp_path: Path) -> No
     folder = begun(tmp_path / "run")
     with pytest.raises(InputError, match="seed was 0, is 1"):
         folder.check({**CONFIG, "seed": 1}, "c2d3", resume=True, overwrite=False)
-    with pytest.raises(InputError, match=r"configuration: label_smoothing was 0\.0, is 0\.1\."):
+    with pytest.raises(InputError, match=r"configuration: label_smoothing was 0\.0, is 0\.1;"):
         folder.check({**CONFIG, "label_smoothing": 0.1}, "c2d3", resume=True, overwrite=False)
     smoothed = begun(tmp_path / "smoothed", {**CONFIG, "no_flip": True})
-    with pytest.raises(InputError, match=r"configuration: no_flip was True, is False\."):
+    with pytest.raises(InputError, match=r"configuration: no_flip was True, is False;"):
         smoothed.check(CONFIG, "c2d3", resume=True, overwrite=False)
 
 

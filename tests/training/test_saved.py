@@ -51,7 +51,6 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
 
 def test_a_network_of_grey_images_is_evaluated_on_a_folder_of_any(teacher: Path, tmp_path: Path) -> None:
     data = load_data(DataOptions())
-    assert data.test is not None
     for place in range(len(data.test)):
         folder = tmp_path / "new" / data.classes[int(data.test.targets[place])]
         folder.mkdir(parents=True, exist_ok=True)

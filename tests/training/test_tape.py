@@ -108,7 +108,7 @@ def test_what_a_kill_or_a_fault_left_incomplete_counts_as_not_recorded(tmp_path:
     ("changed", "precision", "dtype", "line"),
     [
         ({"seed": 1}, "auto", None, "recorded with seed 0, this run has 1"),
-        ({"images": "abd"}, "auto", None, "recorded of other images: .*images"),
+        ({"images": "abd"}, "auto", None, "recorded of other images; .*images"),
         ({"flip": True}, "auto", None, "recorded with flip None, this run has True"),
         ({}, "bf16-true", None, "recorded with teacher_precision '32-true', this run has 'bf16-true'"),
         ({}, "auto", "float16", "recorded with tape_dtype 'float32', this run has 'float16'"),

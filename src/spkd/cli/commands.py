@@ -9,15 +9,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spkd.cli.options import DEFAULT_TEACHER
 from spkd.data.kept import keeping_last
 from spkd.data.options import DataOptions
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import require_writable, write_text_atomically
+from spkd.export_options import WEIGHT_BITS
+from spkd.files import require_writable, slug, write_text_atomically
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
-from spkd.training.options import Request, Runtime
+from spkd.training.options import DEFAULT_TEACHER, Request, Runtime
 from spkd.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def distill(options: Namespace) -> int:
         out,
         _runtime(options),
         shown,
-        default_teacher=DEFAULT_TEACHER,
         alone=options.alone,
         resume=options.resume or (options.out is None and not options.overwrite),
         finish=options.finish,
@@ -99,7 +98,6 @@ def compare(options: Namespace) -> int:
     from spkd.report.figures import comparison_figure
     from spkd.report.tables import comparison_markdown, comparison_table
     from spkd.studies.compare import compare as compare_methods
-    from spkd.training.run import slug
 
     request = _request(options, options.student, 0)
     out = Path(options.out or f"runs/compare-{slug(Path(options.data).name)}")
@@ -112,7 +110,6 @@ def compare(options: Namespace) -> int:
         options=RunnerOptions(**_pick(RunnerOptions, options)),
         against=options.against,
         overwrite=options.overwrite,
-        default_teacher=DEFAULT_TEACHER,
         # Called again as it was, it would begin anew.
         command=shlex.join(["spkd", *(word for word in sys.argv[1:] if word != "--overwrite")]),
     )
@@ -285,7 +282,7 @@ def _export_int8(options: Namespace) -> int:
         calibration=calibration,
         labelled=labelled,
         tolerance=options.tolerance,
-        weight_bits=options.weight_bits or 7,
+        weight_bits=options.weight_bits or WEIGHT_BITS,
     )
     _print(int8_table(report))
     print(int8_text(report))

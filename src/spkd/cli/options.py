@@ -6,19 +6,20 @@ import argparse
 import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from typing import Any, Literal
+from typing import Any
 
 import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from spkd.data.options import DataOptions
+from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
-from spkd.training.options import NORMALISATIONS, Runtime
+from spkd.training.options import DEFAULT_TEACHER, NORMALISATIONS, Runtime
 from spkd.training.recipe import PRESETS, Recipe
 
-DEFAULT_TEACHER, DEFAULT_STUDENT = "wrn-28-2", "wrn-10-1"
+DEFAULT_STUDENT = "wrn-10-1"
 
 _ARCHITECTURES = (
     "wrn-DEPTH-WIDTH, torchvision/NAME, timm/NAME, package.module:callable, file.py:callable (each with "
@@ -191,11 +192,17 @@ def export_parser() -> ArgumentParser:
     _add_text(parser, "format", "onnx, or torch (torch.export)", "onnx")
     text = "compute in 8-bit integers, and tell on validation images what that costs (ONNX only)"
     parser.add_argument("--int8", action="store_true", help=text)
-    text = "with --int8: bits of the weights, 7, or 8 for processors with VNNI only, others answer wrongly (default: 7)"
-    parser.add_argument("--weight_bits", type=Literal[7, 8] | None, default=None, help=text)
+    text = (
+        "with --int8: bits of the weights, 7, or 8 for processors with VNNI only, others answer wrongly "
+        f"(default: {WEIGHT_BITS})"
+    )
+    parser.add_argument("--weight_bits", type=WeightBits | None, default=None, help=text)
     _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2, in 8 bits model-int8.onnx)")
     parser.add_argument(
-        "--tolerance", type=float, default=1e-4, help="largest difference of a logit, relative to the largest logit"
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="largest difference of a logit, relative to the largest logit",
     )
     text = "images to check the file on, in files or folders of any kind (default: test images)"
     parser.add_argument("--check_images", type=str, nargs="+", metavar="IMAGE", help=text)

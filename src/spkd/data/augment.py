@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from spkd.data.options import CROP_SCALE, Augment, View
+from spkd.data.options import Augment, View
 
 ASPECT = (3 / 4, 4 / 3)
 """Least and greatest width / height of a training view."""
@@ -112,7 +112,7 @@ def resizing() -> ModuleType:
     return cast(ModuleType, functional)
 
 
-def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int, scale: float = CROP_SCALE) -> Tensor:
+def random_resized_crop(image: Tensor, size: int, flip: bool, seed: int, scale: float) -> Tensor:
     """Return a random part of an image, resized to ``size`` x ``size`` and mirrored one time in two.
 
     The part's area is uniform in [``scale``, 1] of the image's, its aspect log-uniform in ``ASPECT``; where
@@ -223,7 +223,7 @@ def to_unit_range(pixels: Tensor) -> Tensor:
     return pixels.float().mul_(1 / 255)
 
 
-def _draw_part(height: int, width: int, numbers: random.Random, scale: float = CROP_SCALE) -> tuple[int, int, int, int]:
+def _draw_part(height: int, width: int, numbers: random.Random, scale: float) -> tuple[int, int, int, int]:
     """Return top, left, height and width of a random part."""
     if scale == 1:
         return 0, 0, height, width

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spkd.data.decoding import decoding_fault, header_size, map_files, read_if_square
 from spkd.data.images import FileImages, Images, MemoryImages
-from spkd.errors import InputError, UnreadableImage
+from spkd.errors import InputError, UnreadableImage, some
 
 SMALL = 96
 """Greatest side length, in pixels, of what counts as a small image."""
@@ -93,6 +93,6 @@ def _judge(paths: Sequence[str], faults: Sequence[str | None], skip_bad: bool) -
         )
     others = ""
     if len(bad) > 1:
-        named = ", ".join(other for other, _ in bad[1:6]) + (", ..." if len(bad) > 6 else "")
+        named = some([other for other, _ in bad[1:]], 5)
         others = f", nor can {len(bad) - 1} more of {len(paths)} files: {named}"
     raise UnreadableImage(f"image {path} cannot be read ({fault}){others}")

@@ -14,12 +14,12 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from joblib import cpu_count
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from spkd.errors import InputError, UnreadableImage
+from spkd.machine import usable_cpus
 
 Result = TypeVar("Result")
 
@@ -158,11 +158,6 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
 def speaks() -> bool:
     """Return whether this is the process of a run that tells the user of images."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def usable_cpus() -> int:
-    """Return how many processors this process may use, as its affinity and its container's quota say."""
-    return int(cpu_count())
 
 
 def _opened(path: str) -> Image.Image:

@@ -16,7 +16,7 @@ from spkd.data.decoding import reason, speaks
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics, joined
 from spkd.data.splits import Splits, complete_splits
 from spkd.data.twins import twins
-from spkd.errors import InputError, nearest
+from spkd.errors import InputError, nearest, some
 from spkd.files import is_file, is_folder, is_utf8
 
 _CODECS = {".avif": "avif", ".jp2": "jpg_2000"}  # what not every Pillow can read, and its name there
@@ -148,7 +148,7 @@ def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:
     others = sorted(set(inside) - {root.name for root in roots.values()})
     if not roots or not others:
         return roots or {"train": folder}, []
-    shown = ", ".join(f"{name}/" for name in others[:5]) + (", ..." if len(others) > 5 else "")
+    shown = some([f"{name}/" for name in others], 5)
     return roots, [f"not used, since there is {roots['train'].name}/: {shown}"]
 
 
@@ -248,9 +248,8 @@ def note_of_others(folder: Path, others: Counter[str]) -> list[str]:
         return []
     many = f"{others.total()} file{'' if others.total() == 1 else 's'}"
     commonest = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-    named = ((ending if ending.isprintable() else repr(ending), count) for ending, count in commonest[:5])
-    shown = ", ".join(f"{count} {ending or 'with none'}" for ending, count in named)
-    shown += ", ..." if len(others) > 5 else ""
+    named = ((ending if ending.isprintable() else repr(ending), count) for ending, count in commonest)
+    shown = some([f"{count} {ending or 'with none'}" for ending, count in named], 5)
     return [f"passed over {many} without an image's ending in {folder}: {shown}"]
 
 
@@ -338,9 +337,8 @@ def _missing_classes(parts: Mapping[str, Images], classes: tuple[str, ...]) -> l
         counts = torch.bincount(parts[split].targets, minlength=len(classes)).tolist()
         missing = [repr(name) for name, count in zip(classes, counts, strict=True) if not count]
         if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             many = f"{len(missing)} class{'' if len(missing) == 1 else 'es'}"
-            notes.append(f"{title} set has no image of {many}: {shown}")
+            notes.append(f"{title} set has no image of {many}: {some(missing, 5)}")
     return notes
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,39 +23,13 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Images(Protocol):
-    """Labelled images that can be had one by one."""
-
-    @property
-    def targets(self) -> Tensor:
-        """Class of each image: int64, shape (n,)."""
-
-    @property
-    def paths(self) -> Sequence[str] | None:
-        """The file of each image, None where they are of none."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, index: int, side: int | None = None) -> Tensor:
-        """Return one image: uint8, shape (channels, h, w).
-
-        It is as it is stored, or perhaps smaller where no more than ``side`` pixels of its shorter side are needed.
-        """
-
-    def select(self, indices: Tensor) -> Images:
-        """Return the images at ``indices`` (int64, shape (m,)), in that order."""
-
-    def relabelled(self, targets: Tensor) -> Images:
-        """Return the same images with other targets (int64, shape (n,))."""
-
-
 @dataclass(frozen=True, eq=False)
 class MemoryImages:
     """Square images of one size, held in memory.
 
     Args:
         pixels: uint8, shape (n, channels, size, size).
-        targets: int64, shape (n,).
+        targets: class of each, int64, shape (n,).
         paths: the file that each was read from, None where there are none.
 
     Raises:
@@ -89,7 +62,7 @@ class MemoryImages:
         return self.pixels[index]
 
     def select(self, indices: Tensor) -> MemoryImages:
-        """Return the images at ``indices``, copied."""
+        """Return the images at ``indices`` (int64, shape (m,)), in that order, copied."""
         paths = None if self.paths is None else [self.paths[place] for place in indices.tolist()]
         return MemoryImages(self.pixels[indices], self.targets[indices], paths)
 
@@ -104,7 +77,7 @@ class FileImages:
 
     Args:
         paths: one file for each image.
-        targets: int64, shape (n,).
+        targets: class of each, int64, shape (n,).
         channels: 3 for colour, 1 for grey; every image is converted to it.
 
     Raises:
@@ -126,17 +99,22 @@ class FileImages:
     def image(self, index: int, side: int | None = None) -> Tensor:
         """Return one image: uint8, shape (channels, h, w), upright; InputError when it cannot be read.
 
-        It is read as :func:`~spkd.data.decoding.read_image` does.
+        It is read as :func:`~spkd.data.decoding.read_image` does, perhaps smaller than it is where no more than
+        ``side`` pixels of its shorter side are needed.
         """
         return read_image(self.paths[index], self.channels, side)
 
     def select(self, indices: Tensor) -> FileImages:
-        """Return the images at ``indices``."""
+        """Return the images at ``indices`` (int64, shape (m,)), in that order."""
         return FileImages([self.paths[i] for i in indices.tolist()], self.targets[indices], self.channels)
 
     def relabelled(self, targets: Tensor) -> FileImages:
         """Return the same images with other targets."""
         return FileImages(self.paths, targets, self.channels)
+
+
+Images = MemoryImages | FileImages
+"""Labelled images that can be had one by one."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +145,7 @@ class ImageData:
     channels: int
     train: Images
     val: Images
-    test: Images | None
+    test: Images
     native_size: int | None
     flip: bool
     normalisation_mean: tuple[float, ...]
@@ -192,8 +170,7 @@ class ImageData:
         """Return the same data with images of one channel."""
         if self.channels == 1:
             return self
-        train, val = in_grey(self.train), in_grey(self.val)
-        test = None if self.test is None else in_grey(self.test)
+        train, val, test = in_grey(self.train), in_grey(self.val), in_grey(self.test)
         mean, std = channel_statistics(train)
         return replace(
             self, channels=1, train=train, val=val, test=test, normalisation_mean=mean, normalisation_std=std
@@ -213,7 +190,7 @@ class ImageData:
         return None if self.unlabelled is None else _fingerprint("", {"unlabelled": self.unlabelled})
 
 
-def _fingerprint(beginning: str, splits: Mapping[str, Images | None]) -> str:
+def _fingerprint(beginning: str, splits: Mapping[str, Images]) -> str:
     digest = hashlib.sha256(beginning.encode())
     files = [path for images in splits.values() if isinstance(images, FileImages) for path in images.paths]
     root = os.path.commonpath(files) if files else ""
@@ -221,13 +198,11 @@ def _fingerprint(beginning: str, splits: Mapping[str, Images | None]) -> str:
         with contextlib.suppress(OSError):  # which is said where the image is wanted
             digest.update(Path(path).read_bytes())
     for name, images in splits.items():
-        if images is None:
-            continue
         digest.update(f"{name} {images.targets.tolist()}".encode())
         if isinstance(images, FileImages):
             named = [(os.path.relpath(path, root), Path(path).stat().st_size) for path in images.paths]
             digest.update(repr(named).encode())
-        elif isinstance(images, MemoryImages):
+        else:
             digest.update(images.pixels.contiguous().numpy().data)
     return digest.hexdigest()
 
@@ -261,7 +236,7 @@ def in_grey(images: Images) -> Images:
     """
     if isinstance(images, FileImages):
         return FileImages(images.paths, images.targets, channels=1)
-    if not isinstance(images, MemoryImages) or images.pixels.shape[1] == 1:
+    if images.pixels.shape[1] == 1:
         return images
     red, green, blue = (channel.int() for channel in images.pixels.unbind(1))
     luma = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16

@@ -78,7 +78,7 @@ def _check_enough(targets: Tensor, needed: int, classes: Sequence[str]) -> None:
             )
 
 
-def hold_out(targets: Tensor, count: int, classes: Sequence[str], seed: int = SPLIT_SEED) -> tuple[Tensor, Tensor]:
+def hold_out(targets: Tensor, count: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Split off ``count`` images such that every class gives its share.
 
     Every class gives at least one image and keeps at least one; where this asks for more images than
@@ -88,7 +88,6 @@ def hold_out(targets: Tensor, count: int, classes: Sequence[str], seed: int = SP
         targets: class of each image, int64, shape (n,).
         count: images to split off.
         classes: the names, for the error's line.
-        seed: of the choice within each class.
 
     Returns:
         Indices that stay and indices split off, each in ascending order, int64.
@@ -109,7 +108,7 @@ def hold_out(targets: Tensor, count: int, classes: Sequence[str], seed: int = SP
             )
     shares = _shares(np.array([size for _, size in sizes]), count)
     held = torch.zeros(len(targets), dtype=torch.bool)
-    generator = torch.Generator().manual_seed(mixed_seed(seed))
+    generator = torch.Generator().manual_seed(mixed_seed(SPLIT_SEED))
     for label, share in enumerate(shares):
         members = torch.nonzero(targets == label).squeeze(1)
         held[members[torch.randperm(len(members), generator=generator)[:share]]] = True

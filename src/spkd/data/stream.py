@@ -37,11 +37,11 @@ from spkd.data.augment import (
     side_for_view,
     to_unit_range,
 )
-from spkd.data.decoding import usable_cpus
 from spkd.data.images import Images, MemoryImages, usual_view
 from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.data.seeds import Use, mixed_seed
 from spkd.errors import InputError, RunFailed, UnreadableImage, one_line
+from spkd.machine import usable_cpus
 
 _log = logging.getLogger(__name__)
 
@@ -426,7 +426,6 @@ def _start_method() -> str:
     import torch anew, seconds at every epoch, and fail in scripts without a main guard.
     """
     import multiprocessing
-    import sys
 
     can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
     return "fork" if can_fork else "spawn"

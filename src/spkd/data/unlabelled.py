@@ -39,7 +39,7 @@ def with_unlabelled(data: ImageData, folder: Path, *, skip_bad_images: bool = Fa
         images = opened.images
         if not isinstance(images, MemoryImages) or images.pixels.shape[1:] != data.train.pixels.shape[1:]:
             images = MemoryImages(_read(files, data.train.size), files.targets)
-    held_out = twins(images, data.val if data.test is None else joined(data.val, data.test))
+    held_out = twins(images, joined(data.val, data.test))
     fresh = [place for place in range(len(images)) if place not in held_out]
     notes = [*data.notes, *note_of_others(folder, found.others), *opened.notes]
     if len(fresh) < len(images):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from spkd.data.options import View
-from spkd.errors import InputError
+from spkd.errors import InputError, some
 from spkd.files import is_folder
 from spkd.models import libraries
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation, composed
@@ -177,13 +177,13 @@ class _Builder:
         """Replace a head of the right size for other classes."""
         if not self.replace:
             raise HeadMismatch(
-                f"model {self.architecture.spec}: its classes ({_shown(own)}) are not the data's "
-                f"({_shown(classes)}); give --replace_head for a new, random head.",
+                f"model {self.architecture.spec}: its classes ({some(own, 3)}) are not the data's "
+                f"({some(classes, 3)}); give --replace_head for a new, random head.",
                 found=len(own),
                 wanted=len(classes),
             )
         self._put_head(network, len(classes), len(classes))
-        return self._replaced(f"for {_shown(own)}")
+        return self._replaced(f"for {some(own, 3)}")
 
     def _match(self, network: nn.Module, outputs: int, source: Weights) -> tuple[Match, list[str]]:
         found = match(network, source.tensors)
@@ -243,7 +243,3 @@ def _named_differently(own: Sequence[str], classes: Sequence[str]) -> bool:
         return False
     plain = [["".join(filter(str.isalnum, name.casefold())) for name in names] for names in (own, classes)]
     return plain[0] != plain[1]
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

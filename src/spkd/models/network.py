@@ -90,14 +90,11 @@ def _grey_logits(network: nn.Module, spec: str, channels: int, image_size: int) 
     return logits
 
 
-def replace_head(network: nn.Module, spec: str, outputs: int, classes: int, channels: int, image_size: int) -> str:
+def replace_head(network: nn.Module, spec: str, outputs: int, classes: int, channels: int, image_size: int) -> None:
     """Put a new, randomly initialised last layer of ``classes`` outputs in place of the one of ``outputs``.
 
     The last layer is the last linear or convolutional submodule with as many outputs. The network is run once, as by
     :func:`count_logits`, to see that its logits come from the new one.
-
-    Returns:
-        The name of the layer that was replaced.
 
     Raises:
         InputError: when no such layer is found, or the logits come from another.
@@ -120,7 +117,7 @@ def replace_head(network: nn.Module, spec: str, outputs: int, classes: int, chan
                 f"model {spec}: its logits do not come from {name}, its last layer of {outputs} outputs, so that it "
                 "cannot be given a new head; let its callable take num_classes."
             )
-        return str(name)
+        return
     raise InputError(
         f"model {spec}: found no last linear or convolutional layer of {outputs} outputs to replace; "
         "let its callable take num_classes."

@@ -20,7 +20,7 @@ from spkd.files import (
     names_beside,
     sha256,
     write_bytes_atomically,
-    write_text_atomically,
+    write_json_atomically,
 )
 from spkd.imports import is_of_python
 from spkd.models.answers import KEPT, agree, answer, steady_answer
@@ -51,12 +51,11 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     info = classifier.info
     network = getattr(classifier.network, "_orig_mod", classifier.network)
     told = {"answer": steady_answer(network, classifier.network_channels, info.image_size)}
-    text = json.dumps({"format": _FORMAT, **asdict(info), **told}, indent=2, ensure_ascii=False)
     # Metadata as the transformers and timm libraries expect it of a PyTorch file.
     # Serialised in memory first: a disk that fills up then shows as an OSError with its reason.
     content = save(tensors, {"format": "pt"})
     write_bytes_atomically(folder / "model.safetensors", content)
-    write_text_atomically(folder / "model.json", text + "\n")
+    write_json_atomically(folder / "model.json", {"format": _FORMAT, **asdict(info), **told})
 
 
 def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = None) -> None:

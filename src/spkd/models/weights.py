@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spkd.errors import InputError
+from spkd.errors import InputError, some
 from spkd.files import is_file, is_folder
 
 _PREFIXES = ("module.", "model.", "_orig_mod.", "network.")
@@ -239,8 +239,7 @@ def load_exactly(network: nn.Module, tensors: Mapping[str, Tensor], label: str) 
 
 def _listed(what: str, names: Collection[str]) -> str:
     """Return "3 missing from the file (a, b, ...)", or nothing for no names."""
-    shown = ", ".join(list(names)[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {what} ({shown})" if names else ""
+    return f"{len(names)} {what} ({some(names, 3)})" if names else ""
 
 
 def _size(shape: Collection[int]) -> str:

@@ -30,7 +30,7 @@ def status_table(states: Sequence[TaskState]) -> Table:
 def status_text(states: Sequence[TaskState]) -> str:
     """Return how many tasks are in which state, on one line.
 
-    >>> status_text([TaskState("a", "training", {}, "done"), TaskState("b", "training", {}, "failed")])
+    >>> status_text([TaskState("a", "training", "done"), TaskState("b", "training", "failed")])
     '2 tasks: 1 done, 0 running, 1 failed, 0 stopped, 0 missing'
     """
     counts = [f"{sum(one.state == state for one in states)} {state}" for state in _STYLES]

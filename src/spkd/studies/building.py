@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spkd.data.options import DataOptions
+from spkd.files import slug
 from spkd.studies.records import BASELINE
 from spkd.studies.scales import Protocol, Scale
 from spkd.studies.tasks import Label, Recording, Task
 from spkd.training.options import Request
-from spkd.training.run import slug
 
 
 @dataclass(frozen=True)

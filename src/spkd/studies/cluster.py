@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.errors import InputError, one_line
-from spkd.studies.work import Job, Outcome, carry_out
-
-GRACE = 60.0
-"""Seconds in which a job that is told to stop can save."""
+from spkd.studies.work import GRACE, Job, Outcome, carry_out
 
 
 class Cluster:

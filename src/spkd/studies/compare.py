@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from spkd.data.kept import keeping_last
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import write_text_atomically
+from spkd.files import slug, write_json_atomically, write_text_atomically
 from spkd.losses.methods import method_label
 from spkd.models.saved_model import find_meant
 from spkd.studies.options import RunnerOptions
-from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, to_csv, to_json
+from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, to_csv
 from spkd.studies.runner import run_study
 from spkd.studies.side_by_side import alone_request, request_with_teacher, teacher_errors
 from spkd.studies.state import planned, read_running
@@ -22,7 +22,6 @@ from spkd.studies.work import tape_folder
 from spkd.training.identity import input_paths
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
-from spkd.training.run import slug
 from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import pinned, set_up
 from spkd.training.tape import Tape
@@ -35,7 +34,6 @@ def compare(
     seeds: int,
     out: Path,
     runtime: Runtime,
-    default_teacher: str,
     options: RunnerOptions,
     against: str | None = None,
     overwrite: bool = False,
@@ -63,7 +61,7 @@ def compare(
     deadline = runtime.deadline()
     taught = [method for method in methods if method != BASELINE]
     if request.teacher is None and taught:
-        with_teacher = request_with_teacher(request, default_teacher, taught, runtime, display())
+        with_teacher = request_with_teacher(request, taught, runtime, display())
         if with_teacher is None:
             return None
         request = with_teacher
@@ -93,7 +91,7 @@ def compare(
         command=command,
         software=_software(state.results.values()),
     )
-    write_text_atomically(out / "comparison.json", to_json(comparison))
+    write_json_atomically(out / "comparison.json", asdict(comparison))
     write_text_atomically(out / "comparison.csv", to_csv(comparison))
     return comparison
 

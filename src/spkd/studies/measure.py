@@ -18,7 +18,6 @@ from torch import Tensor
 from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.stream import evaluation_batches
-from spkd.errors import InputError
 from spkd.files import write_bytes_atomically
 from spkd.functional.similarity import similarity_distance, similarity_matrix
 from spkd.models.classifier import Classifier
@@ -52,14 +51,14 @@ def activations(folder: Path, runtime: Runtime, *, network: str) -> Mapping[str,
     data = _data(path)
     device = make_fabric(runtime).device
     classifier = load_classifier(path).to(device)
-    order = _test(data).targets.argsort(stable=True)
+    order = data.test.targets.argsort(stable=True)
     means: list[Tensor] = []
     with _last_block(classifier, device) as taps, torch.no_grad():
         for images, _ in _batches(data, order, classifier, device):
             features = taps(images).taps[taps.names[0]].float()
             means.append(features.mean(dim=tuple(range(2, features.dim()))).cpu())
     channels_cn = torch.cat(means).T.contiguous()
-    targets = _test(data).targets[order]
+    targets = data.test.targets[order]
     _save(folder / "activations.npz", {"channels": channels_cn, "targets": targets})
     return {"network": network, "layer": taps.names[0], "classes": list(data.classes), "images": len(order)}
 
@@ -129,17 +128,17 @@ def _matrices(path: Path, data: ImageData, runtime: Runtime) -> tuple[Tensor, Te
     """Return the similarity matrices (n, b, b) of a network's last block and the targets (n, b), sorted by class."""
     device = make_fabric(runtime).device
     classifier = load_classifier(path).to(device)
-    images = len(_test(data))
+    images = len(data.test)
     batch = min(BATCH, images)
     shuffled = torch.randperm(images, generator=torch.Generator().manual_seed(_ORDER_SEED))
     # A smaller batch has a loss of another size, so the rest is left out.
     batches = shuffled[: images - images % batch].view(-1, batch)
-    sorted_batches = torch.stack([one[_test(data).targets[one].argsort(stable=True)] for one in batches])
+    sorted_batches = torch.stack([one[data.test.targets[one].argsort(stable=True)] for one in batches])
     found = []
     with _last_block(classifier, device) as taps, torch.no_grad():
         for inputs, _ in _batches(data, sorted_batches.flatten(), classifier, device, batch):
             found.append(similarity_matrix(taps(inputs).taps[taps.names[0]]).cpu())
-    return torch.stack(found), _test(data).targets[sorted_batches]
+    return torch.stack(found), data.test.targets[sorted_batches]
 
 
 def _distance(matrices: Tensor, teacher: Tensor) -> float:
@@ -158,13 +157,7 @@ def _batches(
     data: ImageData, order: Tensor, classifier: Classifier, device: torch.device, batch: int = BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
     size = classifier.info.image_size
-    return evaluation_batches(_test(data).select(order), image_size=size, batch_size=batch, device=device)
-
-
-def _test(data: ImageData) -> Any:
-    if data.test is None:
-        raise InputError(f"{data.name} has no test images to measure on")
-    return data.test
+    return evaluation_batches(data.test.select(order), image_size=size, batch_size=batch, device=device)
 
 
 def _data(path: Path) -> ImageData:

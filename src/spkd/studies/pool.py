@@ -14,12 +14,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from spkd.data.kept import keep_last
-from spkd.studies.work import Job, Outcome, carry_out
+from spkd.studies.work import GRACE, Job, Outcome, carry_out
 from spkd.training.environment import environment_of_children
 from spkd.training.signals import end_with_parent, stop_signals
 
-GRACE = 60.0
-"""Seconds in which a process that is told to stop can save."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

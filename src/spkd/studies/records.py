@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -165,11 +163,6 @@ def _paired(errors: Mapping[int, float], baseline: ComparisonRow | None) -> Pair
     if not common:
         return None
     return compare_paired([errors[seed] for seed in common], [alone[seed] for seed in common])
-
-
-def to_json(comparison: Comparison) -> str:
-    """Return the comparison as JSON text, in which None is null and there is no NaN."""
-    return json.dumps(dataclasses.asdict(comparison), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:

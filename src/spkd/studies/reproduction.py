@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from spkd.errors import InputError, nearest
-from spkd.files import csv_text, write_text_atomically
+from spkd.files import csv_text, read_json, write_json_atomically, write_text_atomically
 from spkd.models.inference import emulates_bfloat16
 from spkd.studies.building import unique
 from spkd.studies.experiments import EXPERIMENTS, Experiment, Setting
@@ -268,7 +267,7 @@ def save_records(
         "command": command,
         "tasks": [dataclasses.asdict(task) for task in planned],
     }
-    write_text_atomically(study / name / PLAN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json_atomically(study / name / PLAN, content)
 
 
 def _others_finished(
@@ -365,7 +364,6 @@ def _parsed(line: Mapping[str, str]) -> Record:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: is it damaged? Run the experiment again") from error
+    if (content := read_json(path)) is None:
+        raise InputError(f"{path} cannot be read: is it damaged? Run the experiment again")
+    return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from spkd.studies.tasks import Recording, Task, in_order
 from spkd.studies.work import Job, Outcome, earlier_result, failure_line, tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
-from spkd.training.signals import stop_signals
+from spkd.training.signals import is_past, stop_signals
 
 if TYPE_CHECKING:
     from spkd.studies.cluster import Cluster
@@ -74,7 +73,7 @@ class _Study:
     def run(self, workers: Pool | Cluster) -> None:
         with stop_signals() as received:
             try:
-                while not (received or self._too_late()):
+                while not (received or is_past(self._deadline)):
                     while workers.has_room() and (task := self._schedule.next()) is not None:
                         self._tally.begin(task)
                         workers.begin(self._job(task))
@@ -86,9 +85,6 @@ class _Study:
             finally:
                 for name, outcome in workers.stop():
                     self._take(name, outcome, stopped=True)
-
-    def _too_late(self) -> bool:
-        return self._deadline is not None and time.time() >= self._deadline
 
     def _job(self, task: Task) -> Job:
         return Job(task, str(self._folder), self._own_runtime(task), self._deadline)
@@ -109,7 +105,7 @@ class _Study:
         elif outcome.failure is not None and not outcome.died:
             self._schedule.fail(name, outcome.failure)
             self._tally.fail(task, outcome.failure)
-        elif stopped or self._too_late():
+        elif stopped or is_past(self._deadline):
             self._schedule.drop(name)
         elif self._schedule.try_again(name):
             self._tally.again(task, outcome.failure or "it was interrupted")
@@ -183,7 +179,7 @@ def _workers(options: RunnerOptions, runtime: Runtime, tasks: int) -> Pool | Clu
         return Cluster(options.ray, runtime.accelerator, options.jobs_per_gpu, options.jobs)
     import torch
 
-    from spkd.data.decoding import usable_cpus
+    from spkd.machine import usable_cpus
     from spkd.studies.pool import Pool, visible_gpus
     from spkd.training.devices import make_fabric
 

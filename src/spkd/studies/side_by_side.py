@@ -21,7 +21,7 @@ from spkd.models.saved_model import find_meant, load_classifier, save_classifier
 from spkd.studies.records import NetworkRow
 from spkd.training.devices import make_fabric
 from spkd.training.identity import input_paths
-from spkd.training.options import Request, Runtime
+from spkd.training.options import DEFAULT_TEACHER, Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.run import run
 from spkd.training.run_folder import RunFolder, refuse_inputs
@@ -40,7 +40,6 @@ def distill(
     runtime: Runtime,
     display: Display,
     *,
-    default_teacher: str,
     alone: bool = False,
     resume: bool = False,
     finish: bool = False,
@@ -73,7 +72,7 @@ def distill(
             )
         if finish and not RunFolder(Path(out)).has_begun():
             raise InputError(f"--finish: there is no run in {out} to end")
-        with_teacher = request_with_teacher(request, default_teacher, [request.method], runtime, display)
+        with_teacher = request_with_teacher(request, [request.method], runtime, display)
         if with_teacher is None:
             return None
         request = with_teacher
@@ -128,7 +127,7 @@ def alone_request(request: Request) -> Request:
 
 
 def request_with_teacher(
-    request: Request, spec: str, methods: Sequence[str], runtime: Runtime, display: Display
+    request: Request, methods: Sequence[str], runtime: Runtime, display: Display
 ) -> Request | None:
     """Return the request with the digits' own teacher, trained on all of them now if it has not been before.
 
@@ -145,7 +144,7 @@ def request_with_teacher(
             "one), or a model with --teacher_weights"
         )
     size = request.data.image_size
-    own = Request(model=spec, data=DataOptions(image_size=size), overrides={"epochs": TEACHER_EPOCHS})
+    own = Request(model=DEFAULT_TEACHER, data=DataOptions(image_size=size), overrides={"epochs": TEACHER_EPOCHS})
     # Not the folder of `spkd train`, which may hold another training of the same network.
     folder = "runs/digits-teacher" + ("" if size is None else f"-{size}px")
     if RunFolder(Path(folder)).result() is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spkd.data.options import DataOptions
 from spkd.data.vision_sets import DEFAULT_ROOT
-from spkd.errors import InputError
+from spkd.errors import InputError, some
 
 _CIFAR_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
 _WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -93,4 +93,4 @@ def _found(place: Path) -> str:
     if not place.exists():
         return "no such folder"
     names = sorted(entry.name for entry in place.iterdir() if not entry.name.startswith(".")) if place.is_dir() else []
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing"
+    return some(names, 6) or "nothing"

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from spkd.errors import InputError, RunFailed
-from spkd.files import locked, usual_mode, write_text_atomically
-from spkd.studies.tasks import Label, Task
+from spkd.files import locked, read_json, usual_mode, write_json_atomically
+from spkd.studies.tasks import Task
 from spkd.training.run_folder import FAILED, RUNNING, RunFolder
-from spkd.training.signals import stop_signals
+from spkd.training.signals import is_past, stop_signals
 
 PLAN = "study.json"
 BEAT = 5.0
@@ -64,7 +64,6 @@ class TaskState:
     Attributes:
         name: its folder below the study's.
         kind: training, recording or measurement.
-        labels: as in the plan.
         state: done (also of a recording whose players are all done, with or without its tape), running, failed,
             stopped (a training that goes on from its checkpoint) or missing.
         result: of a task that is done, what its ``result.json`` holds.
@@ -76,7 +75,6 @@ class TaskState:
 
     name: str
     kind: str
-    labels: Mapping[str, Label]
     state: str
     result: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
@@ -97,12 +95,11 @@ def save_plan(tasks: Sequence[Task], folder: Path) -> None:
         plan = {task["name"]: task for task in _plan(folder)}
         for task in tasks:
             plan[task.name] = {"name": task.name, "kind": task.kind, "labels": dict(task.labels), "after": task.after}
-        text = json.dumps({"tasks": list(plan.values())}, indent=2, ensure_ascii=False)
-        write_text_atomically(folder / PLAN, text + "\n")
+        write_json_atomically(folder / PLAN, {"tasks": list(plan.values())})
 
 
 def _plan(folder: Path) -> list[dict[str, Any]]:
-    return list((_read(folder / PLAN) or {}).get("tasks", []))
+    return list((read_json(folder / PLAN) or {}).get("tasks", []))
 
 
 def planned(folder: Path) -> dict[str, list[str]]:
@@ -118,7 +115,7 @@ def study_state(folder: Path) -> tuple[TaskState, ...]:
     """
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))["tasks"]
-        tasks = [(str(task["name"]), str(task["kind"]), dict(task["labels"])) for task in plan]
+        tasks = [(str(task["name"]), str(task["kind"])) for task in plan]
         after = {str(task["name"]): set(map(str, task["after"])) for task in plan}
     except FileNotFoundError as error:
         raise InputError(
@@ -135,20 +132,20 @@ def _with_players(state: TaskState, players: set[str], done: set[str]) -> TaskSt
     """Return where a task stands, given those that wait for it: a recording has served once they are all done."""
     if state.kind != "recording" or state.state == "running" or not players or not players <= done:
         return state
-    return TaskState(state.name, state.kind, state.labels, "done", state.result)
+    return TaskState(state.name, state.kind, "done", state.result)
 
 
-def _task_state(study: Path, name: str, kind: str, labels: Mapping[str, Label]) -> TaskState:
+def _task_state(study: Path, name: str, kind: str) -> TaskState:
     run = RunFolder(study / name)
     begun, epochs = _progress(run)
     if (running := read_running(run.path)) is not None:
         since, host = running["since"], running["host"]
-        return TaskState(name, kind, labels, "running", host=host, since=since, epochs=epochs)
+        return TaskState(name, kind, "running", host=host, since=since, epochs=epochs)
     if (failed := _failure(run)) is not None:
-        return TaskState(name, kind, labels, "failed", reason=str(failed["reason"]), since=failed["since"])
+        return TaskState(name, kind, "failed", reason=str(failed["reason"]), since=failed["since"])
     if (result := run.result()) is not None:
-        return TaskState(name, kind, labels, "done", result=result)
-    return TaskState(name, kind, labels, "stopped" if begun else "missing", epochs=epochs)
+        return TaskState(name, kind, "done", result=result)
+    return TaskState(name, kind, "stopped" if begun else "missing", epochs=epochs)
 
 
 def _progress(run: RunFolder) -> tuple[bool, tuple[int, int]]:
@@ -166,7 +163,7 @@ def mark_failed(task: Task, study: Path, reason: str) -> None:
         InputError: when the folder cannot be written.
     """
     noted = {"reason": reason, "since": time.time(), "task": task.digest()}
-    write_text_atomically(task.folder(study) / FAILED, json.dumps(noted, indent=2, ensure_ascii=False) + "\n")
+    write_json_atomically(task.folder(study) / FAILED, noted)
 
 
 def earlier_failure(task: Task, study: Path, *, forget: bool) -> str | None:
@@ -189,7 +186,7 @@ def _failure(run: RunFolder) -> dict[str, Any] | None:
     with suppress(OSError):
         if (run.path / "result.json").stat().st_mtime > path.stat().st_mtime:
             return None
-    return _read(path)
+    return read_json(path)
 
 
 @contextmanager
@@ -218,7 +215,7 @@ def claimed(folder: Path, deadline: float | None) -> Iterator[bool]:
     finally:
         ended.set()
         pulse.join()
-        noted = _read(path)
+        noted = read_json(path)
         if noted is not None and (noted["pid"], noted["host"]) == (os.getpid(), socket.gethostname()):
             path.unlink(missing_ok=True)
 
@@ -226,7 +223,7 @@ def claimed(folder: Path, deadline: float | None) -> Iterator[bool]:
 def _wait_for_claim(folder: Path, deadline: float | None) -> bool:
     with stop_signals() as received:
         while not _claim(folder):
-            if received or (deadline is not None and time.time() >= deadline):
+            if received or is_past(deadline):
                 return False
             time.sleep(0.2)
     return True
@@ -284,7 +281,7 @@ def read_running(folder: Path) -> dict[str, Any] | None:
 
 def _of_the_living(path: Path) -> dict[str, Any] | None:
     """Return what a claim holds, if its process lives."""
-    noted = _read(path)
+    noted = read_json(path)
     try:
         if noted is None or time.time() - path.stat().st_mtime > SILENCE:
             return None
@@ -295,11 +292,3 @@ def _of_the_living(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     return noted
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return what a JSON file holds; None where there is none, or another process is removing it."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None

@@ -18,14 +18,12 @@ class Summary:
     """One method's results over its seeds, in the unit of the values.
 
     Attributes:
-        n: number of values.
         median: the middle value, or the mean of the two in the middle.
         mean: the arithmetic mean.
-        sem: standard error of the mean, ``s / sqrt(n)`` with the sample standard deviation ``s`` (divisor
-            n - 1); None for a single value, which says nothing of the spread.
+        sem: standard error of the mean, ``s / sqrt(n)`` of n values with the sample standard deviation ``s``
+            (divisor n - 1); None for a single value, which says nothing of the spread.
     """
 
-    n: int
     median: float
     mean: float
     sem: float | None
@@ -59,11 +57,11 @@ def summarise(values: Sequence[float]) -> Summary:
         InputError: when there is no value, or one that is not finite.
 
     >>> summarise([2.0, 4.0, 9.0])
-    Summary(n=3, median=4.0, mean=5.0, sem=2.0816659994661326)
+    Summary(median=4.0, mean=5.0, sem=2.0816659994661326)
     """
     array = _checked("values", values)
     sem = float(array.std(ddof=1) / np.sqrt(array.size)) if array.size > 1 else None
-    return Summary(array.size, float(np.median(array)), float(array.mean()), sem)
+    return Summary(float(np.median(array)), float(array.mean()), sem)
 
 
 def compare_paired(values: Sequence[float], baseline: Sequence[float]) -> PairedComparison:

@@ -17,12 +17,16 @@ from typing import Any
 
 from spkd import __version__
 from spkd.errors import InputError, RunFailed, UnusableFolder, one_line
-from spkd.files import write_text_atomically
+from spkd.files import write_json_atomically
 from spkd.studies.state import claimed, forget_failure, mark_failed
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.training.options import Runtime
 from spkd.training.progress import Lines
 from spkd.training.run_folder import TASK_LOG, RunFolder
+from spkd.training.signals import is_past
+
+GRACE = 60.0
+"""Seconds in which a job that is told to stop can save."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Job:
 
 def carry_out(job: Job) -> Outcome:
     """Do a job; what it prints, and the traceback of an error, go to ``task.log`` in the task's folder."""
-    if job.deadline is not None and time.time() >= job.deadline:
+    if is_past(job.deadline):
         return Outcome()
     study, task = Path(job.study), job.task
     folder = task.folder(study)
@@ -152,7 +156,7 @@ def _measure(work: Measurement, folder: Path, identity: str, runtime: Runtime) -
         print("measured already")
         return
     measured = {**work.function(folder, runtime, **work.arguments), "identity": identity}
-    write_text_atomically(folder / "result.json", json.dumps(measured, indent=2, allow_nan=False) + "\n")
+    write_json_atomically(folder / "result.json", measured)
 
 
 def _identity(work: Measurement, task: Task, study: Path) -> str:

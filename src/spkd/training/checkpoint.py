@@ -66,11 +66,9 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         if loaded.pop("format") != FORMAT:
-            what = f"{path} was written by another version"
-            raise UnusableFolder(f"{what}; give --overwrite to begin anew", what)
+            raise UnusableFolder(f"{path} was written by another version", "give --overwrite to begin anew")
         return TrainingState(**loaded.pop("state")), loaded
     except UnusableFolder:
         raise
     except Exception as error:
-        what = f"{path} is no readable checkpoint"
-        raise UnusableFolder(f"{what}; give --overwrite to begin anew", what) from error
+        raise UnusableFolder(f"{path} is no readable checkpoint", "give --overwrite to begin anew") from error

@@ -44,7 +44,7 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
 
-    from spkd.data.decoding import usable_cpus
+    from spkd.machine import usable_cpus
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or it tells of every process
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cpus():

@@ -15,8 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from spkd.data.decoding import usable_cpus
 from spkd.errors import InputError
+from spkd.machine import usable_cpus
 from spkd.training.environment import environment_of_children
 from spkd.training.signals import end_with_parent
 

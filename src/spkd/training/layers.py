@@ -45,8 +45,8 @@ def find_layers(
     """Find the block ends of two networks and the pairs that ``select`` chooses.
 
     Without ``data`` the images are made up: in colour unless a saved network is of grey images or ``grey`` is given, of
-    the networks' own size, or 32 pixels where one is a CIFAR wide residual network, else 224. Weights decide nothing
-    but the size.
+    ``image_size``, else the networks' own size, or 32 pixels where one is a CIFAR wide residual network, else 224.
+    Weights decide nothing but the size.
 
     Raises:
         InputError: for an unknown network, layer or data set.
@@ -59,7 +59,7 @@ def find_layers(
         loaded = load_data(data)
         channels, classes, native = loaded.channels, loaded.classes, loaded.native_size
         normalisation = Normalisation(loaded.normalisation_mean, loaded.normalisation_std)
-        image_size = data.image_size if image_size is None else image_size
+        image_size = data.image_size
     sizes = (
         image_size,
         *(model_defaults(*pair).image_size for pair in ((teacher, teacher_weights), (student, weights))),

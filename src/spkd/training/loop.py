@@ -27,7 +27,7 @@ from spkd.training.evaluation import top1_error
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
-from spkd.training.signals import stop_signals
+from spkd.training.signals import is_past, stop_signals
 from spkd.training.step_graph import StepGraph
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ class Training:
             return False
         self.state, tensors = load_checkpoint(path)
         if tensors["identity"] != self._identity:
-            what = f"{path} was made with other weights, code or images"
-            raise UnusableFolder(f"{what}: give --overwrite to begin anew", what)
+            raise UnusableFolder(
+                f"{path} was made with other weights, code or images", "give --overwrite to begin anew"
+            )
         self._distiller.load_state_dict(tensors["distiller"])
         self._optimizer.load_state_dict(tensors["optimizer"])
         self._fabric.strategy.precision.load_state_dict(tensors["precision"])
@@ -174,9 +175,8 @@ class Training:
         with self._writer() as writer, stop_signals() as received, self._graph or contextlib.nullcontext():
 
             def is_over() -> bool:
-                is_late = deadline is not None and time.time() >= deadline
                 # A run that has no time makes one step, or many of those would never come to an end.
-                return bool(received) or (is_late and self._steps_done() > first)
+                return bool(received) or (is_past(deadline) and self._steps_done() > first)
 
             while self.state.epoch < self._recipe.epochs:
                 begun = time.perf_counter()

@@ -11,6 +11,8 @@ from typing import Literal
 from spkd.data.options import LARGEST_SIZE, DataOptions
 from spkd.errors import InputError
 
+DEFAULT_TEACHER = "wrn-28-2"
+"""The network that is trained where none is said, and the digits' own teacher."""
 NORMALISATIONS = "imagenet, none (pixels in [0, 1]), or MEAN/STD, each one number or one a channel, as in 0.5/0.25"
 """What a user may say of the images that a network was trained with."""
 

@@ -19,8 +19,7 @@ from spkd.data.folder import image_files
 from spkd.data.images import ImageData, Images, joined
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions, View
-from spkd.errors import InputError
-from spkd.files import is_folder
+from spkd.errors import InputError, some
 from spkd.models.classifier import ModelInfo, composed
 from spkd.models.exported import is_exported
 from spkd.models.saved_model import find_meant, find_saved, not_saved, saved_info
@@ -49,8 +48,6 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     if "data" not in given:
         if is_exported(folder):
             raise InputError(f"{folder} does not tell which images it is to be asked about: name them by --data")
-        if not is_folder(folder):
-            raise InputError(not_saved(Path(folder)))
         if own is None and find_saved(folder) is None:
             raise InputError(not_saved(Path(folder)))
         if own is None:
@@ -85,17 +82,10 @@ def _is_own(own: str, named: DataOptions) -> bool:
 
 
 def part_of(data: ImageData, split: str) -> Images:
-    """Return the images of one of ``SPLITS``.
-
-    Raises:
-        InputError: when the data have none of it.
-    """
+    """Return the images of one of ``SPLITS``."""
     if split == "all":
-        return functools.reduce(joined, [part for part in (data.test, data.val, data.train) if part is not None])
-    images = {"test": data.test, "val": data.val, "train": data.train}[split]
-    if images is None:
-        raise InputError(f"{data.name} has no {split} images")
-    return images
+        return functools.reduce(joined, [data.test, data.val, data.train])
+    return {"test": data.test, "val": data.val, "train": data.train}[split]
 
 
 def numbered_as(info: ModelInfo, images: Images, data: ImageData, say: Callable[[str], None]) -> Images:
@@ -110,10 +100,9 @@ def numbered_as(info: ModelInfo, images: Images, data: ImageData, say: Callable[
     if not set(theirs) <= set(ours):
         if len(ours) != len(theirs):
             unknown = [repr(name) for name in data.classes if composed([name])[0] not in ours]
-            shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
             raise InputError(
                 f"the network tells {len(ours)} classes apart, {data.name} has {len(theirs)}, of which it does not "
-                f"know {shown}"
+                f"know {some(unknown, 5)}"
             )
         different = next(f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b)
         raise InputError(f"the network's classes are not those of {data.name}: {different} there")

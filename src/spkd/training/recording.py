@@ -18,7 +18,7 @@ from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
 from spkd.training.progress import Display
 from spkd.training.setup import Setup, set_up
-from spkd.training.signals import stop_signals
+from spkd.training.signals import is_past, stop_signals
 from spkd.training.tape import Tape
 from spkd.training.tape_setup import recorder, require_one_tape
 from spkd.training.teacher import cheapest_teacher, distiller_of
@@ -87,7 +87,7 @@ def _record_all(
                 images_done += stream.size(number)
                 rate = images_done / (time.perf_counter() - begun)
                 display.update(step, f"epoch {epoch + 1}/{epochs}, {rate:,.0f} images/s")
-                stop = bool(received) or (deadline is not None and time.time() >= deadline)
+                stop = bool(received) or is_past(deadline)
                 if agreed(fabric, step, stop):
                     return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
@@ -33,19 +34,18 @@ def result_of(
     teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
     if setup.teacher_size != setup.image_size:
         teacher = None  # which sees larger images, so that it cannot be asked about these
-    tested: dict[str, Any] = {}
-    if setup.data.test is not None:
-        batches = own_batches(setup.data.test, setup, device)
-        measured = evaluate(student, batches, setup.data.classes, teacher)
-        tested = {key: value for key, value in asdict(measured).items() if key != "per_class"}
-        if (error := teacher_error_of(setup, "test", device)) is not None:
-            tested["teacher_error"] = error
+    batches = own_batches(setup.data.test, setup, device)
+    measured = evaluate(student, batches, setup.data.classes, teacher)
+    # JSON has no infinity, which the cross-entropy of finite logits may be.
+    tested = {key: value for key, value in asdict(measured).items() if key != "per_class" and value != math.inf}
+    if (error := teacher_error_of(setup, "test", device)) is not None:
+        tested["teacher_error"] = error
     return {
         "kind": "train" if setup.request.teacher is None else "distill",
         "method": setup.request.method,
         "seed": setup.request.seed,
         "epochs": state.epoch,
-        "test_error": tested.get("top1_error"),
+        "test_error": measured.top1_error,
         "val_error": state.best_error,
         "teacher_val_error": teacher_error,
         "best_epoch": state.best_epoch,
@@ -59,7 +59,7 @@ def result_of(
             "train": len(setup.data.train),
             "unlabelled": len(setup.data.unlabelled or ()),
             "val": len(setup.data.val),
-            "test": len(setup.data.test) if setup.data.test is not None else 0,
+            "test": len(setup.data.test),
         },
         "compared_layers": [str(pair) for pair in setup.objective.pairs],
         "teacher_precision": _teacher_precision(setup, distiller),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,8 +12,8 @@ from torch import Tensor, nn
 
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
-from spkd.errors import InputError, RunFailed, one_line
-from spkd.files import locked
+from spkd.errors import InputError, RunFailed, one_line, some
+from spkd.files import locked, slug
 from spkd.losses.methods import term_names
 from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
@@ -43,7 +41,6 @@ WORTH_COMPILING = 10_000
 """Steps of 8 ms less that make up for a compilation of a minute."""
 SMALL_IMAGES = 64
 """Side length in pixels up to which a GPU is done with a batch before Python has told it of the whole."""
-_LONGEST_NAME = 255 - len("-alone")  # bytes in the name of a folder, beside which another may have that ending
 
 
 def run(
@@ -205,19 +202,6 @@ def default_out(request: Request) -> str:
     return str(Path("runs") / slug("-".join([*parts, f"seed{request.seed}"])))
 
 
-def slug(text: str) -> str:
-    """Return ``text`` as the name of a folder.
-
-    >>> slug("timm/resnet18?in_chans=1")
-    'timm-resnet18-in_chans=1'
-    """
-    name = re.sub(r"[^\w.+=-]+", "-", text).strip("-.")
-    if len(name.encode()) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"{name.encode()[: _LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
-
-
 def _title(setup: Setup) -> str:
     return f"{setup.request.model} {'alone' if setup.request.teacher is None else setup.request.method}"
 
@@ -321,8 +305,7 @@ def _await_unused(
     distiller.train()
     if unused := distiller.unused_parameters(*_few(distiller, stream, player)):
         cast("DDPStrategy", fabric.strategy)._ddp_kwargs["find_unused_parameters"] = True
-        shown = ", ".join(unused[:3]) + ", ..." * (len(unused) > 3)
-        display.say(f"no loss depends on {shown}: the processes look for such weights at every step")
+        display.say(f"no loss depends on {some(unused, 3)}: the processes look for such weights at every step")
 
 
 def _near_chance(setup: Setup) -> float:

@@ -13,7 +13,7 @@ import yaml
 from spkd.data.images import ImageData
 from spkd.data.options import CROP_SCALE, DataOptions
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import csv_text, is_file, is_folder, is_there, write_text_atomically
+from spkd.files import csv_text, is_file, is_folder, is_there, write_json_atomically, write_text_atomically
 
 MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
 """First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
@@ -176,12 +176,13 @@ class RunFolder:
         present, wanted = NOT_SAID | present, NOT_SAID | dict(config)
         differing = [key for key in present | wanted if present.get(key) != wanted.get(key)]
         if not differing:
-            what = f"{self.path} was made with other weights, code or images"
-            raise UnusableFolder(f"{what}: give --overwrite to run again", what)
+            raise UnusableFolder(
+                f"{self.path} was made with other weights, code or images", "give --overwrite to run again"
+            )
         shown = "; ".join(f"{key} was {present.get(key)!r}, is {wanted.get(key)!r}" for key in differing[:3])
-        what = f"{self.path} holds a run of another configuration: {shown}"
         raise UnusableFolder(
-            f"{what}. Give --overwrite, another --out, or its own options by --config {self.path / 'config.yaml'}", what
+            f"{self.path} holds a run of another configuration: {shown}",
+            f"give --overwrite, another --out, or its own options by --config {self.path / 'config.yaml'}",
         )
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -192,7 +193,7 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``: the last thing that a run does."""
-        write_text_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        write_json_atomically(self.path / "result.json", result)
 
 
 def images_changed(network: str | Path, data: ImageData, options: DataOptions) -> bool:

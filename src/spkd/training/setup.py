@@ -163,7 +163,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     image_size = _image_size(request, data)
     teacher_size = _teacher_size(request, image_size)
     without = "" if data.unlabelled is None else f" (and {len(data.unlabelled)} without a label)"
-    counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test or ())} test images"
+    counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test)} test images"
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
     if teacher_size != image_size:
         notes.append(f"the teacher sees the same crops at {teacher_size} × {teacher_size} pixels")

@@ -1,4 +1,4 @@
-"""When a process is to stop: signals, noted instead of died of, and the death of its parent."""
+"""When a process is to stop: signals, noted instead of died of, a deadline, and the death of its parent."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         _collecting.pop()
         restore()
+
+
+def is_past(deadline: float | None) -> bool:
+    """Return whether a deadline has come, as of ``time.time()``; None never does."""
+    return deadline is not None and time.time() >= deadline
 
 
 def end_with_parent() -> None:

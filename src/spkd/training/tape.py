@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import reserve, write_text_atomically
+from spkd.files import reserve, write_json_atomically
 
 FORMAT = 1
 _HASHED = {
@@ -101,14 +101,12 @@ class Tape:
         path = folder / "tape.json"
         if not path.exists():
             if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
-                what = f"{folder} is no tape and not empty"
-                raise UnusableFolder(f"--tape {what}: give another folder", what)
+                raise UnusableFolder(f"{folder} is no tape and not empty", "give another folder")
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
-                what = f"{path} was written by another version"
-                raise UnusableFolder(f"{what}: record to another folder", what)
+                raise UnusableFolder(f"{path} was written by another version", "record to another folder")
             memories = {
                 name: Memory(**{**one, "full": tuple(one["full"]), "last": tuple(one["last"])})
                 for name, one in content.pop("memories").items()
@@ -118,8 +116,7 @@ class Tape:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, UnusableFolder):
                 raise
-            what = f"{path} is damaged ({error})"
-            raise UnusableFolder(f"{what}: remove {folder} and record again", what) from error
+            raise UnusableFolder(f"{path} is damaged ({error})", f"remove {folder} and record again") from error
 
     @staticmethod
     def erase(folder: Path) -> None:
@@ -129,8 +126,7 @@ class Tape:
 
     def save(self) -> None:
         """Write ``tape.json``."""
-        text = json.dumps({"format": FORMAT, **asdict(self.manifest)}, indent=2, ensure_ascii=False)
-        write_text_atomically(self.folder / "tape.json", text + "\n")
+        write_json_atomically(self.folder / "tape.json", {"format": FORMAT, **asdict(self.manifest)})
 
     def check(self, identity: Mapping[str, Any], precision: str, dtype: str | None) -> None:
         """Refuse to be played to, or recorded for, a run of another identity.
@@ -151,10 +147,11 @@ class Tape:
 
     def _refuse(self, name: str, there: object, wanted: object) -> None:
         if name in _HASHED:
-            what = f"{self.folder} was recorded {_HASHED[name]}"
-            raise UnusableFolder(f"--tape {what}: give another --tape folder ({name})", what)
-        what = f"{self.folder} was recorded with {name} {_short(there)}, this run has {_short(wanted)}"
-        raise UnusableFolder(f"--tape {what}: give another --tape folder, or run with the same", what)
+            raise UnusableFolder(f"{self.folder} was recorded {_HASHED[name]}", f"give another --tape folder ({name})")
+        raise UnusableFolder(
+            f"{self.folder} was recorded with {name} {_short(there)}, this run has {_short(wanted)}",
+            "give another --tape folder, or run with the same",
+        )
 
     def slot_bytes(self, full: Tensor) -> int:
         """Return the bytes that a step takes of which ``full`` is what is remembered of a full batch."""

@@ -61,6 +61,6 @@ def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.
         known, view = measured.get(f"teacher_{split}_error"), setup.student.info.view
         return None if known is None or measured.get("measured_view", view) != view else float(known)
     images = setup.data.val if split == "val" else setup.data.test
-    if setup.teacher is None or images is None or not same_classes(setup.teacher, setup.student):
+    if setup.teacher is None or not same_classes(setup.teacher, setup.student):
         return None
     return top1_error(setup.teacher, own_batches(images, setup, device, image_size=setup.teacher_size))

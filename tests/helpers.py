@@ -1,0 +1,73 @@
+"""What tests of several folders build, wait for and read."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hypothesis import settings
+from rich.console import Console, RenderableType
+from safetensors.torch import load_file
+from torch import Tensor
+
+from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.models.saved_model import save_classifier
+from spkd.models.wrn import WideResNet
+
+CASES = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return normal values."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def loop_rows(own: Tensor, batch: Tensor) -> Tensor:
+    """Return the rows of G of some images of a batch, one number at a time: PAPER.md's steps 1 and 2."""
+    images, others = ([image.flatten().tolist() for image in part.double()] for part in (own, batch))
+    rows = []
+    for image in images:
+        row = [math.fsum(a * b for a, b in zip(image, other, strict=True)) for other in others]
+        norm = math.sqrt(math.fsum(value * value for value in row))
+        rows.append([value / norm if norm else 0.0 for value in row])
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights that a run has saved."""
+    return load_file(folder / "student" / "model.safetensors")
+
+
+def wait_for(process: subprocess.Popen[str], ready: Path, changed_since: int = 0) -> None:
+    """Wait until a process has written a file, after the time ``changed_since`` in nanoseconds."""
+    while process.poll() is None:
+        if ready.exists() and ready.stat().st_mtime_ns > changed_since:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"the process ended by itself: {process.communicate()}")
+
+
+def printed(renderable: RenderableType, width: int = 160) -> str:
+    """Return what rich shows, without colours."""
+    written = io.StringIO()
+    Console(width=width, file=written, color_system=None).print(renderable)
+    return written.getvalue()
+
+
+def save_grey(folder: Path, classes: Sequence[str], width: int, batches: int) -> Classifier:
+    """Save a classifier of grey images as a run does, whose normalisation matters and whose norms have seen images."""
+    torch.manual_seed(3)
+    info = ModelInfo(f"wrn-10-{width}", tuple(classes), 1, 8, Normalisation((0.3,), (0.2,)))
+    classifier = Classifier(WideResNet(10, width, num_classes=len(classes), in_channels=1), info)
+    classifier.train()
+    with torch.no_grad():
+        for _ in range(batches):
+            classifier(torch.rand(32, 1, 8, 8))
+    classifier.eval()
+    save_classifier(classifier, folder / "student")
+    return classifier
