@@ -742,6 +742,8 @@ def test_networks_of_maps_need_put_out_no_logits_where_nothing_reads_them() -> N
     breakdown = module(images, None)
     breakdown.total.backward()
     assert breakdown.terms["sp"] > 0
+    compiled = torch.compile(module, backend="eager")(images, None)
+    torch.testing.assert_close(compiled.terms["sp"], breakdown.terms["sp"], rtol=1e-4, atol=0)
     for one in (Objective(terms), Objective([*terms, Term("kd", 1.0, SoftTargetLoss())], cross_entropy=0)):
         with pytest.raises(InputError, match="expected logits as a tensor"):
             Distiller(Maps(4), Maps(6), one)(images, targets)

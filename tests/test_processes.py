@@ -168,7 +168,10 @@ def errors(processes: int, rank: int) -> list[str]:
     told.append(message(module.check, images * float("nan") if last else images, targets))
     told.append(message(module, images[: 0 if last else 2], targets[: 0 if last else 2]))
     told.append(message(module.check, images, None if last else targets))
-    told.append(message(module, images[..., : 7 if last else 8], targets))
+    smaller = images[..., : 7 if last else 8]
+    told.append(message(module, smaller, targets))
+    pooled = Objective([Term("sp", 1.0, SimilarityPreservingLoss(TapPair("3", "3")))])
+    told.append(message(Distiller(network(4, 0), network(6, 1), pooled).double().eval(), smaller, targets))
     module.student[:2].requires_grad_(False)  # type: ignore[index, operator]
     told.append(message(module.check, images, targets))
     one_sided = Distiller(network(4, 0), network(6, 1), Objective([Term("first", 1.0, First())])).double().eval()
@@ -242,10 +245,10 @@ def test_what_a_loss_learns_is_averaged_where_the_distiller_is_wrapped(results: 
     expected = train("learns", len(results), None)
     for found in results:
         torch.testing.assert_close(found["learns"], expected)
-        assert "term 'own': its loss learns" in found["errors"][7]
-        assert found["errors"][8] == ""
-        assert "criterion: it learns, and the processes would each learn something else" in found["errors"][9]
-        assert "term 'own': its loss learns" in found["errors"][10]
+        assert "term 'own': its loss learns" in found["errors"][8]
+        assert found["errors"][9] == ""
+        assert "criterion: it learns, and the processes would each learn something else" in found["errors"][10]
+        assert "term 'own': its loss learns" in found["errors"][11]
 
 
 @pytest.mark.parametrize("results", [2], indirect=True)
@@ -263,8 +266,9 @@ def test_all_processes_are_told_of_a_mistake_in_one(results: list[dict[str, Any]
     assert "expected at least one in every process" in first[2]
     assert "targets: some processes have targets and others None" in first[3]
     assert "images: the processes have images of unlike sizes" in first[4]
-    assert "term 'sp': its gradient with respect to the student is zero" in first[5]
-    assert first[6] == ""
+    assert first[5] == "", "what is pooled has one shape"
+    assert "term 'sp': its gradient with respect to the student is zero" in first[6]
+    assert first[7] == ""
 
 
 def test_what_is_gathered_is_differentiated_once_and_twice(results: list[dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spkd.errors import RunFailed
+from spkd.errors import InputError, RunFailed, UnreadableImage
 from spkd.training.devices import make_fabric, told_in_one_line
 from spkd.training.options import Runtime
 
@@ -30,3 +30,9 @@ def test_weights_that_a_step_leaves_out_are_told_of() -> None:
     expected = pytest.raises(RunFailed, match="skips layers at random: train it in one process")
     with expected, told_in_one_line(Runtime(), "--resume goes on"):
         raise RuntimeError(text)
+
+
+def test_an_image_that_can_no_longer_be_read_is_told_with_what_goes_on() -> None:
+    line = r"^image x cannot be read \(stale\), which it could before: as soon as it can, --resume goes on$"
+    with pytest.raises(InputError, match=line), told_in_one_line(Runtime(), "--resume goes on"):
+        raise UnreadableImage("image x cannot be read (stale)")

@@ -1,13 +1,14 @@
 """What is said of images before a training is what they are like."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from spkd.data.folder import load_folder
-from spkd.data.options import DataOptions
+from spkd.data.options import Augment, DataOptions
 from spkd.training.notes import notes_of_images
 from spkd.training.options import Request
 from spkd.training.setup import set_up
@@ -41,6 +42,16 @@ def test_large_files_are_told_of(tmp_path: Path, size: tuple[int, int], said: bo
     if said:
         assert notes[0].startswith("images are large, with a shorter side of 33 pixels, ")
         assert "copies with 16 would do for 8" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("augment", "size", "said"), [("trivial", 32, True), ("trivial", 33, False), ("rand", 8, False)]
+)
+def test_small_images_that_are_shifted_away_are_told_of(
+    tmp_path: Path, augment: Augment, size: int, said: bool
+) -> None:
+    data = replace(load_folder(folder(tmp_path, (6, 6), (8, 8))), augment=augment)
+    assert [note.startswith("--augment trivial shifts") for note in notes_of_images(data, size)] == [True] * said
 
 
 @pytest.mark.parametrize(

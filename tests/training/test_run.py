@@ -306,8 +306,14 @@ def test_what_a_call_has_made_is_told_apart_by_its_file(tiny_source: str, tmp_pa
 
 def test_how_images_are_seen_is_part_of_the_run(tiny: str) -> None:
     setup = set_up(Request(model=tiny))
-    changes = ({}, {"flip": True}, {"normalisation_mean": (0.4,)}, {"normalisation_std": (0.4,)})
-    assert len({replace(setup, data=replace(setup.data, **change)).identity() for change in changes}) == 4
+    changes = (
+        {},
+        {"flip": True},
+        {"normalisation_mean": (0.4,)},
+        {"normalisation_std": (0.4,)},
+        {"chosen_view": "centre"},
+    )
+    assert len({replace(setup, data=replace(setup.data, **change)).identity() for change in changes}) == len(changes)
 
 
 def test_an_image_that_has_changed_is_noticed(tmp_path: Path) -> None:
