@@ -47,7 +47,7 @@ def train(options: Namespace) -> int:
         out,
         _runtime(options),
         shown,
-        resume=options.resume,
+        resume=options.resume or (options.out is None and not options.overwrite),
         finish=options.finish,
         overwrite=options.overwrite,
     )

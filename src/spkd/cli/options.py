@@ -31,7 +31,7 @@ _WEIGHTS = (
     ".safetensors, .pt, .pth or .ckpt file"
 )
 _METHOD = (
-    "none, or terms joined by +: sp, kd, at, package.module:Class, file.py:Class; with their own weights as in "
+    "terms joined by +: sp, kd, at, package.module:Class, file.py:Class; with their own weights as in "
     "sp?weight=300, at?weight=10&layers=last, kd?alpha=0.5&temperature=2"
 )
 _NORMALISATION = (
@@ -81,7 +81,8 @@ def compare_parser() -> ArgumentParser:
     _add_networks(parser)
     group = parser.add_argument_group("methods")
     methods = ["none", "kd", "at", "sp", "sp+kd"]
-    group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=_METHOD)
+    text = f"none, or {_METHOD}"
+    group.add_argument("--methods", type=str, nargs="+", default=methods, metavar="METHOD", help=text)
     against = "the method that the others' differences are to (default: none; where that is left out, the first)"
     _add_text(group, "against", against)
     group.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0 on")
@@ -116,11 +117,11 @@ def tape_actions() -> dict[str, ArgumentParser]:
 def _record_parser() -> ArgumentParser:
     parser = _new_parser(
         "Fill a tape ahead of the runs that will play it with `spkd distill --tape DIR`. Those must have the same "
-        "teacher, images, batch size and seed; student, method and weights are free. The same command goes on after a "
-        "stop."
+        "teacher, images, batch size and seed; student, method, weights of the losses and epochs are free (a student "
+        "that would choose another recipe is to have the same --batch_size). The same command goes on after a stop."
     )
     parser.add_argument("folder", type=str, help="folder of the tape")
-    _add_networks(parser)
+    _add_networks(parser, "needed")
     group = parser.add_argument_group("methods")
     group.add_argument("--methods", type=str, nargs="+", default=["sp+kd"], metavar="METHOD", help=_METHOD)
     _add_images(parser)
@@ -177,7 +178,7 @@ def status_parser() -> ArgumentParser:
 def taps_parser() -> ArgumentParser:
     """Return the options of ``spkd taps``."""
     parser = _new_parser("Show the layers of teacher and student that can be compared, and the pairs chosen.")
-    _add_networks(parser, train=False)
+    _add_networks(parser, f"default: {DEFAULT_TEACHER}", train=False)
     _add_fields(parser, DataOptions, "images (not given: made up)", optional=True, but=("view", *_TRAINING_VIEWS))
     return parser
 
@@ -275,9 +276,14 @@ def _add_fields(
             group.add_argument(option, type=kind | None if optional else kind, default=default, nargs=nargs, help=text)
 
 
-def _add_networks(parser: ArgumentParser, *, train: bool = True) -> None:
+def _add_networks(
+    parser: ArgumentParser,
+    default: str = f"default on the digits: {DEFAULT_TEACHER}, trained first and kept",
+    *,
+    train: bool = True,
+) -> None:
     group = parser.add_argument_group("networks")
-    _add_text(group, "teacher", f"{_SPECS} (default on the digits: {DEFAULT_TEACHER}, trained first and kept)")
+    _add_text(group, "teacher", f"{_SPECS} ({default})")
     _add_text(group, "teacher_weights", _WEIGHTS)
     if train:
         _add_text(group, "teacher_normalisation", _NORMALISATION)

@@ -193,8 +193,11 @@ class Training:
                     begun = time.perf_counter()
                 self._read_pending()
                 self.state.seconds += time.perf_counter() - begun
-                if not self._end_epoch(writer, is_over):
+                closed = self._end_epoch(writer, is_over)
+                if not closed or time.monotonic() - saved >= checkpoint_seconds:
                     self.save()
+                    saved = time.monotonic()
+                if not closed:
                     return False
             self.save()
         return True

@@ -53,8 +53,9 @@ class Request:
 class Runtime:
     """How a run is carried out, which is no part of what it is.
 
-    Results are the same but for rounding, with two exceptions: on several devices batch norms see their device's part
-    of a batch, or with ``sync_batchnorm`` the whole; and a float16 tape rounds what the teacher says.
+    Results are the same but for rounding, with three exceptions: on several devices batch norms see their device's part
+    of a batch, or with ``sync_batchnorm`` the whole; dropout and stochastic depth draw other numbers on others or
+    several; and a float16 tape rounds what the teacher says.
 
     Args:
         accelerator: cpu, cuda, mps, or auto for the best there is.
@@ -62,7 +63,8 @@ class Runtime:
         sync_batchnorm: on several GPUs, let batch norms see the whole batch and not only their device's part.
         timeout_seconds: how long the processes of one run wait for each other before they give up.
         compile: compile the student and the loss with torch.compile, and on a GPU the teacher. On a single GPU a step
-            then is one CUDA graph: what Python decides in a forward pass is decided once.
+            then is one CUDA graph, unless the teacher sees larger images: what Python decides in a forward pass is
+            decided once.
         max_time: stop cleanly with a checkpoint after this time, as 90s, 30m, 1h30m or 01:30:00.
         checkpoint_seconds: time between checkpoints; each epoch's end is one too when this time has passed.
         tape: folder in which what the teacher says is recorded at the first use, and from which it is played

@@ -216,7 +216,7 @@ def _check_request(request: Request) -> None:
         raise InputError(f"--seed must be from 0 to {2**32 - 1}, not {request.seed}")
     (Recipe() if request.recipe is None else preset(request.recipe)).override(request.overrides)
     if term_names(request.method) and request.teacher is None:
-        raise InputError(f"--method {request.method} needs a teacher: give --teacher, or --method none")
+        raise InputError(f"--method {request.method} needs a teacher: give --teacher")
     _own_sizes(request)  # of which weights that are not there are noticed
     for weights in (request.weights, request.teacher_weights):
         refuse_unreadable(weights)
