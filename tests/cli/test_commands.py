@@ -610,7 +610,8 @@ def test_colour_files_are_read_as_grey_where_that_is_asked_for(
         *run[:-1],
         str(tmp_path / "student"),
     )
-    wrong = ["distill", "--teacher", str(tmp_path / "run"), "--student", "wrn-10-1", *options[3:], *run]
+    wrong = ["distill", "--teacher", str(tmp_path / "run"), "--student", "wrn-10-1", *options[3:]]
+    wrong += ["--out", str(tmp_path / "wrong")]
     assert "or read the images as grey ones (--grey)" in failing(capsys, *wrong)
 
 
