@@ -1,3 +1,6 @@
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -121,3 +124,18 @@ def test_the_fingerprint_of_files_is_of_names_sizes_and_content_wherever_they_li
     (place / "001.png").write_bytes(bytes(10))
     (place / "000.png").write_bytes(bytes([1] * 10))  # which is
     assert fingerprint(place) != first
+    (place / "000.png").write_bytes(bytes(10))
+    monkeypatch.setattr("time.sleep", lambda pause: None)
+    really, failing = Path.read_bytes, []
+
+    def read(path):
+        if failing:
+            raise OSError(failing.pop(), "no answer")
+        return really(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    failing += [errno.EIO] * 3
+    assert fingerprint(place) == first, "a disk that does not answer is asked again"
+    failing += [errno.EIO] * 4
+    with pytest.raises(InputError, match=r"000\.png cannot be read \(no answer\)"):
+        fingerprint(place)

@@ -392,7 +392,15 @@ def begun(monkeypatch):
 
 @pytest.mark.parametrize(
     ("threads", "cpus", "workers", "started"),
-    [(1, 16, None, 2), (5, 16, None, 5), (64, 64, None, 8), (5, 3, None, 3), (1, 1, None, 1), (5, 16, 1, 1)],
+    [
+        (1, 16, None, 2),
+        (5, 16, None, 5),
+        (64, 64, None, 8),
+        (5, 3, None, 3),
+        (1, 1, None, 1),
+        (5, 16, 1, 1),
+        (1, 1, 6, 6),
+    ],
 )
 def test_as_many_processes_read_as_threads_compute(monkeypatch, begun, file_images, threads, cpus, workers, started):
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)

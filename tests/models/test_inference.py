@@ -13,7 +13,7 @@ from spkd.errors import InputError
 from spkd.functional import similarity_matrix
 from spkd.models import inference
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
-from spkd.models.inference import folded, inference_form
+from spkd.models.inference import emulates_bfloat16, folded, inference_form
 from spkd.models.wrn import WideResNet
 from spkd.taps import Taps
 
@@ -354,3 +354,30 @@ def test_nan_in_one_place_is_not_hidden_by_small_differences_elsewhere(
     differences = iter([0.0, float("nan")] if where == "1" else [float("nan"), 0.0])
     monkeypatch.setattr(inference, "_relative", lambda ours, theirs: next(differences))
     assert math.isnan(inference._difference(original, copy.deepcopy(original), ("1",), images))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "capability", "mps", "instructions", "emulated"),
+    [
+        ("cpu", (9, 0), True, False, True),
+        ("cpu", (7, 5), False, True, False),
+        ("auto", (7, 5), False, True, True),
+        ("cuda", (8, 0), False, False, False),
+        ("auto", None, True, False, False),
+        ("auto", None, False, False, True),
+    ],
+)
+def test_where_bfloat16_is_emulated(
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: str,
+    capability: tuple[int, int] | None,
+    mps: bool,
+    instructions: bool,
+    emulated: bool,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(f"torch.cpu.{check}", lambda: instructions)
+    assert emulates_bfloat16(accelerator) == emulated

@@ -1,6 +1,7 @@
 """What is shown of a study while it runs."""
 
 import pytest
+from helpers import never
 
 from spkd.studies import tally
 from spkd.studies.schedule import Schedule
@@ -38,7 +39,7 @@ def test_the_time_left_follows_from_tasks_of_the_same_kind(monkeypatch: pytest.M
     counted = Tally(schedule, {"d": {}}, shown)
     assert shown.lines == ["1 of 6 tasks had finished before"]
     for _ in range(2):
-        task = schedule.next()
+        task = schedule.next(never)
         assert task is not None
         counted.begin(task)
     counted.show()
@@ -50,7 +51,7 @@ def test_the_time_left_follows_from_tasks_of_the_same_kind(monkeypatch: pytest.M
     assert shown.lines[-1] == "[2/6] a: test error 2.50 %"
     # Nothing is known of measurements yet: b has none of its 10 s left, c, m and n take 10 s each, one at a time.
     assert shown.last == (2, "running: b", 30.0)
-    schedule.next()
+    schedule.next(never)
     counted.begin(tasks[2])
     counted.show()
     assert shown.last == (2, "running: b, c", 15.0)
@@ -60,7 +61,7 @@ def test_the_time_left_follows_from_tasks_of_the_same_kind(monkeypatch: pytest.M
     counted.show()
     assert shown.lines[-1] == "[3/6] b: failed: broken"
     assert shown.last == (3, "running: c", 8.0 + 10.0 + 10.0)
-    schedule.next()
+    schedule.next(never)
     counted.begin(tasks[4])
     now[0] = 13.0
     schedule.finish("m", {})
@@ -79,7 +80,7 @@ def test_what_is_running_is_shown_in_a_log_as_soon_as_it_is_time(
     tasks = [Task(name, Request(model="wrn-10-1")) for name in "ab"]
     schedule = Schedule(tasks, {}, {})
     counted = Tally(schedule, {}, Lines())
-    task = schedule.next()
+    task = schedule.next(never)
     assert task is not None
     counted.begin(task)
     for _ in range(1000):

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from helpers import never
 
 from spkd.errors import InputError
 from spkd.studies.schedule import Schedule
@@ -48,23 +49,30 @@ def test_the_digest_tells_what_is_done_and_not_what_it_is_called() -> None:
 
 def test_a_schedule_hands_out_what_is_ready_in_the_order_of_the_plan() -> None:
     schedule = Schedule([task("d", "b", "c"), task("c"), task("b", "a"), task("a")], {}, {})
-    assert [schedule.next().name for _ in range(2)] == ["c", "a"]  # type: ignore[union-attr]
-    assert schedule.next() is None
+    assert [schedule.next(never).name for _ in range(2)] == ["c", "a"]  # type: ignore[union-attr]
+    assert schedule.next(never) is None
     schedule.finish("a", {"n": 1})
-    assert schedule.next().name == "b"  # type: ignore[union-attr]
+    assert schedule.next(never).name == "b"  # type: ignore[union-attr]
     schedule.fail("c", "broken")
     schedule.finish("b", {})
-    assert schedule.next() is None
+    assert schedule.next(never) is None
     assert schedule.open() == []
     state = schedule.state()
     assert (dict(state.results), state.failed, state.missing) == ({"b": {}, "a": {"n": 1}}, {"c": "broken"}, ("d",))
+
+
+def test_what_another_process_is_at_comes_last() -> None:
+    schedule = Schedule([task("a"), task("b"), task("c")], {}, {})
+    handed = [schedule.next(lambda name: name in "ab") for _ in range(3)]
+    assert [one.name for one in handed if one is not None] == ["c", "a", "b"]
+    assert schedule.next(never) is None
 
 
 def test_what_is_finished_or_failed_already_is_not_handed_out() -> None:
     plan = [task("a"), task("b", "a"), task("c"), task("d", "c"), task("e", "d")]
     schedule = Schedule(plan, {"a": {"n": 1}}, {"c": "broken"})
     assert [one.name for one in schedule.open()] == ["b"]
-    assert schedule.next().name == "b"  # type: ignore[union-attr]
-    assert schedule.next() is None
+    assert schedule.next(never).name == "b"  # type: ignore[union-attr]
+    assert schedule.next(never) is None
     schedule.drop("b")
     assert schedule.state().missing == ("b", "d", "e")

@@ -300,3 +300,27 @@ def test_an_image_that_can_no_longer_be_read_ends_a_run_that_goes_on(place: str,
     assert again.run("", 1e9, None)
     for name, value in whole.student.state_dict().items():
         assert torch.equal(again.student.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(("took", "saves"), [(0.0, 33), (0.06, 17), (1e6, 2)])
+def test_checkpoints_that_take_long_are_few(
+    took: float, saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a second here."""
+    training, now, written = made(tmp_path), [0.0], []
+    step = training._step
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr("spkd.training.loop.time", clock)
+
+    def slowly(*given: object) -> None:
+        step(*given)
+        now[0] += 1.0
+
+    def save() -> None:
+        written.append(now[0])
+        now[0] += took
+
+    monkeypatch.setattr(training, "_step", slowly)
+    monkeypatch.setattr(training, "save", save)
+    assert training.run("", 1.0, None)
+    assert len(written) == saves, "the one at the end among them"

@@ -137,6 +137,23 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def look_into(path: str, look: Callable[[Path], Result]) -> Result:
+    """Return what ``look`` finds in a file, after several tries where a disk does not answer.
+
+    Raises:
+        UnreadableImage: when it cannot be read.
+    """
+    try:
+        return patiently(look, Path(path))
+    except OSError as error:
+        raise UnreadableImage(f"image {path} cannot be read ({reason(error)})") from error
+
+
+def file_size(path: Path) -> int:
+    """Return how many bytes a file has."""
+    return path.stat().st_size
+
+
 def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[Result]:
     """Return ``function`` of every path, in order; in threads, since decoders let others run meanwhile.
 
@@ -144,7 +161,8 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
     """
     # In blocks, since handing a thread its work takes as long as reading a small image.
     blocks = [paths[first : first + _BLOCK] for first in range(0, len(paths), _BLOCK)]
-    with ThreadPoolExecutor(max_workers=min(usable_cpus(), 16)) as pool:
+    # More than processors, since disks over a network keep each waiting.
+    with ThreadPoolExecutor(max_workers=min(4 * usable_cpus(), 16)) as pool:
         results: list[Result] = []
         told = time.monotonic()
         for block in pool.map(lambda block: [function(path) for path in block], blocks):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spkd.data.decoding import read_image
+from spkd.data.decoding import file_size, look_into, read_image
 from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.errors import InputError
 
@@ -180,6 +179,8 @@ class ImageData:
     def fingerprint(self) -> str:
         """A hash of which images are in which split and class, the unlabelled ones left out.
 
+        UnreadableImage where a file cannot be looked into: without it the hash would be another.
+
         Of images in memory it is of their pixels, of files of their names and sizes and of a few ones' content.
         """
         return _fingerprint(repr(self.classes), {"train": self.train, "val": self.val, "test": self.test})
@@ -195,12 +196,11 @@ def _fingerprint(beginning: str, splits: Mapping[str, Images]) -> str:
     files = [path for images in splits.values() if isinstance(images, FileImages) for path in images.paths]
     root = os.path.commonpath(files) if files else ""
     for path in files[:: max(1, len(files) // READ_FILES)]:
-        with contextlib.suppress(OSError):  # which is said where the image is wanted
-            digest.update(Path(path).read_bytes())
+        digest.update(look_into(path, Path.read_bytes))
     for name, images in splits.items():
         digest.update(f"{name} {images.targets.tolist()}".encode())
         if isinstance(images, FileImages):
-            named = [(os.path.relpath(path, root), Path(path).stat().st_size) for path in images.paths]
+            named = [(os.path.relpath(path, root), look_into(path, file_size)) for path in images.paths]
             digest.update(repr(named).encode())
         else:
             digest.update(images.pixels.contiguous().numpy().data)

@@ -355,13 +355,10 @@ def _from_workers(
     views: _TrainViews | _SmallViews | _FixedViews, batches: Sequence[Tensor], device: torch.device, workers: int | None
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Give the views in batches, one of each size, as bytes to the device and as floats from there on."""
-    wanted = max(2, min(torch.get_num_threads(), 8)) if workers is None else workers
+    wanted = min(max(2, min(torch.get_num_threads(), 8)), usable_cpus()) if workers is None else workers
     largest = max((len(batch) for batch in batches), default=0)
-    most, fitting = (
-        min(wanted, usable_cpus(), len(batches)),
-        _with_shared_memory(3 * sum(size**2 for size in views.sizes) * largest),
-    )
-    workers = min(most, fitting)
+    most = min(wanted, len(batches))
+    workers = min(most, _with_shared_memory(3 * sum(size**2 for size in views.sizes) * largest))
     if workers < most:
         _tell_of_memory(workers, most)
     resizing()  # or every worker would import it for itself, at every epoch

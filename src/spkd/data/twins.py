@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 
-from spkd.data.decoding import map_files, patiently, reason
+from spkd.data.decoding import file_size, look_into, map_files
 from spkd.data.images import FileImages, Images
-from spkd.errors import UnreadableImage
 from spkd.files import sha256
 
 _BEGINNING = 2**16
@@ -45,7 +44,7 @@ def _told_apart(wanted: dict[int, str], known: dict[int, str]) -> tuple[Mapping[
     Most are told apart by their size, of others most by how they begin, so that few are read to the end.
     """
     found: tuple[dict[int, Hashable], dict[int, Hashable]] = ({}, {})
-    for look in (_size, _begins, _content):
+    for look in (file_size, _begins, sha256):
         found = _looked(look, wanted), _looked(look, known)
         common = set(found[0].values()) & set(found[1].values())
         wanted, known = (
@@ -55,27 +54,13 @@ def _told_apart(wanted: dict[int, str], known: dict[int, str]) -> tuple[Mapping[
     return found
 
 
-def _looked(look: Callable[[str], Hashable], paths: Mapping[int, str]) -> dict[int, Hashable]:
-    def careful(path: str) -> Hashable:
-        try:
-            return patiently(look, path)
-        except OSError as error:
-            raise UnreadableImage(f"image {path} cannot be read ({reason(error)})") from error
-
-    return dict(zip(paths, map_files(careful, list(paths.values())), strict=True))
+def _looked(look: Callable[[Path], Hashable], paths: Mapping[int, str]) -> dict[int, Hashable]:
+    return dict(zip(paths, map_files(lambda path: look_into(path, look), list(paths.values())), strict=True))
 
 
-def _size(path: str) -> int:
-    return Path(path).stat().st_size
-
-
-def _begins(path: str) -> tuple[int, bytes]:
-    with Path(path).open("rb") as file:
-        return _size(path), hashlib.sha256(file.read(_BEGINNING)).digest()
-
-
-def _content(path: str) -> str:
-    return sha256(Path(path))
+def _begins(path: Path) -> tuple[int, bytes]:
+    with path.open("rb") as file:
+        return file_size(path), hashlib.sha256(file.read(_BEGINNING)).digest()
 
 
 def _pixels(images: Images, place: int) -> str:

@@ -165,9 +165,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def emulates_bfloat16(accelerator: str) -> bool:
-    """Return whether what is computed on ``accelerator`` is computed on a processor that can only emulate bfloat16."""
-    on_gpu = accelerator != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
-    return not on_gpu and not multiplies_bfloat16(torch.device("cpu"))
+    """Return whether what is computed on ``accelerator`` is computed where bfloat16 can only be emulated.
+
+    Of Apple's devices that is not known, and taken not to be so.
+    """
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return not multiplies_bfloat16(torch.device("cuda"))
+    if accelerator != "cpu" and torch.backends.mps.is_available():
+        return False
+    return not multiplies_bfloat16(torch.device("cpu"))
 
 
 class _InBfloat16(nn.Module):

@@ -11,7 +11,7 @@ from spkd.data.kept import keeping_last
 from spkd.errors import InputError
 from spkd.studies.options import RunnerOptions
 from spkd.studies.schedule import Schedule
-from spkd.studies.state import StudyState, earlier_failure, mark_failed, save_plan
+from spkd.studies.state import StudyState, earlier_failure, mark_failed, read_running, save_plan
 from spkd.studies.tally import Tally
 from spkd.studies.tasks import Recording, Task, in_order
 from spkd.studies.work import Job, Outcome, earlier_result, failure_line, tape_folder
@@ -74,7 +74,7 @@ class _Study:
         with stop_signals() as received:
             try:
                 while not (received or is_past(self._deadline)):
-                    while workers.has_room() and (task := self._schedule.next()) is not None:
+                    while workers.has_room() and (task := self._schedule.next(self._is_taken)) is not None:
                         self._tally.begin(task)
                         workers.begin(self._job(task))
                     self._tally.show()
@@ -85,6 +85,10 @@ class _Study:
             finally:
                 for name, outcome in workers.stop():
                     self._take(name, outcome, stopped=True)
+
+    def _is_taken(self, name: str) -> bool:
+        """Return whether another call of the same study is at a task."""
+        return read_running(self._tasks[name].folder(self._folder)) is not None
 
     def _job(self, task: Task) -> Job:
         return Job(task, str(self._folder), self._own_runtime(task), self._deadline)

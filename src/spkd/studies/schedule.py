@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -38,9 +38,13 @@ class Schedule:
         self._ready: set[str] = set()
         self._advance()
 
-    def next(self) -> Task | None:
-        """Hand out a task that can be begun; None when there is none now."""
-        task = next((task for task in self._tasks if task.name in self._ready), None)
+    def next(self, is_taken: Callable[[str], bool]) -> Task | None:
+        """Hand out a task that can be begun; None when there is none now.
+
+        One of which ``is_taken`` says, by its name, that another process is at it comes after the others.
+        """
+        ready = [task for task in self._tasks if task.name in self._ready]
+        task = next((task for task in ready if not is_taken(task.name)), ready[0] if ready else None)
         if task is not None:
             self._ready.remove(task.name)
             self.running[task.name] = task

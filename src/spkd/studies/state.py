@@ -225,13 +225,15 @@ def _wait_for_claim(folder: Path, deadline: float | None) -> bool:
         while not _claim(folder):
             if received or is_past(deadline):
                 return False
-            time.sleep(0.2)
+            time.sleep(1.0)
     return True
 
 
 def _claim(folder: Path) -> bool:
     """Write ``running.json`` unless another process that lives has."""
     path = folder / RUNNING
+    if read_running(folder) is not None:
+        return False
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{RUNNING}.") as file:
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
         file.flush()

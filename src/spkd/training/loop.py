@@ -6,10 +6,12 @@ import contextlib
 import functools
 import itertools
 import math
+import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -37,6 +39,9 @@ PENDING_STEPS = 25
 """Steps whose losses are read together at the most: on an accelerator each reading waits for the device."""
 READING_SECONDS = 0.1
 """After which a processor reads them sooner: to a person every step, and no cost to the steps of small networks."""
+
+SPARSELY = 20
+"""Times as long as the last checkpoint took to write there are at least to the next one."""
 
 Read = TypeVar("Read", Batch, tuple[Tensor, Tensor])
 
@@ -160,8 +165,9 @@ class Training:
     def run(self, title: str, checkpoint_seconds: float, deadline: float | None) -> bool:
         """Train to the end, or to the deadline or a signal to stop; return whether the end was reached.
 
-        A checkpoint is written every ``checkpoint_seconds`` and at the end; ``deadline`` is as of ``time.time()``.
-        SIGINT and SIGTERM end the run after the step under way, with a checkpoint; a second one at once.
+        A checkpoint is written every ``checkpoint_seconds``, or less often where that takes long, and at the end;
+        ``deadline`` is as of ``time.time()``. SIGINT and SIGTERM end the run after the step under way, or in the midst
+        of a validation, with a checkpoint; a second one at once.
 
         Raises:
             RunFailed: when a loss is not finite. The last checkpoint stays.
@@ -171,7 +177,7 @@ class Training:
         self._display.begin(title, steps, self._steps_done())
         # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
         self._distiller.train()
-        saved, first = time.monotonic(), self._steps_done()
+        saved, took, first = time.monotonic(), 0.0, self._steps_done()
         with self._writer() as writer, stop_signals() as received, self._graph or contextlib.nullcontext():
 
             def is_over() -> bool:
@@ -185,22 +191,26 @@ class Training:
                     self._step(batch, upcoming)
                     self.state.seconds += time.perf_counter() - begun
                     stop = agreed(self._fabric, self._steps_done(), is_over())
-                    if stop or time.monotonic() - saved >= checkpoint_seconds:
-                        self.save()
-                        saved = time.monotonic()
+                    if stop or time.monotonic() - saved >= max(checkpoint_seconds, SPARSELY * took):
+                        saved, took = self._timed_save()
                     if stop:
                         return False
                     begun = time.perf_counter()
                 self._read_pending()
                 self.state.seconds += time.perf_counter() - begun
                 closed = self._end_epoch(writer, is_over)
-                if not closed or time.monotonic() - saved >= checkpoint_seconds:
-                    self.save()
-                    saved = time.monotonic()
+                if not closed or time.monotonic() - saved >= max(checkpoint_seconds, SPARSELY * took):
+                    saved, took = self._timed_save()
                 if not closed:
                     return False
             self.save()
         return True
+
+    def _timed_save(self) -> tuple[float, float]:
+        """Write a checkpoint; return the time, and how many seconds that took."""
+        begun = time.monotonic()
+        self.save()
+        return time.monotonic(), time.monotonic() - begun
 
     def _readable(self, batches: Iterator[Read]) -> Iterator[Read]:
         """Give the batches; where an image can no longer be read, keep what has been done."""
@@ -341,6 +351,8 @@ class Training:
         if not self._fabric.is_global_zero:
             yield None
             return
+        # TensorBoard's own sign that it is to do without TensorFlow, which it would import where there is one.
+        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
         from torch.utils.tensorboard import SummaryWriter
 
         with contextlib.closing(SummaryWriter(str(self._folder.tensorboard), purge_step=self.state.epoch + 1)) as made:

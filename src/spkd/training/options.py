@@ -66,7 +66,8 @@ class Runtime:
             then is one CUDA graph, unless the teacher sees larger images: what Python decides in a forward pass is
             decided once.
         max_time: stop cleanly with a checkpoint after this time, as 90s, 30m, 1h30m or 01:30:00.
-        checkpoint_seconds: time between checkpoints; each epoch's end is one too when this time has passed.
+        checkpoint_seconds: time between checkpoints, looked at after each step and each epoch; but at least twenty
+            times what one takes to write.
         tape: folder in which what the teacher says is recorded at the first use, and from which it is played
             afterwards, to any student and method on the same batches.
         tape_dtype: precision of a new tape, float16 or float32 (default: float16; a tape that is there keeps its own).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -93,12 +94,13 @@ def run(
                 folder.begin(setup.config(), identity, overwrite=False)
             display.say(f"{folder.path} is finished already: test error {finished['test_error']:.2f} %")
             return finished
-        for note in setup.notes:
+        for note in (*setup.notes, *_notes_of_srun()):
             display.say(note)
         if setup.recipe.precision == "bf16-mixed" and emulates_bfloat16(runtime.accelerator):
+            what, other = ("GPU", "16-mixed") if fabric.device.type == "cuda" else ("processor", "32-true")
             display.say(
-                "warning: this processor has no instructions for bfloat16 and emulates them: --precision 32-true is "
-                "many times as quick"
+                f"warning: this {what} has no instructions for bfloat16 and emulates them: --precision {other} is many "
+                "times as quick"
             )
         go_on = {"resume": resume or finish, "finish": finish, "overwrite": overwrite}
         return _train(setup, identity, runtime, deadline, fabric, folder, display, **go_on)
@@ -179,6 +181,17 @@ def _train(
             folder.write_result(result)
         fabric.barrier()
         return result
+
+
+def _notes_of_srun() -> list[str]:
+    """Return a line where Slurm has started this command several times, each of which is a run of its own."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if is_launched() or tasks == "1":
+        return []
+    return [
+        f"warning: srun has started {tasks} of these, each a run of its own; for one run on several devices, srun -n 1 "
+        "with --devices, or torchrun"
+    ]
 
 
 def gains_from_compiling(device: torch.device, steps: int, image_size: int) -> bool:

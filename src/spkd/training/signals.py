@@ -14,6 +14,9 @@ from types import FrameType
 LAST_WORDS = 30.0
 """Seconds that a process has to save where it stands once its parent is dead."""
 
+REPEATED = 1.0
+"""Seconds in which a second signal is taken for the first one."""
+
 _collecting: list[list[int]] = []  # what the blocks of stop_signals that are open have received, the innermost last
 
 
@@ -21,6 +24,8 @@ _collecting: list[list[int]] = []  # what the blocks of stop_signals that are op
 def stop_signals() -> Iterator[list[int]]:
     """Collect the first SIGINT or SIGTERM in a list instead of dying of it; only the main thread can.
 
+    What comes within a second of it is the same one: schedulers signal all processes of a job, and a parent hands it
+    on.
     Inside another such block, what that one has collected counts here too, and the next signal is left to it.
     """
     received = list(_collecting[-1]) if _collecting else []
@@ -33,9 +38,15 @@ def stop_signals() -> Iterator[list[int]]:
         for number, handler in earlier.items():
             signal.signal(number, handler)
 
+    noted: list[float] = []
+
     def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
+        if not noted:
+            received.append(number)
+            noted.append(time.monotonic())
+        elif time.monotonic() - noted[0] > REPEATED:
+            restore()
+            signal.raise_signal(number)
 
     for number in earlier:
         signal.signal(number, note)

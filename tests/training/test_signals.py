@@ -1,0 +1,35 @@
+"""A signal that comes twice at once is one; a later second one ends at once."""
+
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from spkd.training import signals
+from spkd.training.signals import stop_signals
+
+
+def test_the_same_signal_from_two_sides_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    with stop_signals() as received:
+        signal.raise_signal(signal.SIGTERM)
+        now[0] = 0.9
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        now[0] = 1.1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert received == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_second_signal_is_left_to_the_block_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    with stop_signals() as outer, stop_signals() as inner:
+        signal.raise_signal(signal.SIGTERM)
+        now[0] = 2.0
+        signal.raise_signal(signal.SIGTERM)
+        assert (inner, outer) == ([signal.SIGTERM], [signal.SIGTERM])
