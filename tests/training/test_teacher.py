@@ -1,5 +1,6 @@
 """The teacher is read by its own names, and in one precision everywhere."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,20 @@ def test_the_teacher_s_rounding_is_told_of_what_the_method_reads(
     fabric = make_fabric(CPU)
     note = cheapest_teacher(setup, make_stream(setup, fabric.device), fabric).note
     assert ("logits by" in note, "G of" in note) == (logits, not logits)
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_teacher_in_emulated_bfloat16_is_told_of(
+    emulated: bool, tiny: str, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.training.teacher.emulates_bfloat16", lambda kind: emulated)
+    fabric = make_fabric(CPU)
+    for tape, why in ((None, "bfloat16 is"), ("bf16-true", "bfloat16, in which the tape was begun, is")):
+        setup = set_up(request(tiny, teacher, overrides={"teacher_precision": "bf16-true"}))
+        manifest = None if tape is None else SimpleNamespace(manifest=SimpleNamespace(precision=tape))
+        setup = replace(setup, tape=manifest)  # type: ignore[arg-type]
+        note = cheapest_teacher(setup, make_stream(setup, fabric.device), fabric).note
+        assert note.endswith(f"; {why} emulated here, and slow") == emulated
 
 
 def test_all_processes_have_the_teacher_in_one_precision(tiny: str, teacher: Path) -> None:
