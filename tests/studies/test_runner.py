@@ -344,10 +344,10 @@ def test_the_time_for_all_stops_what_is_running_and_begins_nothing_more(function
         for name, long in seconds.items()
     ]
     begun = time.monotonic()
-    state = study(tasks, folder, runtime=Runtime(accelerator="cpu", max_time="10"), jobs=1)
-    assert 10 <= time.monotonic() - begun < 40
+    state = study(tasks, folder, runtime=Runtime(accelerator="cpu", max_time="20"), jobs=1)
+    assert 20 <= time.monotonic() - begun < 60
     assert (list(state.results), state.failed, state.missing) == (["first"], {}, ("slow", "next"))
-    assert 0 < state.results["first"]["seconds_left"] < 4
+    assert 0 < state.results["first"]["seconds_left"] < 20
     assert path.read_text() == "first begins\nfirst ends\nslow begins\n"
     assert states(folder) == {"first": "done", "slow": "missing", "next": "missing"}
 
