@@ -28,7 +28,7 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def loop_rows(own: Tensor, batch: Tensor) -> Tensor:
-    """Return the rows of G of some images of a batch, one number at a time: PAPER.md's steps 1 and 2."""
+    """Return the rows of G of some images of a batch, one number at a time: the paper's equations 1 and 2."""
     images, others = ([image.flatten().tolist() for image in part.double()] for part in (own, batch))
     rows = []
     for image in images:

@@ -16,7 +16,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spkd.errors import InputError
-from spkd.taps import Activations, TapPair, Taps, find_layer, first_tensor, unwrap
+from spkd.outputs import first_tensor
+from spkd.taps import Activations, TapPair, Taps, find_layer, unwrap
 
 
 def network(inplace: bool = False) -> nn.Sequential:

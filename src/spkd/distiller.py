@@ -11,6 +11,7 @@ from torch import Tensor, distributed, nn
 
 from spkd.errors import InputError
 from spkd.losses.objective import LossBreakdown, Objective
+from spkd.outputs import require_tensor
 from spkd.processes import divide, in_ddp
 from spkd.rehearsal import (
     check_all_or_none,
@@ -23,7 +24,7 @@ from spkd.rehearsal import (
     undisturbed,
     unused,
 )
-from spkd.taps import Activations, Taps, require_tensor, unwrap
+from spkd.taps import Activations, Taps, unwrap
 
 if TYPE_CHECKING:
     from spkd.division import Division

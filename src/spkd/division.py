@@ -51,7 +51,7 @@ class Division:
             InputError: in every process, when images of unlike sizes have made tensors of unlike shapes.
         """
         # Where the images are alike, so is what is made of them.
-        if not self.alike and len(set(_told(_hash_of(own), own.device))) > 1:
+        if not self.alike and len(set(_told([_hash_of(own)], own.device))) > 1:
             raise InputError(
                 "images: the processes have images of unlike sizes, whose features cannot be compared; give all of them"
                 " one size in each step."
@@ -86,7 +86,7 @@ def exchanged(images: Tensor) -> Division:
     Raises:
         InputError: in every process, when one of them has no image.
     """
-    sizes, shapes = zip(*_told([len(images), *_hash_of(images)], images.device), strict=True)
+    sizes, shapes = zip(*_told([len(images), _hash_of(images)], images.device), strict=True)
     division = Division(sizes, distributed.get_rank(), alike=len(set(shapes)) == 1)
     if not all(division.sizes):
         raise InputError(
@@ -105,9 +105,9 @@ def _told(numbers: list[int], device: torch.device) -> list[tuple[int, ...]]:
     return [tuple(one) for one in torch.stack(told).tolist()]
 
 
-def _hash_of(tensor: Tensor) -> list[int]:
+def _hash_of(tensor: Tensor) -> int:
     """Return a hash of the shape but for the number of images; of whole numbers it is the same in all processes."""
-    return [hash(tuple(tensor.shape[1:]))]
+    return hash(tuple(tensor.shape[1:]))
 
 
 class _Gather(torch.autograd.Function):

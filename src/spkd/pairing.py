@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from spkd.errors import InputError, nearest
 from spkd.modes import evaluating, keeping_buffers
-from spkd.taps import TapPair, find_layer, first_tensor, named_where_it_fails, unwrap
+from spkd.outputs import first_tensor, named_where_it_fails
+from spkd.taps import TapPair, find_layer, unwrap
 
 _KEYWORDS = ("last", "stages")
 

@@ -14,8 +14,9 @@ from spkd.errors import InputError
 from spkd.losses.objective import UNLABELLED
 from spkd.models.classifier import Classifier, require_unit_range
 from spkd.modes import keeping_buffers
+from spkd.outputs import are_probabilities
 from spkd.processes import in_ddp
-from spkd.taps import Taps, are_probabilities, levels
+from spkd.taps import Taps, levels
 
 if TYPE_CHECKING:
     from spkd.division import Division

@@ -220,7 +220,8 @@ def test_a_disk_that_never_answers_is_told_like_a_broken_file(tmp_path, monkeypa
 @pytest.mark.parametrize(("rank", "told"), [(None, 3), ("0", 3), ("1", 0)])
 def test_how_far_it_is_among_many_files_is_told_by_the_first_process(monkeypatch, caplog, rank, told):
     monkeypatch.setattr("spkd.data.decoding.TOLD_EVERY", 0.0)
-    monkeypatch.delenv("RANK", raising=False) if rank is None else monkeypatch.setenv("RANK", rank)
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False) if rank is None else monkeypatch.setenv(name, rank)
     names = [str(number) for number in range(70)]
     assert map_files(int, names) == list(range(70))
     assert caplog.messages == [f"looking at image files: {count} of 70" for count in (32, 64, 70)][:told]

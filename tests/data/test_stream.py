@@ -386,7 +386,7 @@ def begun(monkeypatch):
         def __iter__(self):
             return iter(())
 
-    monkeypatch.setattr("spkd.data.stream.DataLoader", Loader)
+    monkeypatch.setattr("spkd.data.views.DataLoader", Loader)
     return counts
 
 
@@ -404,7 +404,7 @@ def begun(monkeypatch):
 )
 def test_as_many_processes_read_as_threads_compute(monkeypatch, begun, file_images, threads, cpus, workers, started):
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    monkeypatch.setattr("spkd.data.stream.usable_cpus", lambda: cpus)
+    monkeypatch.setattr("spkd.data.views.usable_cpus", lambda: cpus)
     images = FileImages([*file_images.paths] * 3, torch.arange(3 * len(file_images)))
     assert list(evaluation_batches(images, image_size=16, batch_size=1, device=CPU, workers=workers)) == []
     assert begun == [started]
@@ -415,7 +415,7 @@ def test_no_more_processes_read_than_the_shared_memory_holds(monkeypatch, begun,
     _tell_of_memory.cache_clear()
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free))
-    monkeypatch.setattr("spkd.data.stream.usable_cpus", lambda: 16)
+    monkeypatch.setattr("spkd.data.views.usable_cpus", lambda: 16)
     for _ in range(2):
         assert list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=4)) == []
     assert begun == [started, started]

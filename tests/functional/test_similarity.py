@@ -30,7 +30,7 @@ TWO_GROUPS = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
 
 
 def loop_loss(students: list[Tensor], teachers: list[Tensor]) -> float:
-    """PAPER.md's step 3."""
+    """The paper's equation 4."""
     total = 0.0
     for student, teacher in zip(students, teachers, strict=True):
         g_s, g_t = loop_rows(student, student).tolist(), loop_rows(teacher, teacher).tolist()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spkd.errors import InputError
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.network import count_logits, input_channels, replace_head
-from spkd.taps import logits_of
+from spkd.outputs import logits_of
 
 
 def small(classes: int = 5) -> nn.Module:

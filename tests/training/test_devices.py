@@ -3,7 +3,7 @@
 import pytest
 
 from spkd.errors import InputError, RunFailed, UnreadableImage
-from spkd.training.devices import make_fabric, told_in_one_line
+from spkd.training.devices import make_fabric, notes_of_srun, told_in_one_line
 from spkd.training.options import Runtime
 
 
@@ -36,3 +36,15 @@ def test_an_image_that_can_no_longer_be_read_is_told_with_what_goes_on() -> None
     line = r"^image x cannot be read \(stale\), which it could before: as soon as it can, --resume goes on$"
     with pytest.raises(InputError, match=line), told_in_one_line(Runtime(), "--resume goes on"):
         raise UnreadableImage("image x cannot be read (stale)")
+
+
+def test_several_runs_of_one_srun_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    assert notes_of_srun() == []
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert notes_of_srun() == []
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert notes_of_srun()[0].startswith("warning: srun has started 4 of these, each a run of its own;")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert notes_of_srun() == []

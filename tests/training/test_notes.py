@@ -51,7 +51,9 @@ def test_small_images_that_are_shifted_away_are_told_of(
     tmp_path: Path, augment: Augment, size: int, said: bool
 ) -> None:
     data = replace(load_folder(folder(tmp_path, (6, 6), (8, 8))), augment=augment)
-    assert [note.startswith("--augment trivial shifts") for note in notes_of_images(data, size)] == [True] * said
+    assert [note.startswith("warning: --augment trivial shifts") for note in notes_of_images(data, size)] == [
+        True
+    ] * said
 
 
 @pytest.mark.parametrize(

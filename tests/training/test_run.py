@@ -1109,15 +1109,3 @@ def test_a_teacher_can_see_larger_images_than_the_student(tiny: str, teacher: Pa
             set_up(replace(request, teacher_size=size))
     with pytest.raises(InputError, match="--teacher_size: there is no teacher"):
         Request(model=tiny, teacher_size=16)
-
-
-def test_several_runs_of_one_srun_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
-    assert running._notes_of_srun() == []
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    assert running._notes_of_srun() == []
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert running._notes_of_srun()[0].startswith("warning: srun has started 4 of these, each a run of its own;")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert running._notes_of_srun() == []

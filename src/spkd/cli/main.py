@@ -20,7 +20,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from spkd import __version__
 from spkd.cli import commands, options
 from spkd.errors import InputError, RunFailed, nearest, one_line
-from spkd.training.devices import is_follower, is_full_memory, is_launched, leave
+from spkd.machine import is_follower, is_launched
+from spkd.training.devices import is_full_memory, leave
 
 
 @dataclass(frozen=True)

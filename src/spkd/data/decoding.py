@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from spkd.errors import InputError, UnreadableImage
-from spkd.machine import usable_cpus
+from spkd.machine import is_follower, usable_cpus
 
 Result = TypeVar("Result")
 
@@ -167,15 +166,10 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
         told = time.monotonic()
         for block in pool.map(lambda block: [function(path) for path in block], blocks):
             results += block
-            if time.monotonic() - told >= TOLD_EVERY and speaks():
+            if time.monotonic() - told >= TOLD_EVERY and not is_follower():
                 _log.warning("looking at image files: %s of %s", f"{len(results):,}", f"{len(paths):,}")
                 told = time.monotonic()
         return results
-
-
-def speaks() -> bool:
-    """Return whether this is the process of a run that tells the user of images."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _opened(path: str) -> Image.Image:

@@ -12,12 +12,13 @@ import torch
 from PIL import features
 
 from spkd.data.checked_files import open_files
-from spkd.data.decoding import reason, speaks
+from spkd.data.decoding import reason
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics, joined
 from spkd.data.splits import Splits, complete_splits
 from spkd.data.twins import twins
 from spkd.errors import InputError, nearest, some
 from spkd.files import is_file, is_folder, is_utf8
+from spkd.machine import is_follower
 
 _CODECS = {".avif": "avif", ".jp2": "jpg_2000"}  # what not every Pillow can read, and its name there
 _KNOWN_CODECS = {*features.modules, *features.codecs}  # of others Pillow warns
@@ -29,8 +30,10 @@ EXTENSIONS = frozenset(
 """Endings of the files that are taken for images, in lower case."""
 
 _LITTER = frozenset(
-    {"thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__macosx", "lost+found"}
-    | {"@eadir", "#recycle", "#snapshot", "@recycle", "@tmp"}
+    {
+        *("thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "__macosx", "lost+found"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@tmp"),
+    }
 )
 """Names, in lower case, of what systems, archives and network disks leave, thumbnails of the images among it."""
 
@@ -344,7 +347,7 @@ def _missing_classes(parts: Mapping[str, Images], classes: tuple[str, ...]) -> l
 
 def _note_of_copies(splits: Splits) -> list[str]:
     """Return a line where held-out images are training images too; of several processes one looks."""
-    if not speaks():
+    if is_follower():
         return []
     held_out = joined(splits.val, splits.test)
     copies = twins(held_out, splits.train)

@@ -179,9 +179,8 @@ class ImageData:
     def fingerprint(self) -> str:
         """A hash of which images are in which split and class, the unlabelled ones left out.
 
-        UnreadableImage where a file cannot be looked into: without it the hash would be another.
-
-        Of images in memory it is of their pixels, of files of their names and sizes and of a few ones' content.
+        Of images in memory it is of their pixels, of files of their names and sizes and of a few ones' content. A file
+        that cannot be looked into raises UnreadableImage: without it the hash would be another.
         """
         return _fingerprint(repr(self.classes), {"train": self.train, "val": self.val, "test": self.test})
 

@@ -7,43 +7,18 @@ enlarged for the network, which is done on the device, devices may differ by one
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-import signal
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from spkd.data.augment import (
-    Crops,
-    augmented,
-    crop_views,
-    draw_crops,
-    fixed_view,
-    pad_reflect,
-    padding,
-    random_resized_crop,
-    resize,
-    resizing,
-    side_for_crop,
-    side_for_view,
-    to_unit_range,
-)
+from spkd.data.augment import Crops, crop_views, draw_crops, pad_reflect, padding, resize, to_unit_range
 from spkd.data.images import Images, MemoryImages, usual_view
 from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.data.seeds import Use, mixed_seed
-from spkd.errors import InputError, RunFailed, UnreadableImage, one_line
-from spkd.machine import usable_cpus
-
-_log = logging.getLogger(__name__)
+from spkd.data.views import FixedViews, SmallViews, TrainViews, in_batches
+from spkd.errors import InputError
 
 
 class Batch(NamedTuple):
@@ -81,8 +56,8 @@ class TrainStream:
         batch_size: images in a batch.
         seed: of the order and the augmentation.
         device: where the batches are wanted.
-        workers: processes that read files (0: this one, None: as many as threads compute, from 2 to 8); without effect
-            on images in memory unless they are changed by ``augment``.
+        workers: processes that read files (0: this one, None: as many as threads compute, from 2 to 8, but no more than
+            there are processors); without effect on images in memory unless they are changed by ``augment``.
         part: which part of every batch is given, and in how many parts it is divided; they differ by at most one image.
         least: how many images each part of every batch must have.
 
@@ -174,7 +149,7 @@ class TrainStream:
         generator = torch.Generator().manual_seed(mixed_seed(Use.ORDER, self._seed, epoch))
         order = torch.randperm(len(self._images), generator=generator)
         if not isinstance(self._images, MemoryImages):
-            views = _TrainViews(
+            views = TrainViews(
                 self._images, self._sizes, self._flip, self._crop_scale, self._augment, self._seed, epoch
             )
             return self._from_workers(views, self._parts_of(order, start))
@@ -183,7 +158,7 @@ class TrainStream:
         crops = draw_crops(len(order), margin, self._flip, mixed_seed(Use.CROPS, self._seed, epoch))
         if self._augment == "none":
             return self._from_memory(self._parts_of(order.to(self._device), start), crops.to(self._device))
-        small = _SmallViews(
+        small = SmallViews(
             self._padded,
             self._targets,
             crops,
@@ -200,8 +175,8 @@ class TrainStream:
         whole = _parts(order, self._batch_size)[start : self.batches_per_epoch]
         return [torch.tensor_split(batch, self._parts)[self._part] for batch in whole]
 
-    def _from_workers(self, views: _TrainViews | _SmallViews, batches: list[Tensor]) -> Iterator[Batch]:
-        for pixels, targets in _from_workers(views, batches, self._device, self._workers):
+    def _from_workers(self, views: TrainViews | SmallViews, batches: list[Tensor]) -> Iterator[Batch]:
+        for pixels, targets in in_batches(views, batches, self._device, self._workers):
             yield Batch(pixels[0], targets, pixels[-1])
 
     def _from_memory(self, batches: list[Tensor], crops: Crops) -> Iterator[Batch]:
@@ -253,7 +228,7 @@ def evaluation_batches(
             return _whole_images(images, image_size, batch_size, device)
         workers = 0
     batches = _parts(torch.arange(len(images)), batch_size)
-    seen = _from_workers(_FixedViews(images, (image_size,), view), batches, device, workers)
+    seen = in_batches(FixedViews(images, (image_size,), view), batches, device, workers)
     return ((views[0], targets) for views, targets in seen)
 
 
@@ -264,175 +239,6 @@ def _whole_images(
         part = slice(first, first + batch_size)
         pixels = images.pixels[part].to(device)
         yield to_unit_range(resize(pixels, image_size)), images.targets[part].to(device)
-
-
-class _Unreadable(str):
-    """What is wrong with an image that cannot be had.
-
-    Handed from a worker to the main process, where it is raised: an error raised in a worker would arrive
-    with the worker's whole traceback as its text.
-    """
-
-    __slots__ = ()
-
-
-_Item = tuple[list[Tensor], int] | _Unreadable
-"""The views of an image, one of each size, and its target."""
-
-
-@dataclass(frozen=True)
-class _TrainViews(Dataset[_Item]):
-    """A random view of each image, a function of (seed, epoch, index)."""
-
-    images: Images
-    sizes: tuple[int, ...]
-    flip: bool
-    scale: float
-    augment: Augment
-    seed: int
-    epoch: int
-
-    def __getitem__(self, index: int) -> _Item:
-        try:
-            image = self.images.image(index, side_for_crop(max(self.sizes), self.scale))
-        except UnreadableImage as error:
-            return _Unreadable(error.brief)
-        seed = mixed_seed(Use.VIEW, self.seed, self.epoch, index)
-        views = [random_resized_crop(image, size, self.flip, seed, self.scale) for size in self.sizes]
-        seed = mixed_seed(Use.AUGMENT, self.seed, self.epoch, index)
-        return [augmented(view, self.augment, seed) for view in views], int(self.images.targets[index])
-
-
-@dataclass(frozen=True, eq=False)
-class _SmallViews(Dataset[_Item]):
-    """The view that ``crops`` says of each image in memory, enlarged and augmented by (seed, epoch, index)."""
-
-    padded: Tensor
-    targets: Tensor
-    crops: Crops
-    crop_size: int
-    sizes: tuple[int, ...]
-    augment: Augment
-    seed: int
-    epoch: int
-
-    def __getitem__(self, index: int) -> _Item:
-        place = torch.tensor([index])
-        view = crop_views(self.padded, place, self.crops[place], self.crop_size)[0]
-        seed = mixed_seed(Use.AUGMENT, self.seed, self.epoch, index)
-        views = [augmented(resize(view, size), self.augment, seed) for size in self.sizes]
-        return views, int(self.targets[index])
-
-
-@dataclass(frozen=True)
-class _FixedViews(Dataset[_Item]):
-    """The whole or the centre of each image."""
-
-    images: Images
-    sizes: tuple[int]
-    view: View
-
-    def __getitem__(self, index: int) -> _Item:
-        (size,) = self.sizes
-        try:
-            image = self.images.image(index, side_for_view(size, self.view))
-            return [fixed_view(image, size, self.view)], int(self.images.targets[index])
-        except UnreadableImage as error:
-            return _Unreadable(error.brief)
-
-
-def _collate(items: list[_Item]) -> tuple[list[Tensor], Tensor] | _Unreadable:
-    views, targets = [], []
-    for item in items:
-        if isinstance(item, _Unreadable):
-            return item
-        views.append(item[0])
-        targets.append(item[1])
-    return [torch.stack(alike) for alike in zip(*views, strict=True)], torch.tensor(targets)
-
-
-def _from_workers(
-    views: _TrainViews | _SmallViews | _FixedViews, batches: Sequence[Tensor], device: torch.device, workers: int | None
-) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Give the views in batches, one of each size, as bytes to the device and as floats from there on."""
-    wanted = min(max(2, min(torch.get_num_threads(), 8)), usable_cpus()) if workers is None else workers
-    largest = max((len(batch) for batch in batches), default=0)
-    most = min(wanted, len(batches))
-    workers = min(most, _with_shared_memory(3 * sum(size**2 for size in views.sizes) * largest))
-    if workers < most:
-        _tell_of_memory(workers, most)
-    resizing()  # or every worker would import it for itself, at every epoch
-    on_gpu = device.type == "cuda"
-    loader: DataLoader[Any] = DataLoader(
-        views,
-        batch_sampler=[batch.tolist() for batch in batches],
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=on_gpu,
-        multiprocessing_context=_start_method() if workers else None,
-        worker_init_fn=_leave_signals_to_the_parent if workers else None,
-        # Its own, or each pass would draw a number from the generator that dropout uses.
-        generator=torch.Generator(),
-    )
-    try:
-        for batch in _started(loader):
-            if isinstance(batch, _Unreadable):
-                raise UnreadableImage(str(batch))
-            pixels, targets = batch
-            shown = [to_unit_range(alike.to(device, non_blocking=on_gpu)) for alike in pixels]
-            yield shown, targets.to(device, non_blocking=on_gpu)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RunFailed(
-            f"a process that reads images has died ({one_line(error)}): fewer --workers need less memory, and so do "
-            "smaller batches; in a container the shared memory may be too small (--shm-size)"
-        ) from error
-
-
-def _with_shared_memory(batch: int) -> int:
-    """Return how many processes can hand on batches of so many bytes: containers often have little memory for that.
-
-    Each has two that are asked for ahead, and one that is being taken. Half of what is free is left to others, and the
-    rest divided among the processes of a run.
-    """
-    try:
-        free = shutil.disk_usage("/dev/shm").free
-    except OSError:  # a system without
-        return sys.maxsize
-    return free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // max(1, 3 * batch)
-
-
-@cache
-def _tell_of_memory(workers: int, wanted: int) -> None:
-    """Log a line, once, where there is shared memory for fewer processes than there might be."""
-    reading = f"{workers} of {wanted} processes read images" if workers else "images are read one by one"
-    _log.warning("%s, since there is little shared memory; in a container: docker run --shm-size=1g", reading)
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Go on after a Ctrl-C or a scheduler's SIGTERM to the group: the parent finishes its step, saves, and ends us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _start_method() -> str:
-    """Return how workers start: by fork where there is one.
-
-    Workers only read files and never touch a GPU, so they may be forked, which takes milliseconds; others
-    import torch anew, seconds at every epoch, and fail in scripts without a main guard.
-    """
-    import multiprocessing
-
-    can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
-    return "fork" if can_fork else "spawn"
-
-
-def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    with warnings.catch_warnings():
-        # Python 3.12 and later warn of every fork in a process with threads.
-        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        return iter(loader)
 
 
 def _batches_at_once(device: torch.device) -> int:

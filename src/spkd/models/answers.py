@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spkd.modes import evaluating, keeping_buffers
-from spkd.taps import logits_of
+from spkd.outputs import logits_of
 
 KEPT = 16
 """Logits that are kept."""

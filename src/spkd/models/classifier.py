@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from spkd.data.options import View
 from spkd.errors import InputError
 from spkd.models.network import input_channels
-from spkd.taps import logits_of
+from spkd.outputs import logits_of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from spkd.errors import InputError, one_line
 from spkd.modes import evaluating
-from spkd.taps import logits_of
+from spkd.outputs import logits_of
 
 
 class HeadMismatch(InputError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from spkd.errors import InputError, RunFailed, UnreadableImage, one_line
+from spkd.machine import is_launched, usable_cpus
 from spkd.training.options import Runtime
 
 if TYPE_CHECKING:
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
 _KNOWN = ("auto", "cpu", "cuda", "gpu", "mps")
 AGREE_EVERY = 10
 """Steps after which several processes ask each other whether to stop."""
-
-
-def is_launched() -> bool:
-    """Return whether this process is one of several that torchrun, or ``--devices``, has started for one run."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_WORLD_SIZE" in os.environ
-
-
-def is_follower() -> bool:
-    """Return whether this is one of several processes of a run other than the first, which speaks for all."""
-    return is_launched() and os.environ.get("RANK", "0") != "0"
 
 
 def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
@@ -43,8 +34,6 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
-
-    from spkd.machine import usable_cpus
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # or it tells of every process
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cpus():
@@ -108,6 +97,17 @@ def _accelerators() -> list[str]:
 
     cuda, mps = CUDAAccelerator.is_available(), MPSAccelerator.is_available()
     return ["cpu", *["cuda"] * cuda, *["mps"] * mps, *["gpu"] * (cuda or mps)]
+
+
+def notes_of_srun() -> list[str]:
+    """Return a line where Slurm has started this command several times, each of which is a run of its own."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if is_launched() or tasks == "1":
+        return []
+    return [
+        f"warning: srun has started {tasks} of these, each a run of its own; for one run on several devices, srun -n 1 "
+        "with --devices, or torchrun"
+    ]
 
 
 def require_one_folder(fabric: Fabric, option: str, path: Path, found: Sequence[bool]) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from spkd.errors import InputError
 from spkd.modes import evaluating
-from spkd.taps import logits_of, named_where_it_fails
+from spkd.outputs import logits_of, named_where_it_fails
 
 if TYPE_CHECKING:
     from torchmetrics import Metric

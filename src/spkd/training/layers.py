@@ -15,7 +15,7 @@ from spkd.models.saved_model import find_meant, read_info
 from spkd.models.weights_source import model_defaults
 from spkd.pairing import Candidate, block_ends, pair_taps
 from spkd.taps import TapPair
-from spkd.training.setup import STREAMED_SIZE
+from spkd.training.seen import STREAMED_SIZE
 
 CIFAR_SIZE = 32
 """Side length that the wide residual networks are made for."""

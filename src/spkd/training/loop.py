@@ -124,6 +124,7 @@ class Training:
                 self._graph = StepGraph(ask, compute, self._trained, display.say, ahead=ahead)
         self._pending: list[tuple[int, int, LossBreakdown]] = []
         self._read_at, self._patience = 0.0, math.inf
+        self._saved_at, self._took_to_save = time.monotonic(), 0.0
         if fabric.device.type == "cpu":
             # Several processes read at the same steps, so that a loss that is not finite ends them together.
             self._patience = READING_SECONDS if self._alone else 0.0
@@ -152,15 +153,17 @@ class Training:
     def save(self) -> None:
         """Write a checkpoint of where the run stands; of several processes the first one does."""
         self._read_pending()
-        if not self._fabric.is_global_zero:
-            return
-        tensors: dict[str, Any] = {
-            "identity": self._identity,
-            "distiller": self._distiller.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "precision": self._fabric.strategy.precision.state_dict(),
-        }
-        save_checkpoint(self._folder.checkpoint, self.state, tensors)
+        begun = time.monotonic()
+        if self._fabric.is_global_zero:
+            tensors: dict[str, Any] = {
+                "identity": self._identity,
+                "distiller": self._distiller.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "precision": self._fabric.strategy.precision.state_dict(),
+            }
+            save_checkpoint(self._folder.checkpoint, self.state, tensors)
+        self._saved_at = time.monotonic()
+        self._took_to_save = self._saved_at - begun
 
     def run(self, title: str, checkpoint_seconds: float, deadline: float | None) -> bool:
         """Train to the end, or to the deadline or a signal to stop; return whether the end was reached.
@@ -177,7 +180,7 @@ class Training:
         self._display.begin(title, steps, self._steps_done())
         # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
         self._distiller.train()
-        saved, took, first = time.monotonic(), 0.0, self._steps_done()
+        self._saved_at, first = time.monotonic(), self._steps_done()
         with self._writer() as writer, stop_signals() as received, self._graph or contextlib.nullcontext():
 
             def is_over() -> bool:
@@ -191,26 +194,24 @@ class Training:
                     self._step(batch, upcoming)
                     self.state.seconds += time.perf_counter() - begun
                     stop = agreed(self._fabric, self._steps_done(), is_over())
-                    if stop or time.monotonic() - saved >= max(checkpoint_seconds, SPARSELY * took):
-                        saved, took = self._timed_save()
+                    if stop or self._is_due(checkpoint_seconds):
+                        self.save()
                     if stop:
                         return False
                     begun = time.perf_counter()
                 self._read_pending()
                 self.state.seconds += time.perf_counter() - begun
                 closed = self._end_epoch(writer, is_over)
-                if not closed or time.monotonic() - saved >= max(checkpoint_seconds, SPARSELY * took):
-                    saved, took = self._timed_save()
+                if not closed or self._is_due(checkpoint_seconds):
+                    self.save()
                 if not closed:
                     return False
             self.save()
         return True
 
-    def _timed_save(self) -> tuple[float, float]:
-        """Write a checkpoint; return the time, and how many seconds that took."""
-        begun = time.monotonic()
-        self.save()
-        return time.monotonic(), time.monotonic() - begun
+    def _is_due(self, checkpoint_seconds: float) -> bool:
+        """Return whether it is time for the next checkpoint."""
+        return time.monotonic() - self._saved_at >= max(checkpoint_seconds, SPARSELY * self._took_to_save)
 
     def _readable(self, batches: Iterator[Read]) -> Iterator[Read]:
         """Give the batches; where an image can no longer be read, keep what has been done."""

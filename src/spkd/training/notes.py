@@ -86,8 +86,8 @@ def _shifted(data: ImageData, image_size: int) -> str | None:
     if data.augment != "trivial" or image_size > SHIFT:
         return None
     return (
-        f"--augment trivial shifts one image in seven by up to {SHIFT} pixels, which leaves little or nothing of some: "
-        "--augment rand goes by their size"
+        f"warning: --augment trivial shifts one image in seven by up to {SHIFT} pixels, which leaves little or nothing "
+        "of some: --augment rand goes by their size"
     )
 
 

@@ -114,7 +114,8 @@ def predict(
         images: files, and folders to be searched with all that are below.
         top: how many classes are wanted of each; with more than there are, all.
         accelerator: as of a run.
-        workers: processes that read files (None: as many as threads compute, from 2 to 8).
+        workers: processes that read files (None: as many as threads compute, from 2 to 8, but no more than there are
+            processors).
         skip_bad_images: leave out files that cannot be read.
 
     Raises:

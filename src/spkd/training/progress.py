@@ -13,7 +13,7 @@ from rich.progress import Task as RichTask
 from rich.table import Column
 from rich.text import Text
 
-from spkd.training.devices import is_follower
+from spkd.machine import is_follower
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two plain lines at the least."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,12 +15,13 @@ from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed, one_line, some
 from spkd.files import locked, slug
 from spkd.losses.methods import term_names
+from spkd.machine import is_launched
 from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.inference import emulates_bfloat16
 from spkd.models.saved_model import savable_state, save_classifier
 from spkd.models.student_form import lay_channels_last, synchronised
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, own_batches
-from spkd.training.devices import is_launched, make_fabric, require_one_folder, told_in_one_line
+from spkd.training.devices import make_fabric, notes_of_srun, require_one_folder, told_in_one_line
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
@@ -94,7 +94,7 @@ def run(
                 folder.begin(setup.config(), identity, overwrite=False)
             display.say(f"{folder.path} is finished already: test error {finished['test_error']:.2f} %")
             return finished
-        for note in (*setup.notes, *_notes_of_srun()):
+        for note in (*setup.notes, *notes_of_srun()):
             display.say(note)
         if setup.recipe.precision == "bf16-mixed" and emulates_bfloat16(runtime.accelerator):
             what, other = ("GPU", "16-mixed") if fabric.device.type == "cuda" else ("processor", "32-true")
@@ -181,17 +181,6 @@ def _train(
             folder.write_result(result)
         fabric.barrier()
         return result
-
-
-def _notes_of_srun() -> list[str]:
-    """Return a line where Slurm has started this command several times, each of which is a run of its own."""
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if is_launched() or tasks == "1":
-        return []
-    return [
-        f"warning: srun has started {tasks} of these, each a run of its own; for one run on several devices, srun -n 1 "
-        "with --devices, or torchrun"
-    ]
 
 
 def gains_from_compiling(device: torch.device, steps: int, image_size: int) -> bool:

@@ -203,11 +203,13 @@ def images_changed(network: str | Path, data: ImageData, options: DataOptions) -
     """
     path = Path(network)
     above = path.resolve().parents[: 3 if is_file(path) else 1]
-    run, result = next(((run, found) for run in map(RunFolder, (path, *above)) if (found := run.result())), (None, {}))
-    config = NOT_SAID | ((run and run.config()) or {})
+    run = next((run for run in map(RunFolder, (path, *above)) if run.result()), None)
+    if run is None:
+        return False
+    config, result = NOT_SAID | (run.config() or {}), run.result() or {}
     alike = all(config.get(name) == getattr(options, name) for name in ("train_images", "grey"))
-    changed = result.get("images_fingerprint") not in (None, data.fingerprint)
-    return alike and changed and bool(result.get("data") == data.name)
+    is_named_so = result.get("data") == data.name
+    return alike and is_named_so and result.get("images_fingerprint") not in (None, data.fingerprint)
 
 
 def config_of(folder: str | Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved, savable_state, save_classifier
 from spkd.models.weights import refuse_unreadable
 from spkd.models.weights_source import model_defaults
-from spkd.taps import are_probabilities
+from spkd.outputs import are_probabilities
 from spkd.training.batches import batches_for
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
@@ -31,7 +31,7 @@ from spkd.training.options import Runtime
 from spkd.training.own_images import SPLITS, numbered_as, part_of
 from spkd.training.prediction import Answers
 from spkd.training.run_folder import config_of, images_changed
-from spkd.training.setup import STREAMED_SIZE
+from spkd.training.seen import STREAMED_SIZE
 
 
 def evaluate_saved(

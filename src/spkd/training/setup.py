@@ -25,7 +25,7 @@ from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, read_info
 from spkd.models.weights import refuse_unreadable
-from spkd.models.weights_source import has_pretrained, is_of_library, model_defaults
+from spkd.models.weights_source import has_pretrained, is_of_library
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
 from spkd.training.identity import (
@@ -43,12 +43,15 @@ from spkd.training.notes import notes_of_images, notes_of_learnt, notes_of_recip
 from spkd.training.options import Request, Runtime
 from spkd.training.recipe import Recipe, choose_preset, preset
 from spkd.training.run_folder import NOT_SAID, refuse_inputs
+from spkd.training.seen import (
+    another_view,
+    as_the_student_sees,
+    image_size_for,
+    other_sizes,
+    own_sizes,
+    teacher_size_for,
+)
 from spkd.training.tape import Tape
-
-_SEEN = {"whole": "whole images", "centre": "the centre of images"}
-
-STREAMED_SIZE = 224
-"""Side length of images that have no common small size and whose network names none."""
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,10 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     _check_request(request)
     if runtime is not None and runtime.tape is not None:
         refuse_inputs("--tape", Path(runtime.tape), input_paths(request))
-    data = _as_the_student_sees(load_data(request.data, request.unlabelled), request)
+    data = as_the_student_sees(load_data(request.data, request.unlabelled), request)
     notes = list(data.notes)
-    image_size = _image_size(request, data)
-    teacher_size = _teacher_size(request, image_size)
+    image_size = image_size_for(request, data)
+    teacher_size = teacher_size_for(request, image_size)
     without = "" if data.unlabelled is None else f" (and {len(data.unlabelled)} without a label)"
     counts = f"{len(data.train)} training{without}, {len(data.val)} validation and {len(data.test)} test images"
     notes.append(f"{data.name}: {counts} of {len(data.classes)} classes, seen at {image_size} × {image_size} pixels")
@@ -169,8 +172,8 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         notes.append(f"the teacher sees the same crops at {teacher_size} × {teacher_size} pixels")
     notes += notes_of_images(data, teacher_size)
     notes += notes_of_learnt(request, data)
-    notes += _other_sizes(request, image_size, teacher_size)
-    notes += _another_view(request, data)
+    notes += other_sizes(request, image_size, teacher_size)
+    notes += another_view(request, data)
     notes += _unasked_weights(request, data)
     if data.flip and named_set(request.data) is None:
         notes.append("training images are mirrored half the time; where that changes a class, give --no_flip")
@@ -217,7 +220,7 @@ def _check_request(request: Request) -> None:
     (Recipe() if request.recipe is None else preset(request.recipe)).override(request.overrides)
     if term_names(request.method) and request.teacher is None:
         raise InputError(f"--method {request.method} needs a teacher: give --teacher")
-    _own_sizes(request)  # of which weights that are not there are noticed
+    own_sizes(request)  # of which weights that are not there are noticed
     for weights in (request.weights, request.teacher_weights):
         refuse_unreadable(weights)
     student = find_meant(request.model)
@@ -229,73 +232,6 @@ def _check_request(request: Request) -> None:
         raise InputError("--unlabelled: only a teacher can say anything of images without a label: give --teacher")
     if request.teacher is not None and not term_names(request.method):
         raise InputError("--method none learns nothing from a teacher: leave out --teacher, or name a method")
-
-
-def _image_size(request: Request, data: ImageData) -> int:
-    """Return the size asked for, else the teacher's own, else the student's, else the images', else 224."""
-    own = _own_sizes(request)
-    if request.teacher_size is not None:
-        own.pop("teacher")
-    sizes = [request.data.image_size, *own.values(), data.native_size, STREAMED_SIZE]
-    return next(size for size in sizes if size is not None)
-
-
-def _teacher_size(request: Request, image_size: int) -> int:
-    """Return the size at which the teacher sees images.
-
-    Raises:
-        InputError: when it is less than the student's, or what is done to images is not the same at two sizes.
-    """
-    size = request.teacher_size or image_size
-    if size < image_size:
-        raise InputError(
-            f"--teacher_size {size} is less than the {image_size} pixels of the student: give it --image_size {size} at"
-            " the most"
-        )
-    if size > image_size and request.data.augment == "trivial":
-        raise InputError(
-            "--augment trivial shifts images by pixels, whatever their size: with --teacher_size give rand"
-        )
-    return size
-
-
-def _own_sizes(request: Request) -> dict[str, int | None]:
-    """Return for what size the weights of each network were made, as far as that is known."""
-    student = {"student" if request.teacher else "network": model_defaults(request.model, request.weights).image_size}
-    if request.teacher is None:
-        return student
-    return {"teacher": model_defaults(request.teacher, request.teacher_weights).image_size, **student}
-
-
-def _other_sizes(request: Request, image_size: int, teacher_size: int) -> list[str]:
-    """Return a line for each network that was made for images of another size."""
-    return [
-        f"{name}: its weights were made for images of {size} × {size} pixels"
-        for name, size in _own_sizes(request).items()
-        if size not in (None, teacher_size if name == "teacher" else image_size)
-    ]
-
-
-def _as_the_student_sees(data: ImageData, request: Request) -> ImageData:
-    """Return the data to be seen in evaluation as a saved student sees images, unless something else is said."""
-    seen = model_defaults(request.model, request.weights).view
-    if request.data.view is not None or seen in (None, data.view):
-        return data
-    note = f"{request.model} was made to see {_SEEN[seen]}, and still does"
-    if seen == "whole" and request.data.crop_scale < 1:
-        note += (
-            f"; training shows crops of {request.data.crop_scale:.0%} and more, or with --crop_scale 1 the whole too"
-        )
-    return replace(data, chosen_view=seen, notes=(*data.notes, note))
-
-
-def _another_view(request: Request, data: ImageData) -> list[str]:
-    """Return a line where the teacher was made to see another part of an image."""
-    is_said = request.teacher is None or request.data.view is not None
-    seen = None if is_said else model_defaults(str(request.teacher), request.teacher_weights).view
-    if seen in (None, data.view):
-        return []
-    return [f"teacher: it was made to see {_SEEN[seen]}, and validation shows {_SEEN[data.view]}: --view {seen}"]
 
 
 def _unasked_weights(request: Request, data: ImageData) -> list[str]:

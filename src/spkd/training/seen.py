@@ -1,0 +1,82 @@
+"""At which size student and teacher see images, and how much of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spkd.data.images import ImageData
+from spkd.errors import InputError
+from spkd.models.weights_source import model_defaults
+from spkd.training.options import Request
+
+_SEEN = {"whole": "whole images", "centre": "the centre of images"}
+
+STREAMED_SIZE = 224
+"""Side length of images that have no common small size and whose network names none."""
+
+
+def image_size_for(request: Request, data: ImageData) -> int:
+    """Return the size asked for, else the teacher's own, else the student's, else the images', else 224."""
+    own = own_sizes(request)
+    if request.teacher_size is not None:
+        own.pop("teacher")
+    sizes = [request.data.image_size, *own.values(), data.native_size, STREAMED_SIZE]
+    return next(size for size in sizes if size is not None)
+
+
+def teacher_size_for(request: Request, image_size: int) -> int:
+    """Return the size at which the teacher sees images.
+
+    Raises:
+        InputError: when it is less than the student's, or what is done to images is not the same at two sizes.
+    """
+    size = request.teacher_size or image_size
+    if size < image_size:
+        raise InputError(
+            f"--teacher_size {size} is less than the {image_size} pixels of the student: give it --image_size {size} at"
+            " the most"
+        )
+    if size > image_size and request.data.augment == "trivial":
+        raise InputError(
+            "--augment trivial shifts images by pixels, whatever their size: with --teacher_size give rand"
+        )
+    return size
+
+
+def own_sizes(request: Request) -> dict[str, int | None]:
+    """Return for what size the weights of each network were made, as far as that is known."""
+    student = {"student" if request.teacher else "network": model_defaults(request.model, request.weights).image_size}
+    if request.teacher is None:
+        return student
+    return {"teacher": model_defaults(request.teacher, request.teacher_weights).image_size, **student}
+
+
+def other_sizes(request: Request, image_size: int, teacher_size: int) -> list[str]:
+    """Return a line for each network that was made for images of another size."""
+    return [
+        f"{name}: its weights were made for images of {size} × {size} pixels"
+        for name, size in own_sizes(request).items()
+        if size not in (None, teacher_size if name == "teacher" else image_size)
+    ]
+
+
+def as_the_student_sees(data: ImageData, request: Request) -> ImageData:
+    """Return the data to be seen in evaluation as a saved student sees images, unless something else is said."""
+    seen = model_defaults(request.model, request.weights).view
+    if request.data.view is not None or seen in (None, data.view):
+        return data
+    note = f"{request.model} was made to see {_SEEN[seen]}, and still does"
+    if seen == "whole" and request.data.crop_scale < 1:
+        note += (
+            f"; training shows crops of {request.data.crop_scale:.0%} and more, or with --crop_scale 1 the whole too"
+        )
+    return replace(data, chosen_view=seen, notes=(*data.notes, note))
+
+
+def another_view(request: Request, data: ImageData) -> list[str]:
+    """Return a line where the teacher was made to see another part of an image."""
+    is_said = request.teacher is None or request.data.view is not None
+    seen = None if is_said else model_defaults(str(request.teacher), request.teacher_weights).view
+    if seen in (None, data.view):
+        return []
+    return [f"teacher: it was made to see {_SEEN[seen]}, and validation shows {_SEEN[data.view]}: --view {seen}"]
