@@ -1,9 +1,10 @@
-"""One batch that the processes of ``torch.distributed`` have divided among them."""
+"""What the processes of ``torch.distributed`` share: a batch that they have divided, a network."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,3 +35,15 @@ def in_ddp(network: nn.Module) -> DistributedDataParallel | None:
     for place in ("_orig_mod", "_forward_module", "_orig_mod"):  # compiled, in Fabric's wrapper, compiled in that
         wrapped = getattr(wrapped, place, wrapped)
     return wrapped if isinstance(wrapped, DistributedDataParallel) else None
+
+
+@torch.no_grad()
+def share_buffers(network: nn.Module) -> None:
+    """Give the network of every process the buffers of the first one's, as PyTorch's wrapper does before each step.
+
+    Batch norms have other statistics in each, since each has seen its own images.
+    """
+    for buffer in network.buffers():
+        shared = buffer.contiguous()
+        distributed.broadcast(shared, 0)
+        buffer.copy_(shared)

@@ -191,7 +191,7 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
             "--taps",
             "--seeds",
             "--out",
-            *("--jobs", "--jobs_per_gpu", "--ray", "--retry_failed"),
+            *("--jobs", "--jobs_per_gpu", "--ray", "--retry_failed", "--no_tapes"),
         ],
         "status": [],
         "tape": [],

@@ -82,6 +82,14 @@ class TestLayouts:
         which = f"{folder / 'val' / 'a' / 'link.png'} is {folder / 'train' / 'a' / '001.png'})"
         assert load_folder(folder).notes[-1] == f"{line}{which}, so that errors are too low: keep one of each"
 
+    def test_of_many_held_out_images_some_are_looked_at(self, make_folder, monkeypatch):
+        monkeypatch.setattr("spkd.data.folder.COMPARED", 3)
+        folder = make_folder({"train/a": 4, "train/b": 4, "val/a": 4, "test/b": 3})
+        for name in ("train/b/copy.png", "val/a/000.png", "val/a/001.png"):  # of which one is looked at
+            (folder / name).write_bytes((folder / "train/a/000.png").read_bytes())
+        (note,) = [note for note in load_folder(folder).notes if "warning" in note]
+        assert note.startswith("warning: 1 of the 3 validation and test images looked at are training images too (the")
+
     def test_files_of_other_endings_are_counted(self, make_folder):
         folder = make_folder({"train/a": 4, "train/a/deeper": 1, "train/b": 4, "val/a": 1, "test/b": 1})
         others = ["train/a/deeper/1.HEIC", "train/a/1.heic", "test/b/x.heic", "val/a/list.txt", "train/b/LICENSE"]

@@ -105,6 +105,19 @@ def test_the_fingerprint_is_of_pixels_classes_and_splits():
     assert len(set(made)) == len(made)
 
 
+def test_the_fingerprint_of_files_is_what_it_was(tmp_path):
+    """A run of an earlier version goes on only where it is."""
+    paths = []
+    for number, name in enumerate(("a/b/1.png", "a/b.c/2.png", "a/b c/é 'x'.png", "a/b/3.png", "a/b/z/4.png")):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * (number + 1))
+        paths.append(str(path))
+    images, none = (FileImages(named, torch.tensor([0, 1, 2, 0, 0])[: len(named)]) for named in (paths, []))
+    data = ImageData("own", ("a", "b", "c"), 3, images, images, none, None, True, (0.5,), (0.5,))
+    assert data.fingerprint == "cdeaad6541102fe5821c6599062cd982b093993416f62c81996c70a3716330b0"
+
+
 def test_the_fingerprint_of_files_is_of_names_sizes_and_content_wherever_they_lie(tmp_path, monkeypatch):
     place = tmp_path / "one"
     place.mkdir()

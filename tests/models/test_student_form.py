@@ -119,3 +119,9 @@ def test_a_batch_norm_of_its_own_kind_is_not_replaced() -> None:
     with pytest.raises(InputError, match=r"^--sync_batchnorm: 1 is a batch norm of its own kind \(Shifted\), which"):
         synchronised(network)
     assert isinstance(network[1], Shifted)
+    # Which has an activation, and would be made one without.
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), timm.layers.SyncBatchNormAct(4))
+    with pytest.raises(InputError, match=r"1 is a batch norm of its own kind \(SyncBatchNormAct\)"):
+        synchronised(network)
+    own = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4))
+    assert isinstance(synchronised(own)[1], nn.SyncBatchNorm)

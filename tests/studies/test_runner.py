@@ -82,8 +82,17 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modul
     del sys.modules["measurements_of_a_test"]
 
 
-def study(tasks: list[Task], folder: Path, *, runtime: Runtime = CPU, jobs: int = 2, retry: bool = False) -> StudyState:
-    return run_study(tasks, folder, RunnerOptions(jobs=jobs, retry_failed=retry), runtime, Display())
+def study(
+    tasks: list[Task],
+    folder: Path,
+    *,
+    runtime: Runtime = CPU,
+    jobs: int = 2,
+    retry: bool = False,
+    no_tapes: bool = False,
+) -> StudyState:
+    options = RunnerOptions(jobs=jobs, retry_failed=retry, no_tapes=no_tapes)
+    return run_study(tasks, folder, options, runtime, Display())
 
 
 def states(folder: Path) -> dict[str, str]:
@@ -178,6 +187,15 @@ def test_a_tape_that_failed_or_is_gone_matters_only_to_what_is_to_play_it(tiny: 
     assert left.results == {name: finished.results[name] for name in ("teacher", "sp")}
     assert (left.failed, left.missing) == ({"tape": "no room"}, ("kd",))
     assert states(folder) == {"teacher": "done", "tape": "failed", "sp": "done", "kd": "missing"}
+
+    log = folder / "kd" / "task.log"
+    told = len(log.read_text())
+    live = study(tasks, folder, no_tapes=True)
+    assert list(live.results) == ["teacher", "sp", "kd"]
+    assert not live.failed
+    assert "steps recorded" not in log.read_text()[told:]
+    assert states(folder) == {"teacher": "done", "tape": "failed", "sp": "done", "kd": "done"}
+    shutil.rmtree(folder / "kd")
 
     retried = study(tasks, folder, retry=True)
     assert list(retried.results) == [task.name for task in tasks]

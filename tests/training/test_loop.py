@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from spkd.training.recipe import Precision, preset
 from spkd.training.run_folder import RunFolder
 
 
-def made(folder: Path, precision: Precision = "32-true") -> Training:
+def made(folder: Path, precision: Precision = "32-true", optimizer: Literal["sgd", "adamw"] | None = None) -> Training:
     """Return a training of a small network alone on the digits, of one epoch."""
     torch.manual_seed(0)
     data = load_data(DataOptions())
@@ -44,7 +45,7 @@ def made(folder: Path, precision: Precision = "32-true") -> Training:
         Distiller(network, None, Objective()),
         TrainStream(data.train, image_size=8, flip=False, batch_size=16, seed=0, device=torch.device("cpu")),
         lambda: evaluation_batches(data.val, image_size=8, batch_size=100, device=torch.device("cpu")),
-        replace(preset("digits"), precision=precision, epochs=1),
+        replace(preset("digits"), precision=precision, epochs=1, **({"optimizer": optimizer} if optimizer else {})),
         0,
         "identity",
         make_fabric(Runtime(accelerator="cpu"), precision),
@@ -84,6 +85,34 @@ def test_losses_that_wait_to_be_read_are_in_the_checkpoint(tmp_path: Path) -> No
     assert resumed.restore()
     assert resumed.run("", math.inf, None)
     assert resumed.state.rows == whole.state.rows
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("begun", [torch.channels_last, torch.contiguous_format])
+def test_a_run_goes_on_where_weights_lie_otherwise_in_memory(
+    begun: torch.memory_format, optimizer: Literal["sgd", "adamw"], tmp_path: Path
+) -> None:
+    """As on a GPU what was begun on a processor."""
+
+    def laid(where: torch.memory_format) -> Training:
+        training = made(tmp_path, optimizer=optimizer)
+        training.student.to(memory_format=where)
+        training._distiller.train()
+        return training
+
+    first = laid(begun)
+    for batch in itertools.islice(first._stream.batches(0), 3):
+        first._step(batch)
+    first.save()
+    ends = []
+    for where in (torch.channels_last, torch.contiguous_format):
+        again = laid(where)
+        assert again.restore()
+        for batch in itertools.islice(again._stream.batches(0, 3), 2):
+            again._step(batch)
+        ends.append(again.student.state_dict())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.usefixtures("ordered_logs")

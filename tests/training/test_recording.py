@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ from PIL import Image
 
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
+from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.losses.objective import Objective, Term
@@ -192,14 +193,32 @@ def test_a_tape_among_the_images_is_refused(tiny: str, teacher: Path, tmp_path: 
     assert list((tmp_path / "pictures").iterdir()) == [tmp_path / "pictures" / "train"]
 
 
-def test_recording_that_is_stopped_goes_on(tiny: str, teacher: Path, tmp_path: Path) -> None:
+def test_recording_that_is_stopped_goes_on(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tape = tmp_path / "tape"
     assert record(request(tiny, teacher), ["sp"], tape, replace(CPU, max_time="0"), Display()) is None
     found = Tape.open(tape)
     assert found is not None
     assert found.recorded(["similarity of body"], 16) == 1
-    assert record(request(tiny, teacher), ["sp"], tape, CPU, Display()) is not None
-    assert found.recorded(["similarity of body"], 16) == 16
+    given: list[tuple[int, int]] = []
+    really = TrainStream.batches
+
+    def batches(stream: TrainStream, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch in really(stream, epoch, start):
+            given.append((epoch, start))
+            yield batch
+
+    for name in ("again", "gap"):
+        with monkeypatch.context() as patched:
+            patched.setattr(TrainStream, "batches", batches)
+            assert record(request(tiny, teacher), ["sp"], tape, CPU, Display()) is not None
+        steps = [place for place in given if place != (0, 0)]  # with which the teacher is looked at first
+        # What is there is not read again: of the first epoch of eight steps all but one, of the second the last three.
+        assert steps == {"again": [(0, 1)] * 7 + [(1, 0)] * 8, "gap": [(1, 5)] * 3}[name]
+        assert found.recorded(["similarity of body"], 16) == 16
+        found.forget(8 + 5, ["similarity of body"])
+        given.clear()
 
 
 def test_too_small_a_disk_is_refused_before_anything_is_recorded(

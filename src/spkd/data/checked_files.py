@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.data.decoding import decoding_fault, header_size, map_files, read_if_square
+from spkd.data.decoding import header_size, map_files, read_if_square
+from spkd.data.faults import faults_of
 from spkd.data.images import FileImages, Images, MemoryImages
 from spkd.errors import InputError, UnreadableImage, some
 
@@ -48,7 +49,7 @@ def open_files(paths: Sequence[str], targets: Sequence[int], skip_bad: bool) -> 
     """
     pixels, faults = _decode_small(paths)
     if pixels is None:
-        faults = map_files(decoding_fault, paths)
+        faults = faults_of(paths)
     notes = _judge(paths, faults, skip_bad)
     kept = torch.tensor([place for place, fault in enumerate(faults) if fault is None], dtype=torch.int64)
     kept_targets = torch.tensor(targets, dtype=torch.int64)[kept]

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spkd.data.decoding import file_size, look_into, read_image
+from spkd.data.decoding import file_size, look_into, map_files, read_image
 from spkd.data.options import CROP_SCALE, Augment, View
 from spkd.errors import InputError
 
@@ -193,14 +193,16 @@ class ImageData:
 def _fingerprint(beginning: str, splits: Mapping[str, Images]) -> str:
     digest = hashlib.sha256(beginning.encode())
     files = [path for images in splits.values() if isinstance(images, FileImages) for path in images.paths]
-    root = os.path.commonpath(files) if files else ""
+    # Of the first and the last in order, which is that of all, in less time and memory.
+    root = os.path.commonpath([min(files), max(files)]) if files else ""
     for path in files[:: max(1, len(files) // READ_FILES)]:
         digest.update(look_into(path, Path.read_bytes))
     for name, images in splits.items():
         digest.update(f"{name} {images.targets.tolist()}".encode())
         if isinstance(images, FileImages):
-            named = [(os.path.relpath(path, root), look_into(path, file_size)) for path in images.paths]
-            digest.update(repr(named).encode())
+            sizes = map_files(lambda path: look_into(path, file_size), images.paths)
+            named = (repr((os.path.relpath(path, root), size)) for path, size in zip(images.paths, sizes, strict=True))
+            digest.update(f"[{', '.join(named)}]".encode())
         else:
             digest.update(images.pixels.contiguous().numpy().data)
     return digest.hexdigest()

@@ -7,7 +7,7 @@ enlarged for the network, which is done on the device, devices may differ by one
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -200,6 +200,7 @@ def evaluation_batches(
     device: torch.device,
     workers: int | None = 0,
     view: View | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate once over all images, in order and without augmentation.
 
@@ -211,6 +212,7 @@ def evaluation_batches(
         workers: processes that read files, as of :class:`TrainStream`.
         view: ``whole``, resized where their size is another, or ``centre``, cut out after the shorter side has been
             resized to 8/7 of ``image_size``. Default: as :func:`~spkd.data.images.usual_view`.
+        part: which of the batches are given, and among how many they are dealt out in turn.
 
     Returns:
         Pairs of images, float32 in [0, 1] of shape (b, c, image_size, image_size), and targets, int64 of shape (b,),
@@ -223,20 +225,20 @@ def evaluation_batches(
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     _check_size(image_size)
     view = view or usual_view(images)
+    batches = _parts(torch.arange(len(images)), batch_size)[part[0] :: part[1]]
     if isinstance(images, MemoryImages):
         if view == "whole":
-            return _whole_images(images, image_size, batch_size, device)
+            return _whole_images(images, image_size, batches, device)
         workers = 0
-    batches = _parts(torch.arange(len(images)), batch_size)
     seen = in_batches(FixedViews(images, (image_size,), view), batches, device, workers)
     return ((views[0], targets) for views, targets in seen)
 
 
 def _whole_images(
-    images: MemoryImages, image_size: int, batch_size: int, device: torch.device
+    images: MemoryImages, image_size: int, batches: Sequence[Tensor], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    for first in range(0, len(images), batch_size):
-        part = slice(first, first + batch_size)
+    for batch in batches:
+        part = slice(int(batch[0]), int(batch[-1]) + 1)  # which is not copied, as by indices
         pixels = images.pixels[part].to(device)
         yield to_unit_range(resize(pixels, image_size)), images.targets[part].to(device)
 

@@ -10,7 +10,7 @@ from spkd.data.decoding import file_size, look_into, map_files
 from spkd.data.images import FileImages, Images
 from spkd.files import sha256
 
-_BEGINNING = 2**16
+_BEGINNING = 2**12
 """Bytes of a file that are looked at before the whole is."""
 
 

@@ -28,6 +28,8 @@ def lay_channels_last(student: Classifier, *, on_processor: bool) -> bool:
         return False
     info = student.info
     modes = [(module, module.training) for module in student.modules()]
+    # Those compute on GPUs alone where there are several processes, and the student is not there yet.
+    can_train = not any(isinstance(module, nn.SyncBatchNorm) for module in student.modules())
     parameter = next(student.parameters(), torch.empty(0))
     shape = (2, info.channels, info.image_size, info.image_size)
     images = torch.full(shape, 0.5, device=parameter.device, dtype=parameter.dtype)
@@ -36,7 +38,8 @@ def lay_channels_last(student: Classifier, *, on_processor: bool) -> bool:
         with torch.no_grad(), keeping_buffers(student), torch.random.fork_rng(devices=[]):
             with evaluating(student):
                 student(images)
-            student.train()(images)  # with branches that only training has
+            if can_train:
+                student.train()(images)  # with branches that only training has
     except Exception:
         student.to(memory_format=torch.contiguous_format)
         return False
@@ -61,10 +64,8 @@ def synchronised(network: nn.Module) -> nn.Module:
     """
     from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 
-    known = {kind.forward for kind in (_BatchNorm, BatchNormAct2d)}
+    known = {kind.forward for kind in (_BatchNorm, BatchNormAct2d, nn.SyncBatchNorm)}
     for name, layer in network.named_modules():
-        if isinstance(layer, nn.SyncBatchNorm):
-            continue
         if isinstance(layer, _BatchNorm) and type(layer).forward not in known:
             raise InputError(
                 f"--sync_batchnorm: {name} is a batch norm of its own kind ({type(layer).__name__}), which PyTorch's "

@@ -17,12 +17,15 @@ class RunnerOptions:
         jobs_per_gpu: tasks that share a GPU.
         ray: run the tasks on a Ray cluster: its address, or auto for the one that this machine belongs to.
         retry_failed: try again what failed in an earlier call.
+        no_tapes: have each student ask its teacher itself: where tapes would take too much room, or images longer to
+            read than the teacher takes to look at them.
     """
 
     jobs: int | None = None
     jobs_per_gpu: int = 1
     ray: str | None = None
     retry_failed: bool = False
+    no_tapes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("jobs", "jobs_per_gpu"):

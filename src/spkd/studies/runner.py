@@ -45,6 +45,8 @@ def run_study(
     deadline = runtime.deadline()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, not a folder")
+    if options.no_tapes:
+        tasks = _without_recordings(tasks)
     workers = _workers(options, runtime, len(tasks))
     save_plan(tasks, folder)
     finished, failed = _earlier(tasks, folder, options)
@@ -155,6 +157,13 @@ def _builds_on(task: Task, tasks: Mapping[str, Task]) -> set[str]:
     for name in task.after:
         names |= _builds_on(tasks[name], tasks) if isinstance(tasks[name].work, Recording) else {name}
     return names
+
+
+def _without_recordings(tasks: Sequence[Task]) -> list[Task]:
+    """Return the other tasks; each waits for what its recording would have waited for."""
+    by_name = {task.name: task for task in tasks}
+    others = [task for task in tasks if not isinstance(task.work, Recording)]
+    return [replace(task, after=tuple(sorted(_builds_on(task, by_name)))) for task in others]
 
 
 def _settle_recording(

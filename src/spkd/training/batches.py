@@ -53,10 +53,18 @@ def first_batch(stream: TrainStream) -> Batch:
 
 
 def own_batches(
-    images: Images, setup: Setup, device: torch.device, image_size: int | None = None
+    images: Images,
+    setup: Setup,
+    device: torch.device,
+    image_size: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over a run's validation or test images, as its student takes them unless another size is given."""
-    return batches_for(setup.student.info, images, device, workers=setup.request.data.workers, image_size=image_size)
+    """Iterate over a run's validation or test images, as its student takes them unless another size is given.
+
+    ``part`` is of :func:`~spkd.data.stream.evaluation_batches`.
+    """
+    workers = setup.request.data.workers
+    return batches_for(setup.student.info, images, device, workers=workers, image_size=image_size, part=part)
 
 
 def batches_for(
@@ -67,6 +75,7 @@ def batches_for(
     workers: int | None,
     image_size: int | None = None,
     view: View | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over images as the network of this ``info`` takes them, unless a size or view is given, and targets.
 
@@ -80,6 +89,7 @@ def batches_for(
         device=device,
         workers=workers,
         view=view or info.view,
+        part=part,
     )
 
 

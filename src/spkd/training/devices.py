@@ -17,6 +17,7 @@ from spkd.training.options import Runtime
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch import Tensor
 
 _KNOWN = ("auto", "cpu", "cuda", "gpu", "mps")
 AGREE_EVERY = 10
@@ -110,6 +111,11 @@ def notes_of_srun() -> list[str]:
     ]
 
 
+def sum_of_all(fabric: Fabric, values: Tensor) -> Tensor:
+    """Return the sum of the processes' tensors of one shape, on the device; all must ask for it."""
+    return cast("Tensor", fabric.all_reduce(values.to(fabric.device), reduce_op="sum"))
+
+
 def require_one_folder(fabric: Fabric, option: str, path: Path, found: Sequence[bool]) -> None:
     """Return when all processes of the run have looked into the folder of ``option``, and have found there the same.
 
@@ -120,9 +126,8 @@ def require_one_folder(fabric: Fabric, option: str, path: Path, found: Sequence[
         return
     import torch
 
-    counts = torch.tensor([int(flag) for flag in found], device=fabric.device)
-    counts = cast("torch.Tensor", fabric.all_reduce(counts, reduce_op="sum"))
-    if any(count not in (0, fabric.world_size) for count in counts.tolist()):
+    counts = sum_of_all(fabric, torch.tensor([int(flag) for flag in found])).tolist()
+    if any(count not in (0, fabric.world_size) for count in counts):
         raise InputError(
             f"{path} is not one folder for all {fabric.world_size} processes: what was written there before, some find "
             f"and some do not; give {option} a folder that all machines share"
@@ -137,8 +142,7 @@ def agreed(fabric: Fabric, step: int, stop: bool) -> bool:
         return False
     import torch
 
-    wishes = fabric.all_reduce(torch.tensor(float(stop), device=fabric.device), reduce_op="sum")
-    return bool(cast("torch.Tensor", wishes) > 0)
+    return bool(sum_of_all(fabric, torch.tensor(float(stop))) > 0)
 
 
 def leave() -> None:

@@ -73,7 +73,9 @@ class Evaluation:
     per_class: tuple[ClassError, ...]
 
 
-def top1_error(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+def top1_error(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], sum_of_all: Callable[[Tensor], Tensor] | None = None
+) -> float:
     """Return the percentage of images whose largest logit is not the target's.
 
     The model is in eval mode meanwhile and every submodule gets its own mode back. An image with a NaN
@@ -82,6 +84,8 @@ def top1_error(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
     Args:
         model: images (b, c, h, w) to logits (b, k).
         batches: pairs of images and int64 targets (b,), on the model's device.
+        sum_of_all: where several processes have divided the batches among them, from a process's numbers of errors
+            and images, int64 (2,), to the sums over the processes; some may have no batch.
 
     Raises:
         InputError: when there are no images, or the model fails on them.
@@ -98,9 +102,11 @@ def top1_error(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> fl
             right = (logits.argmax(dim=1) == targets) & ~logits.isnan().any(dim=1)
             errors = errors.to(right.device) + (~right).sum()
             images += len(targets)
+    counts = torch.stack([errors, torch.tensor(images, device=errors.device)])
+    wrong, images = map(int, counts if sum_of_all is None else sum_of_all(counts))
     if images == 0:
         raise InputError(_NO_IMAGES)
-    return 100.0 * int(errors) / images
+    return 100.0 * wrong / images
 
 
 def evaluate(

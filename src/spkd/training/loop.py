@@ -22,9 +22,10 @@ from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller, Remembered
 from spkd.errors import RunFailed, UnreadableImage, UnusableFolder
 from spkd.losses.objective import LossBreakdown
+from spkd.processes import share_buffers
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.crowding import Crowding
-from spkd.training.devices import agreed
+from spkd.training.devices import agreed, sum_of_all
 from spkd.training.evaluation import top1_error
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
@@ -59,7 +60,8 @@ class Training:
     Args:
         distiller: student, teacher and objective; the student's weights are trained in place.
         stream: the training batches.
-        validation: gives the validation images in batches, as the student takes them, and their targets.
+        validation: gives the validation images in batches, as the student takes them, and their targets; of several
+            processes, each gives its own part.
         recipe: how to train.
         seed: of the random numbers in a step.
         identity: of all that decides the result; a checkpoint of another one is refused.
@@ -147,6 +149,11 @@ class Training:
             )
         self._distiller.load_state_dict(tensors["distiller"])
         self._optimizer.load_state_dict(tensors["optimizer"])
+        for parameter, kept in self._optimizer.state.items():
+            for name, value in kept.items():
+                if value.dim() > 1:
+                    # On another device weights may lie otherwise in memory, and fused steps take all for alike.
+                    kept[name] = torch.empty_like(parameter).copy_(value)
         self._fabric.strategy.precision.load_state_dict(tensors["precision"])
         return True
 
@@ -305,9 +312,10 @@ class Training:
             batches = _unless(is_over, batches)
         elif is_over():
             self.save()  # the others validate to the end, which may take longer than there is time
+        if not self._alone:
+            share_buffers(self.student)
         try:
-            # All evaluate, so that none waits for another longer than it may; the first one's word counts.
-            error = self._fabric.broadcast(top1_error(self.student, batches))
+            error = top1_error(self.student, batches, functools.partial(sum_of_all, self._fabric))
         except _Over:
             return False
         state.epoch, state.batch = state.epoch + 1, 0

@@ -28,7 +28,7 @@ class Player:
     What it gives is the same in either case, rounded as it is on the tape.
 
     Args:
-        tape: of this teacher and stream, with room for the objective's memories.
+        tape: of this teacher and stream (also an attribute), with room for the objective's memories.
         objective: whose terms are to be given what they remember.
         distiller: with the teacher; None where all that is needed has been recorded.
         device: where the values are wanted.
@@ -46,7 +46,7 @@ class Player:
         part: tuple[int, int] = (0, 1),
         recorded: NDArray[np.bool_] | None = None,
     ) -> None:
-        self._tape, self._distiller, self._device = tape, distiller, device
+        self.tape, self._distiller, self._device = tape, distiller, device
         self._part, self._parts = part
         self._recorded = recorded
         self._objective = objective
@@ -60,10 +60,16 @@ class Player:
         """
         found = None
         if self._recorded is None or self._recorded[step]:
-            found = self._tape.read(step, self._objective.memories)
+            found = self.tape.read(step, self._objective.memories)
         if found is None:
             found = self._record(step, images)
         return {term.name: self._to_device(self._own(term, found[term.memory])) for term in self._objective.terms}
+
+    def is_recorded(self, steps: int) -> NDArray[np.bool_]:
+        """Return of each of so many steps whether all that is needed of it is on the tape."""
+        if self._recorded is not None:
+            return self._recorded
+        return self.tape.is_recorded(self._objective.memories, steps)
 
     def _own(self, term: Term, value: Tensor) -> Tensor:
         """Return what this process is to have of a memory: the rows of its images, where the term reads no others."""
@@ -74,16 +80,16 @@ class Player:
     def _record(self, step: int, images: Tensor) -> dict[str, Tensor]:
         alone = self._recorded is not None and self._recorded[step]
         if self._distiller is None or alone:
-            self._tape.forget_damaged()
+            self.tape.forget_damaged()
             raise RunFailed(
-                f"--tape {self._tape.folder} is damaged at step {step + 1}: the same command, for a single run that "
+                f"--tape {self.tape.folder} is damaged at step {step + 1}: the same command, for a single run that "
                 "has a checkpoint with --resume, records that part again"
             )
         said = said_of_all(self._distiller, self._objective, images)
         # What is there stays: another run may be playing it.
-        there = {memory: value for memory in said for value in (self._tape.read(step, [memory]) or {}).values()}
+        there = {memory: value for memory in said for value in (self.tape.read(step, [memory]) or {}).values()}
         missing = {memory: value for memory, value in said.items() if memory not in there}
-        return {**there, **(self._tape.rounded(step, missing) if self._part else self._tape.write(step, missing))}
+        return {**there, **(self.tape.rounded(step, missing) if self._part else self.tape.write(step, missing))}
 
     def _to_device(self, value: Tensor) -> Tensor:
         if self._device.type != "cuda":

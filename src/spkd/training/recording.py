@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from spkd.data.stream import TrainStream
 from spkd.errors import InputError
 from spkd.losses.methods import joined_methods
@@ -76,18 +78,23 @@ def _record_all(
     player: Player, stream: TrainStream, setup: Setup, fabric: Fabric, display: Display, deadline: float | None
 ) -> bool:
     """Record what is missing; return whether the end was reached."""
-    epochs = setup.recipe.epochs
+    epochs, in_epoch = setup.recipe.epochs, stream.batches_per_epoch
+    missing = np.flatnonzero(~player.is_recorded(epochs * in_epoch))
     with display, stop_signals() as received:
-        display.begin(f"tape of {setup.request.teacher}", epochs * stream.batches_per_epoch, 0)
-        step, images_done, begun = 0, 0, time.perf_counter()
+        display.begin(f"tape of {setup.request.teacher}", epochs * in_epoch, int(missing[0]) if len(missing) else 0)
+        images_done, begun = 0, time.perf_counter()
         for epoch in range(epochs):
-            for number, batch in enumerate(stream.batches(epoch)):
+            gaps = missing[missing // in_epoch == epoch]
+            if not len(gaps):
+                continue
+            start = int(gaps[0]) % in_epoch
+            for number, batch in enumerate(stream.batches(epoch, start), start):
+                step = epoch * in_epoch + number
                 player(step, batch.shown)
-                step += 1
                 images_done += stream.size(number)
                 rate = images_done / (time.perf_counter() - begun)
-                display.update(step, f"epoch {epoch + 1}/{epochs}, {rate:,.0f} images/s")
+                display.update(step + 1, f"epoch {epoch + 1}/{epochs}, {rate:,.0f} images/s")
                 stop = bool(received) or is_past(deadline)
-                if agreed(fabric, step, stop):
+                if agreed(fabric, step + 1, stop):
                     return False
     return True

@@ -6,7 +6,7 @@ import math
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,27 +18,32 @@ from spkd.training.batches import own_batches
 from spkd.training.evaluation import evaluate
 from spkd.training.loop import Training
 from spkd.training.setup import Setup
+from spkd.training.tape import Tape
 from spkd.training.teacher import teacher_error_of
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def result_of(
     setup: Setup,
     training: Training,
     identity: str,
-    device: torch.device,
+    fabric: Fabric,
     distiller: Distiller,
     teacher_error: float | None,
+    tape: Tape | None,
 ) -> dict[str, Any]:
     """Evaluate the student once on the test set, and return the result."""
     state, student = training.state, setup.student
     teacher = setup.teacher if setup.teacher is not None and same_classes(setup.teacher, student) else None
     if setup.teacher_size != setup.image_size:
         teacher = None  # which sees larger images, so that it cannot be asked about these
-    batches = own_batches(setup.data.test, setup, device)
+    batches = own_batches(setup.data.test, setup, fabric.device)
     measured = evaluate(student, batches, setup.data.classes, teacher)
     # JSON has no infinity, which the cross-entropy of finite logits may be.
     tested = {key: value for key, value in asdict(measured).items() if key != "per_class" and value != math.inf}
-    if (error := teacher_error_of(setup, "test", device)) is not None:
+    if (error := teacher_error_of(setup, "test", fabric, tape)) is not None:
         tested["teacher_error"] = error
     return {
         "kind": "train" if setup.request.teacher is None else "distill",
@@ -67,7 +72,7 @@ def result_of(
         "identity": identity,
         "images_fingerprint": setup.data.fingerprint,
         "software": software(),
-        "hardware": hardware(device),
+        "hardware": hardware(fabric.device),
     }
 
 

@@ -122,10 +122,11 @@ def _train(
     """Train from the beginning or from a checkpoint; return the result, or None when stopped."""
     stream = make_stream(setup, fabric.device, (fabric.global_rank, fabric.world_size))
     distiller, player = _distiller(setup, stream, runtime, fabric, display)
+    tape = None if player is None else player.tape
     with contextlib.closing(distiller), contextlib.ExitStack() as held:
         teacher_error = None
         if overwrite or not folder.checkpoint.exists():
-            teacher_error = _look_first(setup, distiller, player, stream, fabric.device, display)
+            teacher_error = _look_first(setup, distiller, player, stream, fabric, display)
         if fabric.world_size > 1:
             _await_unused(distiller, player, stream, fabric, display)
         fabric.barrier()
@@ -138,7 +139,7 @@ def _train(
         training = Training(
             distiller,
             stream,
-            lambda: own_batches(setup.data.val, setup, fabric.device),
+            lambda: own_batches(setup.data.val, setup, fabric.device, part=(fabric.global_rank, fabric.world_size)),
             setup.recipe,
             setup.request.seed,
             identity,
@@ -170,13 +171,13 @@ def _train(
         if state.best_error > _near_chance(setup):
             display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
         if teacher_error is None:
-            teacher_error = teacher_error_of(setup, "val", fabric.device)
+            teacher_error = teacher_error_of(setup, "val", fabric, tape)
         setup.student.load_state_dict(state.best_weights)
         if fabric.is_global_zero:
             # Before the test, which a single image may spoil; nothing that was trained is lost then.
             save_classifier(setup.student.cpu(), folder.student)
             setup.student.to(fabric.device)
-        result = result_of(setup, training, identity, fabric.device, distiller, teacher_error)
+        result = result_of(setup, training, identity, fabric, distiller, teacher_error, tape)
         if fabric.is_global_zero:
             folder.write_result(result)
         fabric.barrier()
@@ -256,7 +257,7 @@ def _look_first(
     distiller: Distiller,
     player: Player | None,
     stream: TrainStream,
-    device: torch.device,
+    fabric: Fabric,
     display: Display,
 ) -> float | None:
     """Check, before anything is written, that a step works, that its outcome can be saved, and that the teacher knows
@@ -266,7 +267,7 @@ def _look_first(
         The teacher's error on the validation images in percent, None where it is not to be had.
     """
     savable_state(setup.student)
-    teacher_error = teacher_error_of(setup, "val", device)
+    teacher_error = teacher_error_of(setup, "val", fabric, None if player is None else player.tape)
     if teacher_error is not None:
         display.say(f"teacher: error {teacher_error:.2f} % on the validation images")
         if teacher_error > _near_chance(setup):
@@ -275,7 +276,9 @@ def _look_first(
             display.say(f"warning: the teacher is little better than chance on these images; {why}")
     distiller.train()
     try:
-        distiller.check(*_few(distiller, stream, player))
+        few = _few(distiller, stream, player)
+        with fabric.autocast():  # as the steps will, which may have no room otherwise
+            distiller.check(*few)
     except (InputError, RunFailed, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -288,16 +291,13 @@ def _look_first(
 
 def _few(
     distiller: Distiller, stream: TrainStream, player: Player | None
-) -> tuple[Tensor, Tensor, Mapping[str, Tensor] | None]:
-    """Return images and targets that a run begins with, and what a tape says of them: then the whole batch.
-
-    A teacher that sees them larger is asked here.
-    """
+) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    """Return images and targets that a run begins with, and what the teacher says of them: all of a batch from a tape."""
     images, targets, shown = first_batch(stream)
     if player is not None:
         return images, targets, player(0, shown)
     few = slice(LOOKED_AT)
-    return images[few], targets[few], None if shown is images else distiller.remember(shown[few])
+    return images[few], targets[few], distiller.remember(shown[few])
 
 
 def _await_unused(
@@ -305,7 +305,10 @@ def _await_unused(
 ) -> None:
     """Have several processes look for weights without a gradient at every step, if there are any, not wait for them."""
     distiller.train()
-    if unused := distiller.unused_parameters(*_few(distiller, stream, player)):
+    few = _few(distiller, stream, player)
+    with fabric.autocast():
+        unused = distiller.unused_parameters(*few)
+    if unused:
         cast("DDPStrategy", fabric.strategy)._ddp_kwargs["find_unused_parameters"] = True
         display.say(f"no loss depends on {some(unused, 3)}: the processes look for such weights at every step")
 

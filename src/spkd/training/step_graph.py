@@ -138,7 +138,9 @@ class StepGraph:
             parameter.grad = None
 
     def _refuse(self, reason: str) -> None:
-        self._refusal = reason
+        self._refusal, self._stream = reason, None
+        with contextlib.suppress(RuntimeError):  # after a recording that failed the allocator may refuse
+            torch.cuda.empty_cache()  # of what lies ready for a stream on which no step will be any more
         self._say(f"a training step cannot be recorded as a CUDA graph, and runs without: {reason}")
 
 

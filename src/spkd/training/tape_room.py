@@ -28,7 +28,7 @@ def no_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor], why: str = "")
     needed, free = (f"{number / 1e9:,.1f} GB" for number in (_needed(tape, setup, full), _free(tape.folder)))
     return InputError(
         f"--tape {tape.folder}: {needed} are to be recorded and {free} are free there{why}; give a folder on a larger "
-        "disk, or train for fewer epochs"
+        "disk, or train for fewer epochs; a study does without tapes by --no_tapes"
     )
 
 

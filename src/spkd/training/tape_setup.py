@@ -86,7 +86,7 @@ def _prepared(
         if not term.memory:
             raise InputError(f"--tape: what the term {term.name!r} remembers has no name, so it cannot be recorded")
     folder = Path(str(runtime.tape))
-    begun = setup.tape or Tape(folder, _manifest(setup, runtime.tape_dtype or "float16", form, stream, images))
+    begun = setup.tape or Tape(folder, _manifest(setup, runtime.tape_dtype or "float16", form, stream, images, fabric))
     full = said_of_all(distiller, setup.objective, images)
     last = said_of_all(distiller, setup.objective, images[: stream.own_size(stream.batches_per_epoch - 1)])
     tape, refusal = begun, None
@@ -124,7 +124,9 @@ def _widen(tape: Tape, setup: Setup, full: Mapping[str, Tensor], last: Mapping[s
         raise no_room(tape, setup, full, f" ({error.strerror})") from error
 
 
-def _manifest(setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: TrainStream, images: Tensor) -> Manifest:
+def _manifest(
+    setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: TrainStream, images: Tensor, fabric: Fabric
+) -> Manifest:
     try:
         # Of the teacher itself: where a norm was folded away, its block ends elsewhere.
         ends = tuple(candidate.name for candidate in block_ends(setup.teacher or form.network, images))
@@ -137,8 +139,8 @@ def _manifest(setup: Setup, dtype: TapeDtype, form: InferenceForm, stream: Train
         precision=form.precision,
         block_ends=ends,
         teacher={
-            "teacher_val_error": teacher_error_of(setup, "val", images.device),
-            "teacher_test_error": teacher_error_of(setup, "test", images.device),
+            "teacher_val_error": teacher_error_of(setup, "val", fabric),
+            "teacher_test_error": teacher_error_of(setup, "test", fabric),
             "measured_view": setup.student.info.view,
         },
     )

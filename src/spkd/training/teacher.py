@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, cast
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
 
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
@@ -14,9 +14,11 @@ from spkd.errors import InputError
 from spkd.models.classifier import same_classes
 from spkd.models.inference import InferenceForm, emulates_bfloat16, inference_form
 from spkd.training.batches import LOOKED_AT, first_batch, own_batches
+from spkd.training.devices import sum_of_all
 from spkd.training.evaluation import top1_error
 from spkd.training.recipe import TeacherPrecision
 from spkd.training.setup import Setup
+from spkd.training.tape import Tape
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -45,9 +47,9 @@ def cheapest_teacher(setup: Setup, stream: TrainStream, fabric: Fabric) -> Infer
     if fabric.world_size == 1:
         return own
     # Each has looked at images of its own, and what they gather must be of one kind.
-    short = torch.tensor(int(own.precision == "bf16-true"), device=fabric.device)
-    count = cast(Tensor, fabric.all_reduce(short, reduce_op="sum"))
-    return form("32-true") if 0 < int(count) < fabric.world_size and own.precision == "bf16-true" else own
+    short = own.precision == "bf16-true"
+    count = int(sum_of_all(fabric, torch.tensor(int(short))))
+    return form("32-true") if short and count < fabric.world_size else own
 
 
 def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
@@ -55,16 +57,21 @@ def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
     return Distiller(setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size)
 
 
-def teacher_error_of(setup: Setup, split: Literal["val", "test"], device: torch.device) -> float | None:
-    """Return the teacher's error in percent, from the tape where it is played.
+def teacher_error_of(
+    setup: Setup, split: Literal["val", "test"], fabric: Fabric, tape: Tape | None = None
+) -> float | None:
+    """Return the teacher's error in percent, from the run's tape where that has it, in the view that is seen here.
 
-    It is None where it is not to be had, or was measured in another view of the images.
+    All processes must ask for it: each looks at a part of the images. It is None where it is not to be had.
     """
-    if setup.plays and setup.tape is not None:
-        measured = setup.tape.manifest.teacher
-        known, view = measured.get(f"teacher_{split}_error"), setup.student.info.view
-        return None if known is None or measured.get("measured_view", view) != view else float(known)
+    if tape is not None:
+        measured, view = tape.manifest.teacher, setup.student.info.view
+        known = measured.get(f"teacher_{split}_error")
+        if known is not None and measured.get("measured_view", view) == view:
+            return float(known)
     images = setup.data.val if split == "val" else setup.data.test
     if setup.teacher is None or not same_classes(setup.teacher, setup.student):
         return None
-    return top1_error(setup.teacher, own_batches(images, setup, device, image_size=setup.teacher_size))
+    part = (fabric.global_rank, fabric.world_size)
+    batches = own_batches(images, setup, fabric.device, image_size=setup.teacher_size, part=part)
+    return top1_error(setup.teacher, batches, partial(sum_of_all, fabric))

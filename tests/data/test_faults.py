@@ -1,0 +1,121 @@
+"""Many files are decoded once, and again where one has changed."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spkd.data import faults
+from spkd.data.decoding import decoding_fault
+from spkd.data.faults import faults_of
+from spkd.files import locked
+
+
+@pytest.fixture
+def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of the files that are decoded, with a cache of its own and where four files are many."""
+    seen: list[str] = []
+
+    def decode(path: str) -> str | None:
+        seen.append(path)
+        return decoding_fault(path)
+
+    monkeypatch.setattr(faults, "MANY", 4)
+    monkeypatch.setattr(faults, "decoding_fault", decode)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return seen
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[str]:
+    """Return five files, the third of which is no image."""
+    (tmp_path / "images").mkdir()
+    found = [tmp_path / "images" / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(found):
+        noise(number, 9, 7).save(path)
+    found[2].write_bytes(b"x" * 999)
+    return [str(path) for path in found]
+
+
+def noise(seed: int, width: int, height: int) -> Image.Image:
+    """Return an image of random pixels."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def expected(count: int = 5) -> list[str | None]:
+    return ["not an image, or of an unknown format" if place == 2 else None for place in range(count)]
+
+
+def test_what_was_found_holds_until_a_file_changes(decoded: list[str], paths: list[str]) -> None:
+    assert faults_of(paths) == expected()
+    assert sorted(decoded) == paths
+    decoded.clear()
+    assert faults_of(paths) == expected()
+    assert decoded == [paths[2]], "what could not be read is tried again"
+    before = Path(paths[2]).stat()
+    noise(0, 4, 4).save(paths[2], format="BMP")
+    Path(paths[2]).write_bytes(Path(paths[2]).read_bytes().ljust(999, b"\0"))
+    os.utime(paths[2], ns=(before.st_atime_ns, before.st_mtime_ns))
+    decoded.clear()
+    assert faults_of(paths) == [None] * 5, "a disk may have been the reason"
+    for change in (lambda path: os.utime(path, ns=(0, 0)), lambda path: Path(path).write_bytes(b"y")):
+        change(paths[4])
+        decoded.clear()
+        found = faults_of(paths)
+        assert sorted(decoded) == paths
+    assert found[4] is not None
+    decoded.clear()
+    assert faults_of(paths[:4]) == [None] * 4
+    assert sorted(decoded) == paths[:4], "another list of files"
+
+
+def test_of_few_files_and_of_what_cannot_be_looked_at_nothing_is_kept(
+    decoded: list[str], paths: list[str], tmp_path: Path
+) -> None:
+    assert faults_of(paths[:3]) == expected(3)
+    assert faults_of([*paths, f"{tmp_path}/none.png"]) == [*expected(), "No such file or directory"]
+    assert len(decoded) == 9
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cache").write_bytes(b"")
+    for _ in range(2):
+        assert faults_of(paths) == expected()
+    assert len(decoded) == 10
+
+
+def test_files_of_another_working_folder_are_others(
+    decoded: list[str], paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [os.path.relpath(path, tmp_path) for path in paths]
+    twin = tmp_path / "twin"
+    (twin / "images").mkdir(parents=True)
+    for name in names:
+        (twin / name).write_bytes(b"x" * (tmp_path / name).stat().st_size)
+        os.utime(twin / name, ns=(0, (tmp_path / name).stat().st_mtime_ns))
+    monkeypatch.chdir(tmp_path)
+    assert faults_of(names) == expected()
+    monkeypatch.chdir(twin)
+    assert None not in faults_of(names)
+
+
+def test_one_process_decodes_and_another_waits_for_it(
+    decoded: list[str], paths: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults_of(paths)
+    decoded.clear()
+    (folder,) = (tmp_path / "cache" / "spkd" / "checked").iterdir()
+    found: list[list[str | None]] = []
+    waiting = threading.Thread(target=lambda: found.append(faults_of(paths)))
+    with locked(folder, wait=True):
+        waiting.start()
+        waiting.join(0.5)
+        assert not found
+    waiting.join(20)
+    assert found == [expected()]
+    assert decoded == [paths[2]]
+    assert caplog.messages == ["another process is looking at the same images: waiting for what it finds"]
