@@ -6,6 +6,7 @@ import io
 import math
 import subprocess
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def printed(renderable: RenderableType, width: int = 160) -> str:
     written = io.StringIO()
     Console(width=width, file=written, color_system=None).print(renderable)
     return written.getvalue()
+
+
+def compress(path: Path) -> None:
+    """Compress the entries of a zip archive, as torch.save leaves them not."""
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in plain.infolist():
+            archive.writestr(entry.filename, plain.read(entry))
 
 
 def save_grey(folder: Path, classes: Sequence[str], width: int, batches: int) -> Classifier:

@@ -124,6 +124,17 @@ def test_the_file_has_the_mode_that_the_umask_gives(tmp_path: Path, mask: int) -
     assert (tmp_path / "x.txt").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "x.txt").write_text("earlier")
+    (tmp_path / "x.txt").chmod(mode)
+    (tmp_path / "link.txt").symlink_to("x.txt")
+    for name in ("x.txt", "link.txt"):
+        write_text_atomically(tmp_path / name, name)
+        assert (tmp_path / "x.txt").stat().st_mode & 0o777 == mode
+        assert (tmp_path / "x.txt").read_text() == name
+
+
 def test_a_file_in_the_place_of_a_folder_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=rf"cannot write .*file/x\.txt: .*{UNTOUCHED}") as caught:
@@ -289,6 +300,17 @@ except OSError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == str(errno.EFBIG), done.stderr
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_no_room_is_kept_behind_a_link(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "mine").touch()
+    (tmp_path / "x.data").symlink_to("mine")
+    with pytest.raises(OSError, match=r"it is a link; put the file itself there: '.*x\.data'"):
+        reserve(tmp_path / "x.data", 1 << 20)
+    assert (tmp_path / "mine").exists() == there
+    assert not there or (tmp_path / "mine").stat().st_size == 0
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, None])

@@ -63,6 +63,15 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
+def printable(line: str) -> str:
+    r"""Return a line as a terminal is to be given it: what would not be seen there, but done, is written as in Python.
+
+    >>> printable("Füße, 猫.jpg"), printable("\x1b[2J\n.jpg")
+    ('Füße, 猫.jpg', '\\x1b[2J\\n.jpg')
+    """
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint with the known names nearest to ``name``, to be appended to an error's line.
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,8 +34,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call ``write`` with a temporary path beside ``path``, then move the result into place.
 
     The temporary file is flushed to the disk before the move and removed when anything fails, so
-    ``path`` holds either its earlier content or all of the new one. Parent folders are made. Of a link what it leads to
-    is replaced; into a device or a pipe it is written at once.
+    ``path`` holds either its earlier content or all of the new one, and its earlier mode where there was a file. Parent
+    folders are made. Of a link what it leads to is replaced; into a device or a pipe it is written at once.
 
     Raises:
         InputError: when the folder cannot be written or the disk is full (one line, names the path).
@@ -49,9 +50,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=f".part{place.suffix}", dir=place.parent)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(usual_mode())
         write(temporary)
-        with temporary.open("rb+") as file:
+        with temporary.open("rb+") as file:  # before the chmod, which may forbid it
+            temporary.chmod(stat.S_IMODE(place.stat().st_mode) if place.exists() else usual_mode())
             os.fsync(file.fileno())
         temporary.replace(place)
     except OSError as error:
@@ -188,17 +189,31 @@ def usual_mode() -> int:
     return 0o666 & ~mask
 
 
+def open_to_write(path: Path) -> int:
+    """Return a handle to write into the file ``path`` by, which is made; what is in it stays.
+
+    Raises:
+        OSError: when it cannot be written, or is a link, which may lead out of a folder that others have made.
+    """
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "it is a link; put the file itself there", str(path)) from error
+
+
 def reserve(path: Path, size: int) -> None:
     """Have the disk keep ``size`` bytes for the file ``path``, which is made; where nothing was written it holds zeros.
 
     Where the file system cannot, nothing is kept.
 
     Raises:
-        OSError: when there is too little room, or the file cannot be written.
+        OSError: when there is too little room, or as :func:`open_to_write`.
     """
     # Not os.posix_fallocate, which then writes to every block instead, and over what another process writes meanwhile.
     system = ctypes.CDLL(None, use_errno=True)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    handle = open_to_write(path)
     try:
         if hasattr(system, "fallocate") and system.fallocate(handle, 0, ctypes.c_int64(0), ctypes.c_int64(size)):
             number = ctypes.get_errno()

@@ -1,5 +1,6 @@
 """The command line answers mistakes with one line and the right exit code, and help at once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from spkd.cli import commands
 from spkd.cli.main import COMMANDS, main
+from spkd.files import write_text_atomically
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -138,6 +141,21 @@ def test_a_full_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypat
     assert code == 1
     assert err.startswith("spkd: error: the device's memory is full: ")
     assert err.count("\n") == 1
+
+
+def test_what_a_terminal_would_obey_is_shown(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert answer(capsys, "status", "\x1b[2J")[2].startswith("spkd: error: \\x1b[2J holds no study")
+    write_text_atomically(
+        tmp_path / "\x1b[2Jb" / "study.json",
+        json.dumps({"tasks": [{"name": "\x1b[2Jname", "kind": "training", "after": []}]}),
+    )
+    code, out, _ = answer(capsys, "status", "\x1b[2Jb")
+    assert (code, "\x1b" in out, "\\x1b[2Jname" in out) == (0, False, True)
+    commands._say("two\nlines of \x1b[2J")
+    assert capsys.readouterr().out == "two\nlines of \\x1b[2J\n"
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,14 @@
 import errno
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from spkd.data.decoding import PATIENCE, decoding_fault, header_size, map_files, read_if_square, read_image
+from spkd.data.decoding import PATIENCE, _scaled, decoding_fault, header_size, map_files, read_if_square, read_image
+from spkd.data.formats import EXTENSIONS
 from spkd.errors import InputError
 
 COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [255, 255, 255], [200, 100, 50]]])
@@ -31,6 +33,38 @@ def test_lossless_formats_agree(tmp_path, suffix):
     arguments = {"lossless": True} if suffix == "webp" else {}
     path = saved(Image.fromarray(COLOURS.astype(np.uint8)), tmp_path / f"a.{suffix}", **arguments)
     np.testing.assert_array_equal(read_hwc(path), COLOURS)
+
+
+@pytest.mark.parametrize("ending", sorted(EXTENSIONS))
+def test_each_ending_is_that_of_a_format_that_is_read(tmp_path, ending):
+    path = saved(Image.fromarray(clouds(16, 24)), tmp_path / f"a{ending}")
+    assert read_image(path, 3).shape == (3, 16, 24)
+    assert decoding_fault(path) is None
+    assert header_size(path) == (24, 16)
+
+
+def test_a_phone_s_picture_of_several_frames_is_read(tmp_path):
+    picture = Image.fromarray(clouds(160, 240))
+    path = saved(picture, tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[picture.rotate(90)])
+    with Image.open(path) as image:
+        assert image.format == "MPO"
+    assert read_image(path, 3).shape == (3, 160, 240)
+    assert read_image(path, 3, 40).shape == (3, 40, 60)
+
+
+def test_nothing_is_run_for_what_is_no_image_but_a_program(tmp_path, monkeypatch):
+    def run(*arguments, **options):
+        pytest.fail("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", run)
+    path = tmp_path / "a.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n{} loop\n")
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    with pytest.raises(InputError, match=r"a\.jpg cannot be read \(not an image, or of an unknown format\)"):
+        read_image(str(path), 3)
+    assert decoding_fault(str(path)) == "not an image, or of an unknown format"
+    assert header_size(str(path)) is None
 
 
 def test_grey_is_repeated_and_colour_becomes_grey(tmp_path):
@@ -73,6 +107,49 @@ def test_sixteen_bits_are_scaled_where_one_value_is_transparent(tmp_path):
         assert (image.info["transparency"], image.mode[:1]) == (257, "I")
     for channels in (1, 3):
         assert read_hwc(path, channels)[0, :, 0].tolist() == [0, 255, 1, 128, 255]
+
+
+def in_eight_bits(values, scale, transparent=None):
+    eight = np.clip(np.rint(np.nan_to_num(values) * scale), 0, 255).astype(np.uint8)
+    eight[values == transparent] = 255
+    return eight
+
+
+@pytest.mark.parametrize("transparent", [None, 0, 4711, 65535])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_every_value_of_sixteen_bits_is_rounded_to_the_nearest(order, transparent):
+    values = np.arange(65536, dtype=order).reshape(256, 256)
+    image = Image.frombytes("I;16" if order == "<u2" else "I;16B", (256, 256), values.tobytes())
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    wanted = in_eight_bits(values, 255 / 65535, transparent)
+    np.testing.assert_array_equal(np.asarray(_scaled(image)), wanted)
+
+
+@pytest.mark.parametrize("transparent", [None, 1, 7])
+@pytest.mark.parametrize("most", [1, 255, 256, 70000])
+def test_whole_numbers_and_floats_are_rounded_to_the_nearest(most, transparent):
+    numbers = np.random.default_rng(0).uniform(-0.1 * most, most, (64, 64)).astype(np.float32)
+    numbers[0, :3] = most, np.nan, min(7, most)
+    whole = np.rint(np.nan_to_num(numbers)).astype(np.int32)
+    for values, scale in ((numbers, 255.0 if most == 1 else 1.0), (whole, 255 / 65535 if most > 255 else 1.0)):
+        image = Image.fromarray(values)
+        if transparent is not None:
+            image.info["transparency"] = transparent
+        np.testing.assert_array_equal(np.asarray(_scaled(image)), in_eight_bits(values, scale, transparent))
+
+
+@pytest.mark.parametrize(("mode", "most"), [("I;16", 7), ("I", 18), ("F", 14)])
+def test_more_than_eight_bits_take_a_few_bytes_for_each_pixel(mode, most):
+    """Above those of the image itself: two arrays of float64 alone would be sixteen."""
+    image = Image.new(mode, (1000, 1000), 500)
+    tracemalloc.start()
+    try:
+        _scaled(image)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / 1e6 <= most
 
 
 def test_floats_are_scaled(tmp_path):
@@ -190,10 +267,10 @@ def test_a_disk_that_does_not_answer_is_asked_again(tmp_path, monkeypatch, faili
     monkeypatch.setattr("time.sleep", pauses.append)
     really, errors = Image.open, iter([OSError(errno.EIO, "Input/output error")] * failing)
 
-    def open_at_last(file):
+    def open_at_last(file, formats):
         for error in errors:
             raise error
-        return really(file)
+        return really(file, formats=formats)
 
     monkeypatch.setattr(Image, "open", open_at_last)
     np.testing.assert_array_equal(read_hwc(path), COLOURS)
@@ -206,7 +283,7 @@ def test_a_disk_that_never_answers_is_told_like_a_broken_file(tmp_path, monkeypa
     monkeypatch.setattr("time.sleep", lambda pause: None)
     calls = []
 
-    def fail(file):
+    def fail(file, formats):
         calls.append(file)
         raise OSError(number, os.strerror(number))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import compress
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -116,6 +117,16 @@ def test_refuses_truncated_files(tmp_path: Path, state: dict[str, Tensor], keep:
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * keep)])
         assert "truncated" in one_line(path)
+
+
+def test_refuses_what_is_compressed_inside(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    torch.save({"fc.weight": torch.zeros(1000, 1000)}, path)
+    assert read_tensors(path)["fc.weight"].shape == (1000, 1000)
+    compress(path)
+    assert path.stat().st_size < 10_000
+    assert torch.load(path)["fc.weight"].shape == (1000, 1000)  # by itself it is unpacked
+    assert "is compressed inside" in one_line(path)
 
 
 def test_refuses_foreign_files(tmp_path: Path) -> None:

@@ -39,6 +39,13 @@ def test_the_terminal_shows_brackets_as_they_are() -> None:
         assert cell in text
 
 
+def test_the_terminal_is_given_no_sign_that_it_would_obey() -> None:
+    odd = "\x1b[2J\r"
+    text = printed(grid_table(Grid(odd, (f"0{odd}", f"1{odd}"), ((f"2{odd}", f"3{odd}"),), (f"4{odd}",))), width=100)
+    assert "\x1b" not in text
+    assert text.count("\\x1b[2J\\r") == 6
+
+
 def test_three_files_are_written(tmp_path: Path) -> None:
     paths = write_grid(GRID, tmp_path / "deep" / "over.view")
     assert [path.name for path in paths] == ["over.view.md", "over.view.csv", "over.view.tex"]

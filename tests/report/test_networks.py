@@ -30,6 +30,17 @@ def test_brackets_in_names_of_classes_are_kept() -> None:
     assert "[red]" not in printed(evaluation_table(measured))
 
 
+def test_the_terminal_is_given_no_sign_of_a_name_that_it_would_obey() -> None:
+    odd, shown = "\x1b[2J", "\\x1b[2J"
+    measured = Evaluation(3, 33.3, 25.0, None, 0.5, 1.0, None, (ClassError(odd, 2, 50.0, odd, 25.0),))
+    for text in (
+        printed(network_table([NetworkRow(odd, odd, 1, 1, 1.0, None, 3.0)])),
+        printed(evaluation_table(measured, per_class=True)),
+    ):
+        assert odd not in text
+        assert text.count(shown) == 2
+
+
 def test_the_balanced_error_is_shown_where_classes_are_unequal() -> None:
     for second, shown in ((10, True), (28, True), (29, False), (43, False), (64, False), (65, True), (0, False)):
         classes = (ClassError("a", 43, 50.0), ClassError("b", second, 0.0 if second else None))

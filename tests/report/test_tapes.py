@@ -35,3 +35,12 @@ def test_damaged_steps_are_counted_and_not_taken_for_recorded(tmp_path: Path) ->
     reopened = Tape.open(tmp_path)
     assert reopened is not None
     assert [cells[3:5] for cells in shown(reopened)] == [["2", "1"], ["3", "–"]]
+
+
+def test_the_terminal_is_given_no_sign_of_a_tape_that_it_would_obey(tmp_path: Path) -> None:
+    odd = "\x1b[2J"
+    tape = Tape(tmp_path, Manifest({odd: odd}, "float32", 2, "32-true", (), {f"{odd}x": odd}))
+    tape.add(odd, torch.ones(4, 10), torch.ones(4, 10))
+    text = printed(tape_table(tape))
+    assert odd not in text
+    assert text.count("\\x1b[2J") == 5

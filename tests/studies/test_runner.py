@@ -36,6 +36,7 @@ from spkd.training.run import run
 from spkd.training.tape import Tape
 
 CPU = Runtime(accelerator="cpu", checkpoint_seconds=0.05)
+HOST = os.uname().nodename
 
 FUNCTIONS = '''
 import os
@@ -419,6 +420,26 @@ def test_a_claim_of_the_dead_is_void(functions: ModuleType, tmp_path: Path) -> N
         (tmp_path / "study" / "x" / "result.json").unlink(missing_ok=True)
         assert study([task], tmp_path / "study").results
         assert not note.exists()
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [{}, {"pid": 1}, {"pid": "1", "host": HOST, "since": 0}, {"pid": 1 << 80, "host": HOST, "since": 0}, [["pid", 1]]],
+)
+def test_a_damaged_claim_is_nobody_s(noted: object, functions: ModuleType, tmp_path: Path) -> None:
+    task = Task("x", Measurement(functions.note, {"path": str(tmp_path / "noted"), "text": "x"}))
+    state.save_plan([task], tmp_path / "study")
+    note = tmp_path / "study" / "x" / "running.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps(noted))
+    assert read_running(note.parent) is None
+    assert [one.state for one in study_state(tmp_path / "study")] == ["missing"]
+    assert study([task], tmp_path / "study").results
+    assert not note.exists()
+    with claimed(tmp_path, None) as ours:
+        assert ours
+        (tmp_path / "running.json").write_text(json.dumps(noted))
+    assert (tmp_path / "running.json").exists()
 
 
 def test_a_failure_is_forgotten_once_there_is_a_result(functions: ModuleType, tmp_path: Path) -> None:

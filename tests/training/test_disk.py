@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import compress
 
 from spkd.errors import UnusableFolder
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -52,6 +53,13 @@ def test_a_checkpoint_that_is_none_is_told_with_and_without_what_helps(
         load_checkpoint(path)
     assert caught.value.what == f"{path} {line}"
     assert str(caught.value) == f"{path} {line}; give --overwrite to begin anew"
+
+
+def test_a_checkpoint_that_is_compressed_is_not_unpacked(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.ckpt", TrainingState(), {})
+    compress(tmp_path / "last.ckpt")
+    with pytest.raises(UnusableFolder, match="is no readable checkpoint"):
+        load_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:

@@ -49,6 +49,23 @@ def test_a_bar_shows_its_text_and_lines_above_it() -> None:
     assert "epoch 1/1, ce 0.5" in written.getvalue()
 
 
+def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with Lines() as lines:
+        lines.begin("\x1b]0;run\a", 1, 0)
+        lines.say("photos/\x1b[2J\n.jpg")
+        lines.update(1, "\r")
+    shown = capsys.readouterr().err
+    assert shown == "photos/\\x1b[2J\\n.jpg\n\\x1b]0;run\\x07: \\r, 0:00 left\n"
+    written = io.StringIO()
+    with Bar(Console(file=written, force_terminal=True, width=120)) as bar:
+        bar.say("photos/\x1b[8m.jpg")
+        bar.begin("\x1b[9mrun", 1, 0)
+        bar.update(1, "\x1b[7mtext")
+    for sign in "789":
+        assert f"\x1b[{sign}m" not in written.getvalue()
+        assert f"\\x1b[{sign}m" in written.getvalue()
+
+
 def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     with Display() as silent:
         silent.say("x")

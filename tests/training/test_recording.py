@@ -281,6 +281,17 @@ def test_a_disk_that_fills_up_while_a_tape_is_begun_leaves_none(
     assert {path.name: path.read_bytes() for path in tape.iterdir()} == before
 
 
+def test_a_tape_whose_file_is_a_link_is_told_so_and_stays(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    tape, wanted = tmp_path / "tape", request(tiny, teacher)
+    assert record(wanted, ["kd"], tape, CPU, Display()) is not None
+    (tape / "logits.data").rename(tmp_path / "mine")
+    (tape / "logits.data").symlink_to(tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in tape.iterdir()}
+    with pytest.raises(InputError, match=r"^cannot write .*logits\.data: it is a link; put the file itself there$"):
+        record(wanted, ["sp+kd"], tape, CPU, Display())
+    assert {path.name: path.read_bytes() for path in tape.iterdir()} == before
+
+
 OWN = """
 from spkd import DistillationLoss
 

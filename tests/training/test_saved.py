@@ -158,6 +158,22 @@ def test_images_that_were_moved_are_asked_for(tmp_path: Path) -> None:
     assert own_data(tmp_path / "run", {}).train_images == 30
 
 
+def test_a_folder_neither_downloads_nor_has_pickles_read_by_itself(tmp_path: Path) -> None:
+    config = tmp_path / "run" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text(f"{MARK}\ndata: cifar10\ndata_root: other\ndownload: true\nworkers: 99\ngrey: true\n")
+    plain = DataOptions("cifar10", data_root="other", grey=True)
+    assert own_data(tmp_path / "run", {}) == plain
+    assert own_data(tmp_path / "run", {"data": "cifar10", "download": True}) == replace(plain, download=True)
+    for named in ("cifar10?verify=false", "CIFAR-100?verify=False"):
+        config.write_text(f"{MARK}\ndata: {named}\ndata_root: other\n")
+        with pytest.raises(InputError, match=r"^the images of .*run, .* in other, are pickles .* name them by --data$"):
+            own_data(tmp_path / "run", {"data": None})
+        assert own_data(tmp_path / "run", {"data": named}) == DataOptions(named, data_root="other")
+    config.write_text(f"{MARK}\ndata: cifar10?verify=true\n")
+    assert own_data(tmp_path / "run", {}).data == "cifar10?verify=true"
+
+
 def test_the_splits_are_the_run_s(teacher: Path) -> None:
     result = json.loads((teacher / "result.json").read_text())
     for split, error, count in (("test", result["test_error"], 1000), ("val", result["val_error"], 297)):

@@ -1,6 +1,7 @@
 """A tape gives back what was written, and never anything else."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,42 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str, conten
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=line):
         Tape.open(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["../mine", "/mine", "a/b", "a\0b", 3])
+def test_a_memory_whose_file_may_lie_elsewhere_is_refused(tmp_path: Path, file: object) -> None:
+    tape(tmp_path)
+    content = json.loads((tmp_path / "tape.json").read_text())
+    content["memories"]["logits"]["file"] = file
+    (tmp_path / "tape.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"tape\.json is damaged \(.*\); remove .* and record again$"):
+        Tape.open(tmp_path)
+
+
+@pytest.mark.parametrize("batches", [0, -3, None])
+def test_a_tape_without_a_batch_in_an_epoch_is_refused(tmp_path: Path, batches: int | None) -> None:
+    tape(tmp_path)
+    content = json.loads((tmp_path / "tape.json").read_text())
+    (tmp_path / "tape.json").write_text(json.dumps({**content, "batches_per_epoch": batches}))
+    with pytest.raises(InputError, match=r"tape\.json is damaged \(.*\); remove .* and record again$"):
+        Tape.open(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["data", "sums"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, kind: str) -> None:
+    made, mine = tape(tmp_path / "tape"), tmp_path / "mine"
+    made.write(0, values(0))
+    path = tmp_path / "tape" / f"logits.{kind}"
+    path.rename(mine)
+    path.symlink_to(mine)
+    before, found = mine.read_bytes(), reopened(tmp_path / "tape")
+    assert found.read(0, ["logits"]) is not None
+    with pytest.raises(InputError, match=rf"cannot write .*logits\.{kind}: it is a link; put the file itself there"):
+        found.write(1, values(1))
+    if kind == "sums":
+        with pytest.raises(InputError, match="it is a link"):
+            found.forget(0, ["logits"])
+    assert mine.read_bytes() == before
 
 
 def test_no_folder_and_an_empty_one_hold_no_tape(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spkd.data.kept import keeping_last
 from spkd.data.options import DataOptions
-from spkd.errors import InputError, UnusableFolder
+from spkd.errors import InputError, UnusableFolder, printable
 from spkd.export_options import WEIGHT_BITS
 from spkd.files import require_writable, slug, write_text_atomically
 from spkd.losses.weights import LossWeights
@@ -54,7 +54,7 @@ def train(options: Namespace) -> int:
     if result is None:
         return _stopped(_how_to_go_on(out))
     _print(network_table([network_row("trained", out, result)]))
-    print(f"saved in {out / 'student'}")
+    _say(f"saved in {out / 'student'}")
     return 0
 
 
@@ -85,10 +85,10 @@ def distill(options: Namespace) -> int:
         return _stopped(_how_to_go_on(out))
     _print(network_table(rows))
     if (gain := gain_text(rows)) is not None:
-        print(gain)
+        _say(gain)
     if len(rows) > 2:
-        print(f"the student alone is in {out}-alone")
-    print(f"saved in {out / 'student'}; for a file to deploy: spkd export {shlex.quote(str(out))}")
+        _say(f"the student alone is in {out}-alone")
+    _say(f"saved in {out / 'student'}; for a file to deploy: spkd export {shlex.quote(str(out))}")
     return 0
 
 
@@ -118,7 +118,7 @@ def compare(options: Namespace) -> int:
     write_figure(comparison_figure(comparison), out / "comparison.png")
     write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
     _print(comparison_table(comparison))
-    print(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
+    _say(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
     return 0
 
 
@@ -129,7 +129,7 @@ def status(options: Namespace) -> int:
 
     states = study_state(Path(options.folder))
     _print(status_table(states))
-    print(status_text(states))
+    _say(status_text(states))
     return 0
 
 
@@ -179,7 +179,7 @@ def evaluate(options: Namespace) -> int:
     _print(evaluation_table(measured, per_class=options.per_class))
     for what, where in (("saved in", options.save), ("written:", options.out)):
         if where is not None:
-            print(f"{what} {where}")
+            _say(f"{what} {where}")
     return 0
 
 
@@ -198,14 +198,14 @@ def predict(options: Namespace) -> int:
         skip_bad_images=options.skip_bad_images,
     )
     for note in found.notes:
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     if options.out is None:
         print(found.csv(), end="", flush=True)
         return 0
     write_text_atomically(Path(options.out), found.csv())
     counts = Counter(one.classes[0] for one in found.predictions)
-    print(f"{len(found.predictions)} images: {', '.join(f'{count} {name}' for name, count in counts.most_common())}")
-    print(f"written: {options.out}")
+    _say(f"{len(found.predictions)} images: {', '.join(f'{count} {name}' for name, count in counts.most_common())}")
+    _say(f"written: {options.out}")
     return 0
 
 
@@ -251,11 +251,11 @@ def export(options: Namespace) -> int:
         images = real_images(options.folder, own_data(options.folder, _pick(DataOptions, options)), CHECKED)
     report = export_model(options.folder, options.out, options.format, images=images, tolerance=options.tolerance)
     _print(export_table(report))
-    print(
+    _say(
         f"largest difference of a logit: {report.relative_difference:.1g} of the largest logit "
         f"(allowed: {options.tolerance:g})"
     )
-    print(f"written: {report.path}")
+    _say(f"written: {report.path}")
     return 0
 
 
@@ -285,8 +285,8 @@ def _export_int8(options: Namespace) -> int:
         weight_bits=options.weight_bits or WEIGHT_BITS,
     )
     _print(int8_table(report))
-    print(int8_text(report))
-    print(f"written: {report.path}")
+    _say(int8_text(report))
+    _say(f"written: {report.path}")
     return 0
 
 
@@ -318,8 +318,8 @@ def reproduce(options: Namespace) -> int:
     report = write_report(options.name, out)
     _print(grid_table(report.main))
     for text in report.findings:
-        print(text)
-    print(f"written: {report.paths[0]}, records.csv, tables/, figures/")
+        _say(text)
+    _say(f"written: {report.paths[0]}, records.csv, tables/, figures/")
     if state is not None:
         state.raise_failure(out)
     return _stopped("the same command goes on") if state is not None and state.missing else 0
@@ -374,8 +374,12 @@ def _how_to_go_on(out: Path) -> str:
 
 
 def _stopped(how_to_go_on: str) -> int:
-    print(f"stopped before the end; {how_to_go_on}", file=sys.stderr)
+    print(printable(f"stopped before the end; {how_to_go_on}"), file=sys.stderr)
     return STOPPED
+
+
+def _say(text: str) -> None:
+    print("\n".join(map(printable, text.split("\n"))))
 
 
 def _print(renderable: Any) -> None:

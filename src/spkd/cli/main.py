@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from spkd import __version__
 from spkd.cli import commands, options
-from spkd.errors import InputError, RunFailed, nearest, one_line
+from spkd.errors import InputError, RunFailed, nearest, one_line, printable
 from spkd.machine import is_follower, is_launched
 from spkd.training.devices import is_full_memory, leave
 
@@ -148,7 +148,7 @@ def _without_tilde(value: object) -> object:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"spkd: error: {' '.join(line.split())}", file=sys.stderr)
+    print(f"spkd: error: {printable(' '.join(line.split()))}", file=sys.stderr)
     return code
 
 

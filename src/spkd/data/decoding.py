@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from spkd.data.formats import FORMATS
 from spkd.errors import InputError, UnreadableImage
 from spkd.machine import is_follower, usable_cpus
 
@@ -175,7 +176,7 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
 def _opened(path: str) -> Image.Image:
     if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe, say, which would be waited for
         raise OSError("not a file")
-    return Image.open(path)
+    return Image.open(path, formats=FORMATS)
 
 
 def _pixels(image: Image.Image, channels: int) -> Bytes:
@@ -199,15 +200,22 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _scaled(image: Image.Image) -> Image.Image:
     """Return an image of one channel of more than 8 bits in 8 bits, white where it is transparent."""
+    # In place, since an image may have hundreds of millions of pixels, and several are read at once.
     stored = np.asarray(image)
-    if image.mode == "F":
-        values = np.nan_to_num(stored)
-        scale = 255.0 if values.max() <= 1 else 1.0
+    if stored.dtype.kind == "u":
+        values = np.minimum(stored, 65535 - 128)  # or the next line would leave 16 bits
+        values += 128
+        values //= 257  # which rounds 255 / 65535 of it
     else:
-        values = stored.astype(np.float64)
-        # Some 16-bit formats open as 32-bit integers.
-        scale = 255 / 65535 if image.mode.startswith("I;16") or values.max() > 255 else 1.0
-    eight = np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
+        if image.mode == "F":
+            values = np.nan_to_num(stored)
+            scale = 255.0 if values.max() <= 1 else 1.0
+        else:
+            values = stored.astype(np.float64)
+            scale = 255 / 65535 if values.max() > 255 else 1.0  # some 16-bit formats open as 32-bit integers
+        values *= scale
+        np.clip(np.rint(values, out=values), 0, 255, out=values)
+    eight = values.astype(np.uint8)
     if "transparency" in image.info:
         eight[stored == image.info["transparency"]] = 255
     return Image.fromarray(eight)

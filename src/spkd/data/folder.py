@@ -9,25 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import features
 
 from spkd.data.checked_files import open_files
 from spkd.data.decoding import reason
+from spkd.data.formats import EXTENSIONS
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics, joined
 from spkd.data.splits import Splits, complete_splits
 from spkd.data.twins import twins
 from spkd.errors import InputError, nearest, some
 from spkd.files import is_file, is_folder, is_utf8
 from spkd.machine import is_follower
-
-_CODECS = {".avif": "avif", ".jp2": "jpg_2000"}  # what not every Pillow can read, and its name there
-_KNOWN_CODECS = {*features.modules, *features.codecs}  # of others Pillow warns
-
-EXTENSIONS = frozenset(
-    {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-    | {ending for ending, codec in _CODECS.items() if codec in _KNOWN_CODECS and features.check(codec)}
-)
-"""Endings of the files that are taken for images, in lower case."""
 
 _LITTER = frozenset(
     {

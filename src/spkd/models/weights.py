@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -90,10 +91,13 @@ def _read(path: Path) -> object:
         # A safetensors file begins with the length of its header, eight bytes, and the header is JSON.
         if start[8:] == b"{":
             return load_file(path)
+        refuse_compressed(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             content: object = torch.load(path, map_location="cpu", weights_only=True)
             return content
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         blocked = _BLOCKED.search(str(error))
         if blocked is None:
@@ -111,6 +115,21 @@ def _read(path: Path) -> object:
                 f"weights: {path} is a TorchScript program, not a state dict; save model.state_dict() instead."
             ) from error
         raise InputError(_unreadable(path)) from error
+
+
+def refuse_compressed(path: Path) -> None:
+    """Refuse an archive with compressed content, which ``torch.load`` unpacks however much memory that takes.
+
+    Raises:
+        InputError: naming the file.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise InputError(
+                    f"weights: {path} is compressed inside, as torch.save never leaves it (TorchScript does): load it "
+                    "yourself where you trust it, and save model.state_dict()."
+                )
 
 
 def _unreadable(path: Path) -> str:

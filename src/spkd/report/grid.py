@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from spkd.errors import printable
 from spkd.files import csv_text, write_text_atomically
 from spkd.studies.published import Certainty
 
@@ -55,19 +56,24 @@ class Grid:
     texts: int = 1
 
 
+def as_text(text: str) -> Text:
+    """Return what the terminal is to show as it is: brackets are no markup, and what would not be seen is escaped."""
+    return Text(printable(text))
+
+
 def grid_table(grid: Grid) -> Table:
     """Return the table for a terminal."""
-    table = Table(title=Text(grid.title), caption=Text("\n".join(grid.notes)), box=box.SIMPLE_HEAD)
+    table = Table(title=as_text(grid.title), caption=Text("\n".join(map(printable, grid.notes))), box=box.SIMPLE_HEAD)
     table.pad_edge, table.collapse_padding, table.caption_justify = False, True, "left"
     for number, heading in enumerate(grid.headings):
         if number < grid.texts:
-            table.add_column(Text(heading), overflow="fold")
+            table.add_column(as_text(heading), overflow="fold")
         else:
             # No number is divided, on however narrow a terminal.
             width = max((len(word) for row in grid.rows for word in row[number].split()), default=None)
-            table.add_column(Text(heading), justify="right", overflow="fold", min_width=width)
+            table.add_column(as_text(heading), justify="right", overflow="fold", min_width=width)
     for row in grid.rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(as_text, row))
     return table
 
 

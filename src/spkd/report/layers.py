@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from spkd.report.grid import as_text
 from spkd.training.layers import Layers
 
 
@@ -27,6 +28,6 @@ def layers_table(layers: Layers) -> RenderableType:
                 continue
             one = found[place]
             cells += [f"{'· ' if one.name in paired else '  '}{one.name}", " × ".join(map(str, one.shape))]
-        table.add_row(*cells)
+        table.add_row(*map(as_text, cells))
     chosen = ", ".join(str(pair) for pair in layers.pairs)
-    return Group(table, f"compared (student=teacher): {chosen}")
+    return Group(table, as_text(f"compared (student=teacher): {chosen}"))

@@ -8,10 +8,10 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
-from rich.text import Text
 
 from spkd.export import ExportReport
 from spkd.quantisation import Int8Report
+from spkd.report.grid import as_text
 from spkd.studies.records import NetworkRow, weak_teacher
 from spkd.training.evaluation import Evaluation
 
@@ -40,7 +40,7 @@ def network_table(rows: Sequence[NetworkRow]) -> Table:
         width = max([words, *(len(line[place]) for line in lines)])
         table.add_column(heading, justify="right", min_width=width)
     for row, line in zip(rows, lines, strict=True):
-        table.add_row(Text(row.label), Text(row.model), *line)
+        table.add_row(as_text(row.label), as_text(row.model), *line)
     return table
 
 
@@ -94,7 +94,7 @@ def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> Render
     classes.add_column("most often taken for")
     for one in measured.per_class:
         taken = "" if one.taken_for is None else f"{one.taken_for} ({_percent(one.taken)})"
-        classes.add_row(Text(one.name), f"{one.images:,}", _percent(one.error), Text(taken))
+        classes.add_row(as_text(one.name), f"{one.images:,}", _percent(one.error), as_text(taken))
     return Group(table, classes)
 
 

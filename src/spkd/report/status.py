@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from spkd.report.grid import as_text
 from spkd.studies.state import TaskState
 from spkd.training.progress import duration_text
 
@@ -21,9 +22,8 @@ def status_table(states: Sequence[TaskState]) -> Table:
     for heading in ("task", "what", "state", ""):
         table.add_column(heading, overflow="fold")
     for state in states:
-        # Text, not str: names and reasons may hold square brackets, which rich would take for markup.
-        cells = (Text(state.name), Text(state.kind), Text(state.state, style=_STYLES[state.state]))
-        table.add_row(*cells, Text(_detail(state)))
+        stands = Text(state.state, style=_STYLES[state.state])
+        table.add_row(as_text(state.name), as_text(state.kind), stands, as_text(_detail(state)))
     return table
 
 

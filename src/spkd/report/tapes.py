@@ -7,6 +7,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from spkd.errors import printable
+from spkd.report.grid import as_text
 from spkd.training.tape import Tape
 
 
@@ -26,7 +28,9 @@ def tape_table(tape: Tape) -> RenderableType:
         if value not in (None, {}):
             if isinstance(value, dict):
                 value = ", ".join(f"{what} {digest[:12]}" for what, digest in value.items())
-            facts.add_row(name.replace("_", " "), Text(str(value), overflow="ellipsis", no_wrap=True))
+            facts.add_row(
+                as_text(name.replace("_", " ")), Text(printable(str(value)), overflow="ellipsis", no_wrap=True)
+            )
     memories = Table("memory", "shape", "each step", "steps recorded", "damaged", "of it on disk")
     for name, memory in manifest.memories.items():
         damaged = len(tape.damaged(name))
@@ -34,7 +38,7 @@ def tape_table(tape: Tape) -> RenderableType:
         size = memory.slot_bytes
         shape = " × ".join(map(str, memory.full))
         memories.add_row(
-            Text(name), shape, decimal(size), f"{steps:,}", f"{damaged:,}" if damaged else "–", decimal(steps * size)
+            as_text(name), shape, decimal(size), f"{steps:,}", f"{damaged:,}" if damaged else "–", decimal(steps * size)
         )
     epoch = f"{manifest.batches_per_epoch:,} steps make an epoch"
     return Group(facts, memories, epoch)

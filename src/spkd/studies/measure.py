@@ -27,7 +27,7 @@ from spkd.taps import Taps
 from spkd.training.devices import make_fabric
 from spkd.training.options import Runtime
 from spkd.training.own_images import own_data
-from spkd.training.run_folder import RunFolder
+from spkd.training.run_folder import RunFolder, config_of
 
 BATCH = 128
 """Images in a batch, as in training: the size of a similarity matrix. All test images, where there are fewer."""
@@ -161,7 +161,8 @@ def _batches(
 
 
 def _data(path: Path) -> ImageData:
-    return load_data(own_data(path, {}))
+    # By name, since they are the study's: from a folder alone, none are taken that nobody has verified.
+    return load_data(own_data(path, {"data": config_of(path).get("data")}))
 
 
 def _test_error(path: Path) -> float | None:

@@ -215,7 +215,7 @@ def claimed(folder: Path, deadline: float | None) -> Iterator[bool]:
     finally:
         ended.set()
         pulse.join()
-        noted = read_json(path)
+        noted = _read_claim(path)
         if noted is not None and (noted["pid"], noted["host"]) == (os.getpid(), socket.gethostname()):
             path.unlink(missing_ok=True)
 
@@ -283,7 +283,7 @@ def read_running(folder: Path) -> dict[str, Any] | None:
 
 def _of_the_living(path: Path) -> dict[str, Any] | None:
     """Return what a claim holds, if its process lives."""
-    noted = read_json(path)
+    noted = _read_claim(path)
     try:
         if noted is None or time.time() - path.stat().st_mtime > SILENCE:
             return None
@@ -291,6 +291,13 @@ def _of_the_living(path: Path) -> dict[str, Any] | None:
             os.kill(noted["pid"], 0)  # only asks whether there is such a process
     except PermissionError:  # there is, and it is somebody else's
         return noted
-    except OSError:
+    except (OSError, OverflowError):
         return None
     return noted
+
+
+def _read_claim(path: Path) -> dict[str, Any] | None:
+    """Return what a claim holds; None where there is none, or it is damaged."""
+    noted = read_json(path) or {}
+    kinds = (("pid", int), ("host", str), ("since", int | float))
+    return noted if all(isinstance(noted.get(name), kind) for name, kind in kinds) else None

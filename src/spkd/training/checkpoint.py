@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spkd.errors import UnusableFolder
 from spkd.files import write_bytes_atomically
+from spkd.models.weights import refuse_compressed
 
 FORMAT = 1
 
@@ -64,6 +65,7 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         UnusableFolder: for a file that is no such checkpoint.
     """
     try:
+        refuse_compressed(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         if loaded.pop("format") != FORMAT:
             raise UnusableFolder(f"{path} was written by another version", "give --overwrite to begin anew")

@@ -17,8 +17,9 @@ from spkd.data.checked_files import SMALL
 from spkd.data.decoding import header_size, read_image
 from spkd.data.folder import image_files
 from spkd.data.images import ImageData, Images, joined
-from spkd.data.load import load_data
+from spkd.data.load import load_data, named_set
 from spkd.data.options import DataOptions, View
+from spkd.data.vision_sets import DEFAULT_ROOT
 from spkd.errors import InputError, some
 from spkd.models.classifier import ModelInfo, composed
 from spkd.models.exported import is_exported
@@ -31,16 +32,18 @@ SPLITS = ("test", "val", "train", "all")
 CALIBRATION = 512
 """Images that the ranges of a quantised network's activations are taken from, at most."""
 Batches = Iterator[tuple[Tensor, Tensor]]
+_NOT_OF_A_RUN = {"image_size", "download", "workers"}
 
 
 def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     """Return the images that the run in ``folder`` was made with, with the ``given`` options (None: not given) over it.
 
     Another ``data`` than the run's starts from the defaults; a folder in the place of the run's own, which is gone, is
-    taken for it.
+    taken for it. How images are fetched and read is never taken from the folder, which may be a stranger's.
 
     Raises:
-        InputError: when no ``data`` is given and the run's own are not known, or their folder is not there.
+        InputError: when no ``data`` is given and the run's own are not known, their folder is not there, or they are
+            pickles that are read without checksums.
     """
     given = {name: value for name, value in given.items() if value is not None}
     config = config_of(folder)
@@ -54,8 +57,9 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
             raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
         if Path(own).is_absolute() and not Path(own).exists():
             raise InputError(f"the images of {folder} are no longer in {own}: say by --data where they are")
+        _refuse_unverified(folder, own, config.get("data_root") or DEFAULT_ROOT)
     if own is not None and _is_own(own, DataOptions(**{"data": own, **given})):
-        names = {field.name for field in fields(DataOptions)} - {"image_size"}
+        names = {field.name for field in fields(DataOptions)} - _NOT_OF_A_RUN
         given = {**{name: config[name] for name in names & set(config)}, **given}
     return DataOptions(**given)
 
@@ -71,6 +75,15 @@ def data_to_evaluate_on(network: str, weights: str | None, given: Mapping[str, A
     if given.get("data") is None:
         raise InputError(f"{network} with {weights} does not tell which images it was trained on: name them by --data")
     return DataOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def _refuse_unverified(folder: str | Path, own: str, root: str) -> None:
+    _, arguments = named_set(DataOptions(own)) or (own, {})
+    if not arguments.get("verify", True):
+        raise InputError(
+            f"the images of {folder}, {own} in {root}, are pickles that nobody has verified, which can run code: "
+            "where you trust them, name them by --data"
+        )
 
 
 def _is_own(own: str, named: DataOptions) -> bool:

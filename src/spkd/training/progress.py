@@ -13,6 +13,7 @@ from rich.progress import Task as RichTask
 from rich.table import Column
 from rich.text import Text
 
+from spkd.errors import printable
 from spkd.machine import is_follower
 
 PLAIN_INTERVAL = 10.0
@@ -55,7 +56,7 @@ class Lines(Display):
     def say(self, line: str) -> None:
         """Print one line on stderr."""
         try:
-            print(line, file=sys.stderr, flush=True)
+            print(printable(line), file=sys.stderr, flush=True)
         except BrokenPipeError:  # nobody reads any more, and the run goes on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -113,17 +114,17 @@ class Bar(Display):
 
     def say(self, line: str) -> None:
         """Print one line above the bar."""
-        self._progress.console.print(line, markup=False, highlight=False)
+        self._progress.console.print(printable(line), markup=False, highlight=False)
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """Add a bar."""
-        self._task = self._progress.add_task(title, total=steps, completed=done, text="", end=None)
+        self._task = self._progress.add_task(printable(title), total=steps, completed=done, text="", end=None)
 
     def update(self, done: int, text: str, left: float | None = None) -> bool:
         """Move the bar."""
         if self._task is not None:
             end = None if left is None else self._progress.get_time() + left
-            self._progress.update(self._task, completed=done, text=text, end=end)
+            self._progress.update(self._task, completed=done, text=printable(text), end=end)
         return self._task is not None
 
 

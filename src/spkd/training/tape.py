@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import reserve, write_json_atomically
+from spkd.files import open_to_write, reserve, write_json_atomically
 
 FORMAT = 1
 _HASHED = {
@@ -38,12 +38,19 @@ class Memory:
         dtype: of the values on disk, a numpy name.
         full: shape for a full batch.
         last: shape for the last batch of an epoch, which may be smaller.
+
+    Raises:
+        ValueError: when the stem is none that :meth:`Tape.add` gives: it may lead out of the folder.
     """
 
     file: str
     dtype: str
     full: tuple[int, ...]
     last: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if re.search(r"[^\w.-]", self.file):
+            raise ValueError(f"a memory's file cannot be {self.file!r}")
 
     @property
     def slot_bytes(self) -> int:
@@ -63,6 +70,9 @@ class Manifest:
         block_ends: the teacher's layers that can be compared, in order of execution.
         teacher: facts for reports: its errors, and in which view of the images they were measured.
         memories: by the names that :class:`~spkd.losses.objective.Term` gives them.
+
+    Raises:
+        ValueError: when there is no batch in an epoch.
     """
 
     identity: Mapping[str, Any]
@@ -72,6 +82,10 @@ class Manifest:
     block_ends: tuple[str, ...]
     teacher: Mapping[str, Any]
     memories: Mapping[str, Memory] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.batches_per_epoch < 1:
+            raise ValueError(f"it has {self.batches_per_epoch} batches in an epoch")
 
 
 class Tape:
@@ -311,7 +325,7 @@ class Tape:
     def _put(self, path: Path, offset: int, content: bytes) -> None:
         # Not through the map: a full disk would then be a bus error.
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            handle = open_to_write(path)
             try:
                 written = os.pwrite(handle, content, offset)
                 if written != len(content):

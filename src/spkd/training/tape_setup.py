@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -110,7 +111,7 @@ def _widen(tape: Tape, setup: Setup, full: Mapping[str, Tensor], last: Mapping[s
     """Save the tape with a place and room for all memories, or leave the folder as it was.
 
     Raises:
-        InputError: when the disk has too little room.
+        InputError: when the disk has too little room, or a file is a link.
     """
     earlier = Tape.open(tape.folder)
     for memory in full:
@@ -121,6 +122,8 @@ def _widen(tape: Tape, setup: Setup, full: Mapping[str, Tensor], last: Mapping[s
         tape.reserve(full, tape.steps_in(setup.recipe.epochs))
     except OSError as error:
         Tape.erase(tape.folder) if earlier is None else earlier.save()
+        if error.errno == errno.ELOOP:
+            raise InputError(f"cannot write {error.filename}: {error.strerror}") from error
         raise no_room(tape, setup, full, f" ({error.strerror})") from error
 
 
