@@ -19,8 +19,27 @@ from torch import Tensor
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import save_classifier
 from spkd.models.wrn import WideResNet
+from spkd.training.progress import Display
 
 CASES = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+class Counted(Display):
+    """Keeps what is shown of how much is done; ``steps`` begins with how many there are of what."""
+
+    def __init__(self) -> None:
+        self.steps: list[object] = []
+        self.texts: list[str] = []
+
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """Keep what is begun."""
+        self.steps.append((title, steps))
+
+    def update(self, done: int, text: str, left: float | None = None) -> bool:
+        """Keep what is done."""
+        self.steps.append(done)
+        self.texts.append(text)
+        return True
 
 
 def random(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import save_grey
+from helpers import Counted, save_grey
 from torch import Tensor, nn
 
 from spkd.errors import InputError
@@ -19,6 +19,7 @@ from spkd.export import converted, export_model
 from spkd.models.classifier import Classifier
 from spkd.models.exported import onnx_runner
 from spkd.quantisation import export_int8, quantised
+from spkd.training.counting import counting
 
 CLASSES = ("null", "eins", "zwei", "drei")
 
@@ -65,6 +66,18 @@ def test_the_file_answers_nearly_alike_and_the_report_counts_what_it_does(
     assert min(report.latency_ms, report.float_latency_ms, report.source_latency_ms) > 0
     assert report.bytes == report.path.stat().st_size
     assert report.bytes < 0.4 * report.float_bytes
+
+
+def test_the_comparison_shows_how_much_of_it_is_done(saved: tuple[Path, Classifier]) -> None:
+    shown = Counted()
+    export_int8(
+        saved[0],
+        images=torch.rand(3, 1, 8, 8),
+        calibration=(pixels for pixels, _ in batches(1, 32, 0)),
+        labelled=batches(3, 8, 1),
+        shown=counting(shown, "comparing", 24),
+    )
+    assert shown.steps == [("comparing", 24), 8, 16, 24]
 
 
 def test_each_latency_is_that_of_its_own_form(saved: tuple[Path, Classifier], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def export_int8(
     labelled: Iterable[tuple[Tensor, Tensor]],
     tolerance: float = TOLERANCE,
     weight_bits: WeightBits = WEIGHT_BITS,
+    shown: AbstractContextManager[Callable[[int], object]] | None = None,
 ) -> Int8Report:
     """Export the classifier saved in ``folder`` as an ONNX file that computes in 8-bit integers.
 
@@ -87,6 +89,8 @@ def export_int8(
             between the two forms is still to be made.
         tolerance: of the float32 conversion; see :func:`spkd.export.export_network`.
         weight_bits: of the weights: 7, or 8 for a file that only processors with VNNI will run.
+        shown: entered while the errors are measured; gives what takes the number of images of each batch then
+            (:func:`spkd.training.counting.counting`).
 
     Raises:
         InputError: as :func:`spkd.export.export_model` does, and when onnxruntime cannot quantise the network.
@@ -98,12 +102,14 @@ def export_int8(
     content = quantised(exported.content, calibration, weight_bits)
     run = onnx_runner(content)
     wrong, float_wrong, differing, number = 0, 0, 0, 0
-    for pixels, targets in labelled:
-        decisions, float_decisions = run(pixels).argmax(dim=1), exported.run(pixels).argmax(dim=1)
-        wrong += int((decisions != targets).sum())
-        float_wrong += int((float_decisions != targets).sum())
-        differing += int((decisions != float_decisions).sum())
-        number += len(targets)
+    with shown or nullcontext(lambda images: None) as count:
+        for pixels, targets in labelled:
+            decisions, float_decisions = run(pixels).argmax(dim=1), exported.run(pixels).argmax(dim=1)
+            wrong += int((decisions != targets).sum())
+            float_wrong += int((float_decisions != targets).sum())
+            differing += int((decisions != float_decisions).sum())
+            number += len(targets)
+            count(len(targets))
     if not number:
         raise InputError("labelled: expected at least one image to compare on, got none")
     one = images[:1].to("cpu", torch.float32)

@@ -278,6 +278,23 @@ def test_compare_does_not_overwrite_what_is_being_worked_on(
     assert (folder / "none" / "seed-0" / "result.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("mistake", "line"),
+    [
+        (["--accelerator", "tpu"], "--accelerator must be one of"),
+        (["--precision", "16-mixed"], "float16 needs a GPU"),
+        (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1: "),
+    ],
+)
+def test_compare_removes_nothing_where_it_is_refused(
+    capsys: pytest.CaptureFixture[str], comparison: tuple[Path, list[str]], mistake: list[str], line: str
+) -> None:
+    folder, command = comparison
+    there = {path for path in folder.rglob("*") if path.is_file()}
+    assert line in failing(capsys, *command, *mistake, "--overwrite")
+    assert there <= {path for path in folder.rglob("*") if path.is_file()}
+
+
 def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path, list[str]]) -> None:
     folder, _ = comparison
     rows = {row["method"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
@@ -551,7 +568,9 @@ def test_a_small_set_lowers_the_batch_of_the_recipe(
 
 
 def test_evaluate_agrees_with_the_run_and_shows_classes(capsys: pytest.CaptureFixture[str], student: Path) -> None:
-    printed = succeed(capsys, "evaluate", str(student), "--per_class", *CPU)
+    assert main(["evaluate", str(student), "--per_class", *CPU]) == 0
+    printed, told = capsys.readouterr()
+    assert re.fullmatch(r"evaluating: image 1,000/1,000, [\d,]+ images/s, 0:00 left", told.splitlines()[-1])
     tested = json.loads((student / "result.json").read_text())["test"]
     for key in ("top1_error", "top5_error", "calibration_error", "agreement"):
         assert f"{tested[key]:.2f} %" in printed, key
@@ -638,8 +657,10 @@ def test_export_in_8_bits_tells_what_it_costs_on_validation_images(
     capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "small.onnx"
-    shown = succeed(capsys, "export", str(student), "--int8", "--out", str(out))
+    assert main(["export", str(student), "--int8", "--out", str(out)]) == 0
+    shown, told = capsys.readouterr()
     assert f"written: {out}" in shown
+    assert re.fullmatch(r"comparing: image 297/297, [\d,]+ images/s, 0:00 left\n", told)
     errors = re.findall(r"│ onnx(?:, int8)? +│ +[\d.]+ kB │ +[\d.]+ ms │ +([\d.]+) % │", shown)
     assert float(errors[0]) == pytest.approx(json.loads((student / "result.json").read_text())["val_error"], abs=0.01)
     assert re.search(r"in 8-bit integers [\d.]+ % of the 297 validation images keep their class", shown)
@@ -786,7 +807,8 @@ def test_predict_shows_or_writes_a_line_for_each_image(
         Image.new("L", (8, 8), grey).save(tmp_path / name)
     command = ["predict", str(teacher), str(tmp_path), "--accelerator", "cpu", "--top", "2"]
     assert main(command) == 0
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert re.fullmatch(r"predicting: image 2/2, [\d,]+ images/s, 0:00 left\n", told)
     header, first, second = csv.reader(shown.splitlines())
     assert header == ["image", "class", "probability", "class 2", "probability 2"]
     assert (first[0], second[0]) == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))

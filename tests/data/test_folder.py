@@ -164,6 +164,24 @@ class TestPixels:
         Image.new("RGB", (200, 150)).save(folder / "train" / "b" / "zzz.png")
         assert isinstance(load_folder(folder).train, FileImages)
 
+    @pytest.mark.parametrize("limit", [3 * 12 * 12 * 60, 3 * 12 * 12 * 60 - 1])
+    def test_small_squares_that_are_too_many_are_told(self, make_folder, monkeypatch, limit):
+        monkeypatch.setattr("spkd.data.checked_files.MEMORY_LIMIT", limit)
+        data = load_folder(make_folder({"train/a": 25, "train/b": 25, "val/a": 5, "test/b": 5}, size=12))
+        line = (
+            "60 images of 12 × 12 pixels are too many to be held in memory, and are read from their files in every "
+            "epoch: --image_size 12 shows them at that size, with --view whole evaluation as they are"
+        )
+        fits = limit == 3 * 12 * 12 * 60
+        assert isinstance(data.train, MemoryImages if fits else FileImages)
+        assert (line in data.notes) == (not fits)
+
+    def test_nothing_is_told_of_the_size_where_only_the_first_is_small(self, make_folder, monkeypatch):
+        monkeypatch.setattr("spkd.data.checked_files.MEMORY_LIMIT", 1000)
+        folder = make_folder({"train/b": 4, "test/b": 1}, size=None)
+        make_folder({"train/a": 4}, size=12)
+        assert not any("too many" in note for note in load_folder(folder).notes)
+
     def test_mixed_modes_just_work(self, make_folder):
         folder = make_folder({"a": 7, "b": 7})
         for number, mode in enumerate(["L", "RGBA", "P", "1", "LA", "I;16"]):

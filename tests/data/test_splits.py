@@ -1,4 +1,5 @@
 import hashlib
+import time
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 
 from spkd.data.digits import load_digits
 from spkd.data.images import MemoryImages
-from spkd.data.splits import complete_splits, hold_out
+from spkd.data.seeds import mixed_seed
+from spkd.data.splits import SPLIT_SEED, complete_splits, hold_out
 from spkd.errors import InputError
 
 
@@ -56,6 +58,35 @@ def test_the_choice_does_not_favour_a_place():
     held = hold_out(targets, 200, "ab")[1]
     # 200 of 400 places without replacement: mean 199.5, standard error about 5.8.
     assert abs(held.double().mean() - 199.5) < 4 * 5.8
+
+
+def drawn_class_by_class(targets, shares):
+    """Return what is split off where each class in turn is looked for among all images."""
+    held = torch.zeros(len(targets), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(mixed_seed(SPLIT_SEED))
+    for label, share in enumerate(shares):
+        members = torch.nonzero(targets == label).squeeze(1)
+        held[members[torch.randperm(len(members), generator=generator)[:share]]] = True
+    return torch.nonzero(held).squeeze(1)
+
+
+@pytest.mark.parametrize("classes", [2, 7, 60])
+def test_the_draw_is_that_of_one_class_after_another(classes):
+    targets = torch.randint(classes, (2000,), generator=torch.Generator().manual_seed(classes))
+    stay, held = hold_out(targets, 300, [str(label) for label in range(classes)])
+    shares = torch.bincount(targets[held], minlength=classes).tolist()
+    assert torch.equal(held, drawn_class_by_class(targets, shares))
+    assert torch.equal(torch.cat([stay, held]).sort().values, torch.arange(2000))
+
+
+def test_many_classes_of_many_images_take_no_look_through_all_for_each():
+    targets = torch.arange(400_000).flip(0) % 4000
+    begun = time.perf_counter()
+    held = hold_out(targets, 40_000, [str(label) for label in range(4000)])[1]
+    took = time.perf_counter() - begun
+    begun = time.perf_counter()
+    assert torch.equal(held, drawn_class_by_class(targets, [10] * 4000))
+    assert took < 0.4 * (time.perf_counter() - begun)
 
 
 def test_a_class_of_one_image_is_named():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import Counted
 from PIL import Image
 from torch.nn import functional as F
 
@@ -71,6 +72,18 @@ def test_large_images_are_seen_as_load_image_shows_them(view: str, shape: tuple[
         assert dict(zip(one.classes, one.probabilities, strict=True)) == pytest.approx(
             dict(zip(info.classes, shares.tolist(), strict=True)), abs=1e-6
         )
+
+
+def test_what_is_done_is_shown_where_that_is_asked_for(
+    teacher: Path, digits: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spkd.training.batches.LARGEST_BATCH", 5)
+    shown = Counted()
+    found = predict(teacher, [str(digits)], accelerator="cpu", display=shown)
+    assert shown.steps == [("predicting", 12), 5, 10, 12]
+    assert [text.partition(",")[0] for text in shown.texts] == ["image 5/12", "image 10/12", "image 12/12"]
+    assert predict(teacher, [str(digits)], accelerator="cpu") == found
+    assert capsys.readouterr() == ("", "")
 
 
 def test_broken_files_are_named_or_left_out(teacher: Path, digits: Path, tmp_path: Path) -> None:

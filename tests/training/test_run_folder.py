@@ -88,6 +88,79 @@ def test_overwriting_removes_the_run_s_own_files_and_nothing_else(tmp_path: Path
     assert (tmp_path / "checkpoints" / "mine.pt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("linked", ["checkpoints", "student", "tensorboard", "export", "student/export"])
+def test_overwriting_removes_a_link_and_not_what_it_leads_to(tmp_path: Path, linked: str) -> None:
+    folder, elsewhere = begun(tmp_path / "run"), tmp_path / "elsewhere"
+    folder.checkpoint.unlink()
+    folder.checkpoint.parent.rmdir()
+    own = {"checkpoints": "last.ckpt", "student": "model.json", "tensorboard": "events.out.tfevents.1"}
+    elsewhere.mkdir()
+    kept = elsewhere / own.get(linked, "model.onnx")
+    kept.write_text("other")
+    (folder.path / linked).parent.mkdir(exist_ok=True)
+    (folder.path / linked).symlink_to(elsewhere)
+    folder.write_result({"test_error": 1.0})
+    folder.begin({**CONFIG, "seed": 1}, MADE_OF, overwrite=True)
+    assert [path.read_text() for path in elsewhere.iterdir()] == ["other"]
+    assert not (folder.path / linked).is_symlink()
+    assert folder.config() == {**CONFIG, "seed": 1}
+    assert not folder.has_begun()
+
+
+def test_overwriting_leaves_a_configuration_alone_that_is_linked_to(tmp_path: Path) -> None:
+    folder, other = begun(tmp_path / "run"), begun(tmp_path / "other")
+    (folder.path / "config.yaml").unlink()
+    (folder.path / "config.yaml").symlink_to(other.path / "config.yaml")
+    folder.begin({**CONFIG, "seed": 1}, MADE_OF, overwrite=True)
+    assert other.config() == CONFIG
+    assert folder.config() == {**CONFIG, "seed": 1}
+
+
+def test_a_link_to_an_empty_folder_stays(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    folder.checkpoint.unlink()
+    folder.checkpoint.parent.rmdir()
+    (tmp_path / "scratch").mkdir()
+    folder.checkpoint.parent.symlink_to(tmp_path / "scratch")
+    folder.begin_anew()
+    folder.begin(CONFIG, MADE_OF, overwrite=False)
+    assert folder.checkpoint.parent.is_symlink()
+
+
+def test_a_folder_in_which_not_all_could_be_removed_is_still_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = begun(tmp_path / "run")
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "last.ckpt":
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(InputError, match=r"^cannot write .*last\.ckpt: Permission denied$"):
+        folder.begin({**CONFIG, "seed": 1}, MADE_OF, overwrite=True)
+    monkeypatch.undo()
+    folder.check({**CONFIG, "seed": 1}, MADE_OF, resume=False, overwrite=True)
+    folder.begin({**CONFIG, "seed": 1}, MADE_OF, overwrite=True)
+    assert folder.config() == {**CONFIG, "seed": 1}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_trained_model_is_all_that_is_left_of_a_run_and_stays(tmp_path: Path, resume: bool) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(CONFIG, MADE_OF, overwrite=False)
+    folder.student.mkdir()
+    (folder.student / "model.json").write_text("{}")
+    line = "run holds a trained model and no checkpoint to go on from; give --overwrite to train it anew, or another"
+    with pytest.raises(InputError, match=line):
+        folder.check(CONFIG, MADE_OF, resume=resume, overwrite=False)
+    folder.check(CONFIG, MADE_OF, resume=False, overwrite=True)
+    folder.begin_anew()
+    folder.check(CONFIG, MADE_OF, resume=resume, overwrite=False)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("name", ["thesis.tex", "config.yaml"])
 def test_a_folder_with_other_files_is_refused_whatever_is_asked(tmp_path: Path, name: str, overwrite: bool) -> None:

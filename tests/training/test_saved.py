@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Counted
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,7 +27,7 @@ from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.training.evaluation import Evaluation
 from spkd.training.options import Request, Runtime
-from spkd.training.own_images import data_to_evaluate_on, load_image, own_data, real_images
+from spkd.training.own_images import data_to_evaluate_on, images_to_quantise_with, load_image, own_data, real_images
 from spkd.training.progress import Display
 from spkd.training.run import run
 from spkd.training.run_folder import MARK
@@ -183,6 +184,29 @@ def test_the_splits_are_the_run_s(teacher: Path) -> None:
     for split, count in (("train", 500), ("all", 1797)):
         measured = evaluate_saved(teacher, DataOptions(), split=split, teacher=None, accelerator="cpu", say=print)
         assert measured.images == count
+
+
+def test_an_evaluation_shows_how_much_of_it_is_done(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown, given = Counted(), {"split": "test", "teacher": None, "accelerator": "cpu", "say": print}
+    measured = evaluate_saved(teacher, DataOptions(), **given, display=shown)
+    assert shown.steps == [("evaluating", 1000), 256, 512, 768, 1000]
+    assert evaluate_saved(teacher, DataOptions(), **given) == measured
+    assert capsys.readouterr().err == ""
+
+
+def test_at_most_ten_thousand_images_are_compared_evenly_spread(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    val = load_data(DataOptions()).val
+    said: list[str] = []
+    _, labelled, number = images_to_quantise_with(teacher, DataOptions(), said.append)
+    assert (number, sum(len(targets) for _, targets in labelled), said) == (len(val), len(val), [])
+    monkeypatch.setattr("spkd.training.own_images.COMPARED", 5)
+    _, labelled, number = images_to_quantise_with(teacher, DataOptions(), said.append)
+    pixels, targets = next(labelled)
+    places = [0, 74, 148, 222, 296]
+    assert (number, len(val)) == (5, 297)
+    assert targets.tolist() == val.targets[places].tolist()
+    assert torch.equal((255 * pixels).round().byte(), torch.stack([val.image(place) for place in places]))
+    assert said == ["compared on 5 of the 297 validation images, evenly spread"]
 
 
 def test_a_network_agrees_with_itself(teacher: Path) -> None:

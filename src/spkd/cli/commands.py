@@ -164,17 +164,19 @@ def evaluate(options: Namespace) -> int:
     from spkd.training.progress import display
     from spkd.training.saved import evaluate_saved
 
+    shown = display()
     measured = evaluate_saved(
         options.network,
         data_to_evaluate_on(options.network, options.weights, _pick(DataOptions, options)),
         split=options.split,
         teacher=options.teacher,
         accelerator=options.accelerator,
-        say=display().say,
+        say=shown.say,
         weights=options.weights,
         normalisation=options.normalisation,
         save=options.save,
         out=options.out,
+        display=shown,
     )
     _print(evaluation_table(measured, per_class=options.per_class))
     for what, where in (("saved in", options.save), ("written:", options.out)):
@@ -186,6 +188,7 @@ def evaluate(options: Namespace) -> int:
 def predict(options: Namespace) -> int:
     """Classify images by a saved network."""
     from spkd.training.prediction import predict as classify
+    from spkd.training.progress import display
 
     if options.out is not None:
         require_writable(Path(options.out))
@@ -196,6 +199,7 @@ def predict(options: Namespace) -> int:
         accelerator=options.accelerator,
         workers=options.workers,
         skip_bad_images=options.skip_bad_images,
+        display=display(),
     )
     for note in found.notes:
         print(printable(note), file=sys.stderr)
@@ -264,6 +268,7 @@ def _export_int8(options: Namespace) -> int:
     from spkd.export import export_path
     from spkd.quantisation import export_int8
     from spkd.report.networks import int8_table, int8_text
+    from spkd.training.counting import counting
     from spkd.training.own_images import images_to_quantise_with, own_data, real_images
     from spkd.training.progress import display
 
@@ -274,7 +279,8 @@ def _export_int8(options: Namespace) -> int:
     # Before the images, which may take long.
     export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
     data = own_data(options.folder, _pick(DataOptions, options))
-    calibration, labelled = images_to_quantise_with(options.folder, data, say=display().say)
+    shown = display()
+    calibration, labelled, number = images_to_quantise_with(options.folder, data, say=shown.say)
     report = export_int8(
         options.folder,
         options.out,
@@ -283,6 +289,7 @@ def _export_int8(options: Namespace) -> int:
         labelled=labelled,
         tolerance=options.tolerance,
         weight_bits=options.weight_bits or WEIGHT_BITS,
+        shown=counting(shown, "comparing", number),
     )
     _print(int8_table(report))
     _say(int8_text(report))

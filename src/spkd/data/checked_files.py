@@ -19,6 +19,8 @@ SMALL = 96
 """Greatest side length, in pixels, of what counts as a small image."""
 MEMORY_LIMIT = 2 * 2**30
 """Greatest number of bytes that a set of small images may take in memory."""
+LOOKED_AT = 16
+"""Of how many files the size is looked at where they are too many for that."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class CheckedFiles:
         images: in memory when all are squares of one size of at most ``SMALL`` pixels, else as files.
         kept: places of the images in the list that was given, int64, shape (len(images),).
         notes: what was left out.
+        notes_of_size: what to know in training of small images that are too many for the memory.
     """
 
     images: Images
     kept: Tensor
     notes: tuple[str, ...]
+    notes_of_size: tuple[str, ...] = ()
 
 
 def open_files(paths: Sequence[str], targets: Sequence[int], skip_bad: bool) -> CheckedFiles:
@@ -55,7 +59,7 @@ def open_files(paths: Sequence[str], targets: Sequence[int], skip_bad: bool) -> 
     kept_targets = torch.tensor(targets, dtype=torch.int64)[kept]
     kept_paths = [paths[place] for place in kept.tolist()]
     if pixels is None:
-        return CheckedFiles(FileImages(kept_paths, kept_targets), kept, notes)
+        return CheckedFiles(FileImages(kept_paths, kept_targets), kept, notes, _notes_of_size(paths))
     return CheckedFiles(MemoryImages(pixels, kept_targets, kept_paths), kept, notes)
 
 
@@ -64,11 +68,8 @@ def _decode_small(paths: Sequence[str]) -> tuple[Tensor | None, list[str | None]
 
     There are no pixels when the images are not all small squares of one size, or too many for the memory.
     """
-    first = next((size for size in map(header_size, paths) if size is not None), None)
-    if first is None or first[0] != first[1] or first[0] > SMALL:
-        return None, []
-    size = first[0]
-    if 3 * size * size * len(paths) > MEMORY_LIMIT:
+    size = _small_size(paths)
+    if size is None or _bytes(size, len(paths)) > MEMORY_LIMIT:
         return None, []
     found = map_files(partial(read_if_square, size=size), paths)
     if any(item is None for item in found):
@@ -78,6 +79,29 @@ def _decode_small(paths: Sequence[str]) -> tuple[Tensor | None, list[str | None]
         return None, []
     stacked = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return stacked, [item if isinstance(item, str) else None for item in found]
+
+
+def _small_size(paths: Sequence[str]) -> int | None:
+    """Return the side length of the first image that can be looked at; None where that is no small square."""
+    width, height = next((size for size in map(header_size, paths) if size is not None), (0, 0))
+    return width if 0 < width == height <= SMALL else None
+
+
+def _bytes(size: int, count: int) -> int:
+    return 3 * size * size * count
+
+
+def _notes_of_size(paths: Sequence[str]) -> tuple[str, ...]:
+    """Return a line where small images of one size are not held in memory because they are too many."""
+    size = _small_size(paths)
+    if size is None or _bytes(size, len(paths)) <= MEMORY_LIMIT:
+        return ()
+    if any(found not in (None, (size, size)) for found in map(header_size, paths[:: -(-len(paths) // LOOKED_AT)])):
+        return ()
+    return (
+        f"{len(paths):,} images of {size} × {size} pixels are too many to be held in memory, and are read from their "
+        f"files in every epoch: --image_size {size} shows them at that size, with --view whole evaluation as they are",
+    )
 
 
 def _judge(paths: Sequence[str], faults: Sequence[str | None], skip_bad: bool) -> tuple[str, ...]:

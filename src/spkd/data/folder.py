@@ -322,7 +322,7 @@ def _open_splits(
     empty = next((split for split, images in parts.items() if not len(images)), None)
     if empty is not None:
         raise InputError(f"data: none of the {len(listings[empty].paths)} images of the {empty} set can be read")
-    return parts, opened.notes
+    return parts, (*opened.notes, *opened.notes_of_size)
 
 
 def _missing_classes(parts: Mapping[str, Images], classes: tuple[str, ...]) -> list[str]:

@@ -214,7 +214,7 @@ def _contents(dataset: Any, skip_bad: bool) -> tuple[Images, tuple[str, ...]]:
     # Some sets list files in the order in which the disk gives them.
     ordered = sorted(zip((str(path) for path in paths), (int(target) for target in targets), strict=True))
     opened = open_files([path for path, _ in ordered], [target for _, target in ordered], skip_bad)
-    return opened.images, opened.notes
+    return opened.images, (*opened.notes, *opened.notes_of_size)
 
 
 def _first(dataset: Any, *names: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from spkd.studies.side_by_side import alone_request, request_with_teacher, teach
 from spkd.studies.state import planned, read_running
 from spkd.studies.tasks import Recording, Task
 from spkd.studies.work import tape_folder
+from spkd.training.devices import make_fabric
 from spkd.training.identity import input_paths
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
@@ -65,14 +67,15 @@ def compare(
         if with_teacher is None:
             return None
         request = with_teacher
-    requests, data_name, warnings = _requests(request, methods, out, overwrite)
+    here = runtime if options.ray is None else None
+    requests, data_name, warnings = _requests(request, methods, out, here, overwrite=overwrite)
     for warning in warnings:
         display().say(warning)
     tasks = _tasks(requests, seeds)
     if overwrite:
         options = replace(options, retry_failed=True)
-        _begin_anew(tasks, out)
-    state = run_study(tasks, out, options, runtime.until(deadline), display())
+    anew = partial(_begin_anew, tasks, out) if overwrite else None
+    state = run_study(tasks, out, options, runtime.until(deadline), display(), first=anew)
     state.raise_failure(out)
     if state.missing:
         return None
@@ -150,15 +153,20 @@ def _baseline(methods: Sequence[str], against: str | None) -> str:
 
 @keeping_last()
 def _requests(
-    request: Request, methods: Sequence[str], out: Path, overwrite: bool
+    request: Request, methods: Sequence[str], out: Path, here: Runtime | None, *, overwrite: bool
 ) -> tuple[dict[str, Request], str, list[str]]:
     """Return each method's request, all with one image size and recipe, the data's name, and warnings; try each once.
 
+    ``here`` is how they run where that is on this machine.
+
     Raises:
-        InputError: as :func:`spkd.training.setup.set_up` does, and when ``out`` holds runs that are made of others.
+        InputError: as :func:`spkd.training.setup.set_up` does, when the device or its precision is not to be had here,
+            and when ``out`` holds runs that are made of others.
     """
     leading = next((method for method in methods if method != BASELINE), BASELINE)
     first = set_up(_with_method(request, leading))
+    if here is not None:
+        make_fabric(here, first.recipe.precision)
     requests = {method: _with_method(pinned(request, first), method) for method in methods}
     notes: list[str] = []
     for method, one in requests.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 
 def run_study(
-    tasks: Sequence[Task], folder: Path, options: RunnerOptions, runtime: Runtime, display: Display
+    tasks: Sequence[Task],
+    folder: Path,
+    options: RunnerOptions,
+    runtime: Runtime,
+    display: Display,
+    *,
+    first: Callable[[], object] | None = None,
 ) -> StudyState:
     """Run what is not finished of ``tasks`` in the study's ``folder`` and return what came of every task.
 
@@ -33,7 +39,8 @@ def run_study(
     interrupted goes on, one that has failed is left alone unless ``options.retry_failed``. A task whose process dies
     is begun again up to :data:`~spkd.studies.schedule.ATTEMPTS` times. ``runtime.max_time`` is the time for all
     together; then, and on SIGINT or SIGTERM, nothing more is begun, and what is running is stopped with checkpoints.
-    Several calls may work in one folder at a time: a task that another one has begun is waited for.
+    Several calls may work in one folder at a time: a task that another one has begun is waited for. ``first`` is called
+    before anything is looked at or begun, once all that this refuses has been refused.
 
     Raises:
         InputError: for a task's name that comes twice, a tape of the user's own, a folder that cannot be written, a
@@ -49,6 +56,8 @@ def run_study(
         tasks = _without_recordings(tasks)
     workers = _workers(options, runtime, len(tasks))
     save_plan(tasks, folder)
+    if first is not None:
+        first()
     finished, failed = _earlier(tasks, folder, options)
     schedule = Schedule(tasks, finished, failed)
     with display:

@@ -31,6 +31,8 @@ SPLITS = ("test", "val", "train", "all")
 """On what a network may be evaluated; all is the three together."""
 CALIBRATION = 512
 """Images that the ranges of a quantised network's activations are taken from, at most."""
+COMPARED = 10_000
+"""Images that a quantised network is compared on, at most: an error is sure to half a point then."""
 Batches = Iterator[tuple[Tensor, Tensor]]
 _NOT_OF_A_RUN = {"image_size", "download", "workers"}
 
@@ -177,14 +179,16 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
 
 def images_to_quantise_with(
     folder: str | Path, options: DataOptions, say: Callable[[str], None]
-) -> tuple[Iterator[Tensor], Batches]:
+) -> tuple[Iterator[Tensor], Batches, int]:
     """Return training images to calibrate with and labelled validation images, as the network in ``folder`` takes them.
 
-    The training images are up to ``CALIBRATION`` in number, evenly spread over the set, and without augmentation.
-    ``say`` is given a line where the images are of some of the network's classes only, or have changed since training.
+    They are up to ``CALIBRATION`` and ``COMPARED`` in number, evenly spread over their sets, and without augmentation.
+    ``say`` is given a line where the images are of some of the network's classes only, have changed since training, or
+    are not all of the validation images.
 
     Returns:
-        Batches (n, channels, h, w) in [0, 1], and pairs of such batches and targets, numbered as the network does.
+        Batches (n, channels, h, w) in [0, 1]; pairs of such batches and targets, numbered as the network does; and how
+        many images these have.
 
     Raises:
         InputError: when there is no such network, or it does not know the images.
@@ -192,12 +196,21 @@ def images_to_quantise_with(
     info = saved_info(folder)
     data = load_data(options)
     _check_channels(info, data, options)
-    places = torch.linspace(0, len(data.train) - 1, min(CALIBRATION, len(data.train))).round().long()
     if images_changed(folder, data, options):
         say(f"warning: the images have changed since {folder} was trained; errors may be of ones that it has learnt")
-    labelled = numbered_as(info, data.val, data, say)
-    calibration, validation = (_seen(images, info, options.workers) for images in (data.train.select(places), labelled))
-    return (pixels for pixels, _ in calibration), validation
+    labelled = _evenly(numbered_as(info, data.val, data, say), COMPARED)
+    if len(labelled) < len(data.val):
+        say(f"compared on {len(labelled):,} of the {len(data.val):,} validation images, evenly spread")
+    learnt = _evenly(data.train, CALIBRATION)
+    calibration, validation = (_seen(images, info, options.workers) for images in (learnt, labelled))
+    return (pixels for pixels, _ in calibration), validation, len(labelled)
+
+
+def _evenly(images: Images, most: int) -> Images:
+    """Return up to so many of the images, evenly spread."""
+    if len(images) <= most:
+        return images
+    return images.select(torch.linspace(0, len(images) - 1, most, dtype=torch.float64).round().long())
 
 
 def _seen(images: Images, info: ModelInfo, workers: int | None) -> Batches:

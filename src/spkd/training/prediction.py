@@ -17,9 +17,11 @@ from spkd.files import csv_text, is_utf8
 from spkd.models.exported import load_either
 from spkd.modes import evaluating
 from spkd.training.batches import batches_for
+from spkd.training.counting import counting
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import check_finite, logits_on
 from spkd.training.options import Runtime
+from spkd.training.progress import Display
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def predict(
     accelerator: str = "auto",
     workers: int | None = None,
     skip_bad_images: bool = False,
+    display: Display | None = None,
 ) -> Predictions:
     """Classify images by the network in the folder or exported ONNX file ``network``.
 
@@ -117,6 +120,7 @@ def predict(
         workers: processes that read files (None: as many as threads compute, from 2 to 8, but no more than there are
             processors).
         skip_bad_images: leave out files that cannot be read.
+        display: shows how many are done (None: nothing does).
 
     Raises:
         InputError: when there is no such network or file, no image, one that cannot be read, or a logit is not finite.
@@ -131,12 +135,14 @@ def predict(
     paths = [paths[place] for place in opened.kept.tolist()]
     batches = batches_for(info, opened.images, device, workers=workers)
     found: list[tuple[list[float], list[int]]] = []
-    with evaluating(classifier), torch.no_grad():
+    shown = counting(display or Display(), "predicting", len(paths))
+    with evaluating(classifier), torch.no_grad(), shown as count:
         for pixels, _ in batches:
             logits = logits_on("model", classifier, pixels)
             check_finite("model", logits)
             largest = logits.softmax(1).topk(min(top, len(info.classes)), dim=1)
             found.extend(zip(largest.values.tolist(), largest.indices.tolist(), strict=True))
+            count(len(pixels))
     predictions = tuple(
         Prediction(path, tuple(info.classes[place] for place in places), tuple(shares))
         for path, (shares, places) in zip(paths, found, strict=True)

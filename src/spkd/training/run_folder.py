@@ -20,7 +20,6 @@ MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FIL
 _IDENTITY = "# Made of: "
 
 OWN_FILES = (
-    "config.yaml",
     "metrics.csv",
     "result.json",
     "checkpoints/last.ckpt",
@@ -29,7 +28,11 @@ OWN_FILES = (
     "student/model.json",
     "tensorboard/events.out.tfevents.*",
 )
-"""What a run writes; ``--overwrite`` removes these and folders that they leave empty, and nothing else."""
+"""What a run writes beside ``config.yaml``.
+
+``--overwrite`` removes these and folders that they leave empty, and nothing else; of a link the link itself, and not
+what it leads to.
+"""
 
 NOT_SAID = {
     "no_flip": False,
@@ -60,6 +63,11 @@ class RunFolder:
     def student(self) -> Path:
         """The folder of the saved model, there once the run has finished."""
         return self.path / "student"
+
+    @property
+    def _model(self) -> Path:
+        """What tells of the saved model."""
+        return self.student / "model.json"
 
     @property
     def tensorboard(self) -> Path:
@@ -109,7 +117,8 @@ class RunFolder:
         """Refuse a folder that no run may be written to.
 
         Raises:
-            InputError: when it already holds a run and neither flag is given, or when it holds something else.
+            InputError: when it already holds a run and neither flag is given, when it holds something else, or, unless
+                it is to be overwritten, when a trained model is all that it holds of a run.
         """
         if resume and overwrite:
             raise InputError("--overwrite excludes --resume and --finish: give one")
@@ -120,6 +129,11 @@ class RunFolder:
         if self.has_begun() and not (resume or overwrite):
             ways = "--resume" if (self.path / "result.json").exists() else "--resume or --finish"
             raise InputError(f"{self.path} already holds a run: give {ways}, --overwrite, or another --out")
+        if self.config() is not None and not (self.has_begun() or overwrite) and self._model.exists():
+            raise UnusableFolder(
+                f"{self.path} holds a trained model and no checkpoint to go on from",
+                "give --overwrite to train it anew, or another --out",
+            )
 
     def begin(self, config: Mapping[str, Any], identity: str, *, overwrite: bool) -> None:
         """Write ``config.yaml``, for a new run after removing an earlier run's files.
@@ -134,20 +148,34 @@ class RunFolder:
                 return
         else:
             for pattern in OWN_FILES:
-                for path in self.path.glob(pattern):
-                    _remove(path)
+                for path in list(self.path.glob(pattern)):
+                    self._remove(path)
+            if (self.path / "config.yaml").is_symlink():  # it would be written through
+                self._remove(self.path / "config.yaml")
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         write_text_atomically(self.path / "config.yaml", f"{MARK}\n{_IDENTITY}{identity}\n{text}")
 
     def begin_anew(self) -> None:
-        """Have the next run in this folder begin anew, whatever it goes on from: remove result and checkpoint.
+        """Have the next run in this folder begin anew: remove result, checkpoint and what makes weights a saved model.
 
         Raises:
             InputError: when a file cannot be removed.
         """
         if self.config() is not None:
-            for path in (self.path / "result.json", self.checkpoint):
-                _remove(path)
+            for path in (self.path / "result.json", self.checkpoint, self._model):
+                if path.exists():
+                    self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        """Remove a file of the run, and its folder if that is then empty; where a link leads to it, the link alone."""
+        folders = [self.path / part for part in reversed(path.relative_to(self.path).parents)][1:]
+        link = next((folder for folder in folders if folder.is_symlink()), None)
+        try:
+            (link or path).unlink(missing_ok=True)
+            if path.parent in folders and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
 
     def has_begun(self) -> bool:
         """Return whether there is a run to go on with, or its result: one that was refused at once leaves neither."""
@@ -243,16 +271,3 @@ def refuse_inputs(option: str, path: Path, inputs: Mapping[str, str | None]) -> 
 def _holds_files(path: Path) -> bool:
     beside = (TASK_LOG, FAILED, RUNNING)
     return any(not entry.name.startswith(".") and entry.name not in beside for entry in path.iterdir())
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-        if (
-            path.parent.is_dir()
-            and path.parent.name in ("checkpoints", "student", "tensorboard", "export")
-            and not any(path.parent.iterdir())
-        ):
-            path.parent.rmdir()
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error

@@ -23,6 +23,7 @@ from spkd.models.weights import refuse_unreadable
 from spkd.models.weights_source import model_defaults
 from spkd.outputs import are_probabilities
 from spkd.training.batches import batches_for
+from spkd.training.counting import counting
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Evaluation, evaluate
 from spkd.training.identity import data_place
@@ -30,6 +31,7 @@ from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Runtime
 from spkd.training.own_images import SPLITS, numbered_as, part_of
 from spkd.training.prediction import Answers
+from spkd.training.progress import Display
 from spkd.training.run_folder import config_of, images_changed
 from spkd.training.seen import STREAMED_SIZE
 
@@ -46,6 +48,7 @@ def evaluate_saved(
     normalisation: str | None = None,
     save: str | None = None,
     out: str | None = None,
+    display: Display | None = None,
 ) -> Evaluation:
     """Evaluate a network on one split of ``options``' images.
 
@@ -55,7 +58,7 @@ def evaluate_saved(
     apart. ``say`` is given a line for what is to be known of the images and of the network, as how quick an exported
     file is here; one when the images of the run's own data are no longer those that it was trained with. A network with
     ``weights`` is kept in the new folder ``save``, as one of a saved model. Into the file ``out`` goes what the network
-    said of each image.
+    said of each image. A ``display`` shows how many are done.
 
     Raises:
         InputError: when there is no such network, its classes are not those of the images, there is no such split, or
@@ -103,12 +106,15 @@ def evaluate_saved(
     answers = None if out is None else Answers(images, classifier.info.classes)
     probable: list[bool] = []
 
-    def each(logits: Tensor, targets: Tensor, said: Tensor | None) -> None:
-        probable.append(are_probabilities(logits))
-        if answers is not None:
-            answers.add(logits, targets, said)
+    with counting(display or Display(), "evaluating", len(images)) as count:
 
-    measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
+        def each(logits: Tensor, targets: Tensor, said: Tensor | None) -> None:
+            probable.append(are_probabilities(logits))
+            if answers is not None:
+                answers.add(logits, targets, said)
+            count(len(targets))
+
+        measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
     if all(probable):
         say(
             "warning: the network puts out probabilities, of which the softmax is taken again, here and in `predict`; "
