@@ -12,7 +12,8 @@ from torchvision.transforms import v2
 from spkd.data.augment import pad_reflect, resize
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.seeds import mixed_seed
-from spkd.data.stream import TrainStream, _tell_of_memory, evaluation_batches
+from spkd.data.stream import TrainStream, evaluation_batches
+from spkd.data.views import _tell_of_memory
 from spkd.errors import InputError, RunFailed
 
 CPU = torch.device("cpu")
@@ -308,6 +309,16 @@ class TestEvaluation:
         assert [len(targets) for _, targets in batches] == [4, 4, 2]
         assert torch.equal(torch.cat([targets for _, targets in batches]), images.targets)
         assert torch.allclose(torch.cat([views for views, _ in batches]), images.pixels / 255, atol=1e-7)
+
+    @pytest.mark.parametrize("view", ["whole", "centre"])
+    def test_batches_are_dealt_out_in_turn(self, view):
+        options = {"image_size": 16, "batch_size": 3, "device": CPU, "view": view}
+        whole = list(evaluation_batches(memory_images(10), **options))
+        for count in (2, 3, 5):
+            parts = [list(evaluation_batches(memory_images(10), **options, part=(one, count))) for one in range(count)]
+            assert sum(map(len, parts)) == len(whole) == 4
+            for place, batch in enumerate(whole):
+                assert all(map(torch.equal, parts[place % count][place // count], batch))
 
     def test_images_of_another_size_are_resized(self):
         views, _ = next(evaluation_batches(memory_images(), image_size=24, batch_size=4, device=CPU))

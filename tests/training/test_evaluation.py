@@ -190,6 +190,21 @@ def test_top1_error_equals_the_full_evaluations() -> None:
     assert evaluate(model, in_batches(targets, 5), list("abcd")).top1_error == 100 * wrong / 23
 
 
+@pytest.mark.parametrize("processes", [2, 7])
+def test_the_top1_error_of_a_part_is_that_of_all(processes: int) -> None:
+    """With seven processes two of them have no batch."""
+    targets, counts = torch.randint(4, (23,), generator=torch.Generator().manual_seed(0)), []
+    batches = in_batches(targets, 5)
+    model = Lookup(torch.randn(23, 4, generator=torch.Generator().manual_seed(1)))
+    for place in range(processes):
+        top1_error(model, batches[place::processes], lambda own: counts.append(own) or torch.tensor([0, 1]))
+    total = torch.stack(counts).sum(0)
+    assert int(total[1]) == 23
+    assert top1_error(model, batches[:1], lambda own: total) == top1_error(model, batches)
+    with pytest.raises(InputError, match="image"):
+        top1_error(model, [], lambda own: own)
+
+
 def test_an_image_with_a_nan_logit_is_an_error() -> None:
     logits = torch.tensor([[math.nan, 0.0], [1.0, 0.0]])
     assert top1_error(Lookup(logits), in_batches(torch.tensor([0, 0]), 2)) == 50.0

@@ -1,5 +1,6 @@
 """Several real processes with one batch: the same weights as one process, and an end when one of them ends."""
 
+import json
 import os
 import re
 import signal
@@ -16,7 +17,9 @@ import torch
 from helpers import wait_for
 from safetensors.torch import load_file
 
+from spkd.data.options import DataOptions
 from spkd.training.devices import AGREE_EVERY
+from spkd.training.saved import evaluate_saved
 
 PLAIN = '''
 """A network without batch norm, whose gradients do not depend on how a batch is divided."""
@@ -122,6 +125,18 @@ def test_two_processes_end_with_the_weights_of_one_with_a_tape_and_a_stop_too(
     for path in (tmp_path / "of_one").glob("*.data"):
         one, two = (np.fromfile(tmp_path / tape / path.name, np.float32) for tape in ("of_one", "tape"))
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_an_error_is_that_of_the_network_that_is_saved(tmp_path: Path) -> None:
+    """Each process sees a part of the validation images, and its batch norms have statistics of its own before."""
+    arguments = ["--model", "wrn-10-1", "--epochs", "1", "--devices", "2", "--accelerator", "cpu"]
+    run = command(*arguments, "--out", str(tmp_path / "run"), of=("train",))
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    own = evaluate_saved(tmp_path / "run", DataOptions(), split="val", teacher=None, accelerator="cpu", say=print)
+    assert result["images"]["val"] == own.images > 256, "one batch would leave nothing to one of them"
+    assert result["val_error"] == own.top1_error
 
 
 def test_weights_on_which_no_loss_depends_stay_as_they_are_in_several_processes_too(

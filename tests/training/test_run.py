@@ -1109,3 +1109,24 @@ def test_a_teacher_can_see_larger_images_than_the_student(tiny: str, teacher: Pa
             set_up(replace(request, teacher_size=size))
     with pytest.raises(InputError, match="--teacher_size: there is no teacher"):
         Request(model=tiny, teacher_size=16)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_step_is_rehearsed_in_the_precision_of_the_steps(
+    precision: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a batch that just fits in the memory would be refused; what the teacher says is never rounded."""
+    seen = {}
+    for name in ("check", "remember"):
+        really = getattr(Distiller, name)
+
+        def watched(self: Distiller, *given: Any, name: str = name, really: Any = really) -> Any:
+            seen.setdefault(name, torch.is_autocast_enabled("cpu"))
+            return really(self, *given)
+
+        monkeypatch.setattr(Distiller, name, watched)
+    request = Request(
+        model="wrn-10-1", teacher=str(teacher), method="sp", overrides={"epochs": 1, "precision": precision}
+    )
+    run(request, tmp_path / "run", Runtime(accelerator="cpu", max_time="0"), Display())
+    assert seen == {"remember": False, "check": precision == "bf16-mixed"}

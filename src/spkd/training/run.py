@@ -292,7 +292,7 @@ def _look_first(
 def _few(
     distiller: Distiller, stream: TrainStream, player: Player | None
 ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
-    """Return images and targets that a run begins with, and what the teacher says of them: all of a batch from a tape."""
+    """Return images and targets that a run begins with, and the teacher's words on them: a whole batch with a tape."""
     images, targets, shown = first_batch(stream)
     if player is not None:
         return images, targets, player(0, shown)
