@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -55,4 +54,6 @@ class Crowding:
 
 def _times_put_off() -> int:
     """Return how many times this process's threads have been put off a core that they had a use for."""
+    import resource  # which Windows has not
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

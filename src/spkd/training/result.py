@@ -88,11 +88,14 @@ def _teacher_precision(setup: Setup, distiller: Distiller) -> str | None:
 
 def software() -> dict[str, str]:
     """Return the versions that a result depends on."""
-    names = ("torch", "torchvision", "timm", "lightning-fabric")
+    import lightning_fabric
+
     return {
         "spkd": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in names},
+        **{name: version(name) for name in ("torch", "torchvision", "timm")},
+        # Not by the name of its package: conda has it as a part of pytorch-lightning.
+        "lightning-fabric": str(lightning_fabric.__version__),  # type: ignore[attr-defined]
     }
 
 
