@@ -24,7 +24,7 @@ from spkd.losses.base import DistillationLoss
 from spkd.losses.objective import UNLABELLED, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
 from spkd.losses.soft_targets import SoftTargetLoss
-from spkd.processes import divide
+from spkd.processes import divide, first_said, share_buffers
 from spkd.taps import Activations, TapPair
 
 PAIR = TapPair("2", "2")
@@ -202,6 +202,11 @@ def work(rank: int, processes: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     found: dict[str, Any] = {"errors": errors(processes, rank), "gathered": gathered(processes, rank)}
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]
+    norm.register_buffer("table", torch.full((2, 3, 4, 5), rank + 1).to(memory_format=torch.channels_last))
+    share_buffers(norm)
+    found["shared"] = [*norm.buffers(), first_said([] if rank == 0 else [f"process {rank}"])]
     for method in METHODS:
         found[method] = [train(method, processes, rank, *way) for way in WAYS]
     found["learns"] = train("learns", processes, rank, "distiller")
@@ -283,6 +288,15 @@ def test_what_is_gathered_is_differentiated_once_and_twice(results: list[dict[st
         for kind, values in zip(KINDS, found["gathered"][3:], strict=True):
             assert values.dtype == kind
             assert torch.equal(values, whole.to(kind))
+
+
+def test_buffers_are_the_first_one_s_and_texts_the_first_that_is_said(results: list[dict[str, Any]]) -> None:
+    for found in results:
+        mean, _, _, table, text = found["shared"]
+        assert mean.tolist() == [1.0] * 3
+        assert torch.equal(table, torch.ones(2, 3, 4, 5, dtype=torch.int64))
+        assert table.is_contiguous(memory_format=torch.channels_last)
+        assert text == "process 1"
 
 
 def test_one_process_has_no_division() -> None:

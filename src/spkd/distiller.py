@@ -258,7 +258,8 @@ class Distiller(nn.Module):
             for name, logits in self.objective.softened(student, targets, said):
                 check_logits(name, logits)
             counted = {"ce", *(term.name for term in self.objective.terms if term.weight)}
-            check_terms(self.student, {name: value for name, value in values.items() if name in counted}, division)
+            with torch.autocast(images.device.type, enabled=False):  # backwards, as in a training
+                check_terms(self.student, {name: value for name, value in values.items() if name in counted}, division)
 
     def unused_parameters(
         self, images: Tensor, targets: Tensor | None, remembered: Mapping[str, Tensor] | Remembered | None = None
@@ -275,7 +276,8 @@ class Distiller(nn.Module):
         with undisturbed(self, self.student, self._student_taps, images.device):
             student, said, division = self._run(images, remembered)
             total = self.objective(student, targets, said, division).total
-            return unused(trainable, total, division)
+            with torch.autocast(images.device.type, enabled=False):
+                return unused(trainable, total, division)
 
     def close(self) -> None:
         """Take the hooks off both networks; the distiller cannot be used with taps afterwards.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Collection, Iterable
 
 
@@ -28,6 +29,10 @@ class UnusableFolder(InputError):
 
     def __str__(self) -> str:
         return "; ".join(self.args)
+
+
+class NoRoom(InputError):
+    """A disk has too little room for a tape."""
 
 
 class UnreadableImage(InputError):
@@ -66,10 +71,17 @@ def one_line(error: BaseException) -> str:
 def printable(line: str) -> str:
     r"""Return a line as a terminal is to be given it: what would not be seen there, but done, is written as in Python.
 
+    That is control characters, line breaks, half of a sign, and what turns the direction of writing.
+
     >>> printable("Füße, 猫.jpg"), printable("\x1b[2J\n.jpg")
     ('Füße, 猫.jpg', '\\x1b[2J\\n.jpg')
     """
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+    return "".join(repr(sign)[1:-1] if _is_done(sign) else sign for sign in line)
+
+
+def _is_done(sign: str) -> bool:
+    is_direction = "\u202a" <= sign <= "\u202e" or "\u2066" <= sign <= "\u2069"
+    return is_direction or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

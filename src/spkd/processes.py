@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,3 +48,10 @@ def share_buffers(network: nn.Module) -> None:
         shared = buffer.contiguous()
         distributed.broadcast(shared, 0)
         buffer.copy_(shared)
+
+
+def first_said(own: Sequence[str]) -> str:
+    """Return the first text that any process has, which one must: all of them get the same."""
+    said: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(said, list(own))
+    return next(text for texts in said for text in texts)

@@ -1,5 +1,6 @@
 """Many files are decoded once, and again where one has changed."""
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 from spkd.data import faults
 from spkd.data.decoding import decoding_fault
 from spkd.data.faults import faults_of
+from spkd.errors import InputError
 from spkd.files import locked
 
 
@@ -49,9 +51,11 @@ def expected(count: int = 5) -> list[str | None]:
     return ["not an image, or of an unknown format" if place == 2 else None for place in range(count)]
 
 
-def test_what_was_found_holds_until_a_file_changes(decoded: list[str], paths: list[str]) -> None:
+def test_what_was_found_holds_until_a_file_changes(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
     assert faults_of(paths) == expected()
     assert sorted(decoded) == paths
+    record = next((tmp_path / "cache").rglob("unreadable.json"))
+    assert json.loads(record.read_text()) == {"unreadable": [paths[2]]}
     decoded.clear()
     assert faults_of(paths) == expected()
     assert decoded == [paths[2]], "what could not be read is tried again"
@@ -72,20 +76,50 @@ def test_what_was_found_holds_until_a_file_changes(decoded: list[str], paths: li
     assert sorted(decoded) == paths[:4], "another list of files"
 
 
-def test_of_few_files_and_of_what_cannot_be_looked_at_nothing_is_kept(
-    decoded: list[str], paths: list[str], tmp_path: Path
-) -> None:
+def test_of_few_files_nothing_is_kept(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
     assert faults_of(paths[:3]) == expected(3)
-    assert faults_of([*paths, f"{tmp_path}/none.png"]) == [*expected(), "No such file or directory"]
-    assert len(decoded) == 9
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
-    (tmp_path / "cache").write_bytes(b"")
+def test_a_dead_link_is_one_that_cannot_be_read(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("nowhere.png")
+    for count in (6, 2):
+        decoded.clear()
+        assert faults_of([*paths, f"{tmp_path}/link.png"]) == [*expected(), "No such file or directory"]
+        assert len(decoded) == count
+    noise(0, 4, 4).save(tmp_path / "nowhere.png")
+    decoded.clear()
+    assert faults_of([*paths, f"{tmp_path}/link.png"]) == [*expected(), None]
+    assert len(decoded) == 6
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    there: bool,
+    decoded: list[str],
+    paths: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if there:  # the folder, in which another user's process has its lock
+        faults_of(paths)
+        next((tmp_path / "cache").rglob("unreadable.json")).unlink()
+        next((tmp_path / "cache").rglob(".lock")).unlink()
+        decoded.clear()
+
+        def refuse(*given: object, **named: object) -> None:
+            raise InputError("cannot write")
+
+        monkeypatch.setattr(faults, "locked", refuse)
+        monkeypatch.setattr(faults, "write_json_atomically", refuse)
+        monkeypatch.setattr("os.access", lambda *given: False)
+    else:
+        (tmp_path / "cache").write_bytes(b"")
     for _ in range(2):
         assert faults_of(paths) == expected()
     assert len(decoded) == 10
+    assert caplog.messages == []
 
 
 def test_files_of_another_working_folder_are_others(
@@ -107,14 +141,20 @@ def test_one_process_decodes_and_another_waits_for_it(
     decoded: list[str], paths: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults_of(paths)
-    decoded.clear()
     (folder,) = (tmp_path / "cache" / "spkd" / "checked").iterdir()
+    kept = (folder / "unreadable.json").read_bytes()
+    with locked(folder, wait=True):
+        faults_of(paths)
+    assert caplog.messages == [], "what is known is not waited for"
+    (folder / "unreadable.json").unlink()
+    decoded.clear()
     found: list[list[str | None]] = []
     waiting = threading.Thread(target=lambda: found.append(faults_of(paths)))
     with locked(folder, wait=True):
         waiting.start()
         waiting.join(0.5)
         assert not found
+        (folder / "unreadable.json").write_bytes(kept)
     waiting.join(20)
     assert found == [expected()]
     assert decoded == [paths[2]]

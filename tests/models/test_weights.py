@@ -129,6 +129,15 @@ def test_refuses_what_is_compressed_inside(tmp_path: Path) -> None:
     assert "is compressed inside" in one_line(path)
 
 
+def test_an_old_file_is_no_archive_whatever_its_numbers_are(tmp_path: Path) -> None:
+    """An archive ends in such a sign, but begins otherwise."""
+    weight = torch.zeros(8)
+    weight.view(torch.uint8)[:4] = torch.tensor(list(b"PK\5\6"), dtype=torch.uint8)
+    torch.save({"fc.weight": weight}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert zipfile.is_zipfile(tmp_path / "old.pth") or b"PK\5\6" in (tmp_path / "old.pth").read_bytes()
+    assert torch.equal(read_tensors(tmp_path / "old.pth")["fc.weight"], weight)
+
+
 def test_refuses_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "page.pt").write_text("<html>404 not found</html>")
     (tmp_path / "empty.safetensors").write_bytes(b"")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ from spkd.studies.pool import Pool, visible_gpus
 from spkd.studies.runner import run_study
 from spkd.studies.state import StudyState, claimed, read_running, study_state
 from spkd.studies.tasks import Measurement, Recording, Task
-from spkd.studies.work import Job, Outcome, tape_folder
+from spkd.studies.work import Job, Outcome, carry_out, tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display, Lines
 from spkd.training.recording import record
@@ -221,7 +221,9 @@ def test_what_has_finished_is_known_on_a_machine_without_the_device(
     assert "epochs was 1, is 2" in refused.failed["network"]
 
 
-def test_a_refusal_names_what_helps_in_a_study(tiny: str, teacher: Path, tmp_path: Path) -> None:
+def test_a_refusal_names_what_helps_in_a_study(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And no option that its command lacks, nor another try, which would be refused too."""
     folder = tmp_path / "study"
     task = Task("network", Request(model=tiny, overrides={"epochs": 1}))
@@ -252,6 +254,11 @@ def test_a_refusal_names_what_helps_in_a_study(tiny: str, teacher: Path, tmp_pat
         r"another --out \(its task.log says more; --retry_failed tries again\)$",
         str(caught.value),
     )
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    larger = Task("larger", Recording(student(tiny, teacher), ("sp",)))
+    outcome = carry_out(Job(larger, str(folder), CPU, None))
+    assert outcome.failure is not None
+    assert outcome.failure.endswith(" or train for fewer epochs, or do without tapes by --no_tapes")
 
 
 def test_what_is_measured_is_measured_again_when_the_networks_are_others(

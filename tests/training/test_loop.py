@@ -353,3 +353,36 @@ def test_checkpoints_that_take_long_are_few(
     monkeypatch.setattr("spkd.training.loop.save_checkpoint", save)
     assert training.run("", 1.0, None)
     assert len(written) == saves, "the one at the end among them"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_an_image_that_one_process_cannot_read_ends_the_run_of_all_with_a_checkpoint(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the other process says is made up."""
+    training = made(tmp_path)
+    whole = training._validation
+    right: list[Tensor] = []
+
+    def fail() -> Iterator[tuple[Tensor, Tensor]]:
+        yield next(whole())
+        raise UnreadableImage("image a.png cannot be read (stale)")
+
+    def sum_of_all(fabric: Fabric, counts: Tensor) -> Tensor:
+        right.append(counts)
+        return counts + torch.tensor([1, 100, int(not own)])
+
+    monkeypatch.setattr("spkd.training.loop.share_buffers", lambda network: None)
+    monkeypatch.setattr("spkd.training.loop.sum_of_all", sum_of_all)
+    monkeypatch.setattr("spkd.training.loop.first_said", lambda said: (said or ["image b.png cannot be read"])[0])
+    monkeypatch.setattr(training, "_validation", fail if own else whole)
+    training._distiller.train()
+    training._step(next(training._stream.batches(0)))
+    with pytest.raises(UnreadableImage, match="a.png" if own else "b.png"):
+        training._error_of_all(lambda: False)
+    assert training._folder.checkpoint.exists()
+    monkeypatch.setattr(training, "_validation", whole)
+    own = True
+    error = training._error_of_all(lambda: False)
+    wrong, images, failed = right[-1].tolist()
+    assert (images, failed, error) == (297, 0, 100 * (wrong + 1) / 397)

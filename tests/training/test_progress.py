@@ -25,6 +25,20 @@ def test_lines_are_spaced_and_the_last_one_is_always_there(
     assert len(shown) == 10
 
 
+def test_of_what_takes_no_time_nothing_is_shown_in_brief(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for seconds, shown in ((0.4, []), (4.0, ["images: 3, 0:08 left", "images: 5, 0:00 left"])):
+        with Lines(brief=True) as lines:
+            lines.begin("images", steps=5, done=0)
+            for done in range(1, 6):
+                now[0] += seconds
+                lines.update(done, str(done))
+        assert capsys.readouterr().err.splitlines() == shown
+
+
 def test_the_time_left_counts_from_where_the_run_went_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,11 +56,11 @@ def test_a_bar_shows_its_text_and_lines_above_it() -> None:
     bar = Bar(Console(file=written, force_terminal=True, width=120))
     with bar:
         bar.say("recipe [digits]")
-        bar.begin("student sp", steps=10, done=0)
-        bar.update(10, "epoch 1/1, ce 0.5")
+        bar.begin("student [sp] of [/a]", steps=10, done=0)
+        bar.update(10, "epoch 1/1, [ce] 0.5 [/b]")
     assert "recipe [digits]" in written.getvalue()
-    assert "student sp" in written.getvalue()
-    assert "epoch 1/1, ce 0.5" in written.getvalue()
+    assert "student [sp] of [/a]" in written.getvalue()
+    assert "epoch 1/1, [ce] 0.5 [/b]" in written.getvalue()
 
 
 def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -214,8 +214,8 @@ def test_recording_that_is_stopped_goes_on(
             patched.setattr(TrainStream, "batches", batches)
             assert record(request(tiny, teacher), ["sp"], tape, CPU, Display()) is not None
         steps = [place for place in given if place != (0, 0)]  # with which the teacher is looked at first
-        # What is there is not read again: of the first epoch of eight steps all but one, of the second the last three.
-        assert steps == {"again": [(0, 1)] * 7 + [(1, 0)] * 8, "gap": [(1, 5)] * 3}[name]
+        # What is there is not read again: of the first epoch of eight steps all but one, then a step alone.
+        assert steps == {"again": [(0, 1)] * 7 + [(1, 0)] * 8, "gap": [(1, 5)]}[name]
         assert found.recorded(["similarity of body"], 16) == 16
         found.forget(8 + 5, ["similarity of body"])
         given.clear()
@@ -540,6 +540,18 @@ def test_a_teacher_s_error_in_another_view_is_not_taken_from_a_tape(tmp_path: Pa
     assert played["teacher_val_error"] == live["teacher_val_error"] is not None
     assert other.get("teacher_val_error") is None
     assert "teacher_error" not in other["test"]
+
+
+def test_a_teacher_s_errors_are_not_measured_twice(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    taped = replace(CPU, tape=str(tmp_path / "tape"))
+    first = trained(request(tiny, teacher), tmp_path / "first", taped)
+    described = json.loads((tmp_path / "tape" / "tape.json").read_text())
+    assert described["teacher"]["teacher_val_error"] == first["teacher_val_error"]
+    described["teacher"] |= {"teacher_val_error": 12.5, "teacher_test_error": 25.0}
+    (tmp_path / "tape" / "tape.json").write_text(json.dumps(described))
+    # By another method, for which the teacher is asked.
+    other = trained(request(tiny, teacher, method="kd"), tmp_path / "other", taped)
+    assert (other["teacher_val_error"], other["test"]["teacher_error"]) == (12.5, 25.0)
 
 
 def test_of_several_processes_all_ask_the_teacher_or_none(tiny: str, teacher: Path, tmp_path: Path) -> None:

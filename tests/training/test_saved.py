@@ -168,9 +168,13 @@ def test_a_folder_neither_downloads_nor_has_pickles_read_by_itself(tmp_path: Pat
     assert own_data(tmp_path / "run", {"data": "cifar10", "download": True}) == replace(plain, download=True)
     for named in ("cifar10?verify=false", "CIFAR-100?verify=False"):
         config.write_text(f"{MARK}\ndata: {named}\ndata_root: other\n")
-        with pytest.raises(InputError, match=r"^the images of .*run, .* in other, are pickles .* name them by --data$"):
+        with pytest.raises(
+            InputError, match=r"^the images of .*run, .* in other, are pickles .* by --data and --data_root$"
+        ):
             own_data(tmp_path / "run", {"data": None})
-        assert own_data(tmp_path / "run", {"data": named}) == DataOptions(named, data_root="other")
+        assert own_data(tmp_path / "run", {"data": named}) == DataOptions(named), "their place may be a stranger's"
+        placed = {"data": named, "data_root": "mine"}
+        assert own_data(tmp_path / "run", placed) == DataOptions(**placed)
     config.write_text(f"{MARK}\ndata: cifar10?verify=true\n")
     assert own_data(tmp_path / "run", {}).data == "cifar10?verify=true"
 

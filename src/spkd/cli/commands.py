@@ -164,7 +164,7 @@ def evaluate(options: Namespace) -> int:
     from spkd.training.progress import display
     from spkd.training.saved import evaluate_saved
 
-    shown = display()
+    shown = display(brief=True)
     measured = evaluate_saved(
         options.network,
         data_to_evaluate_on(options.network, options.weights, _pick(DataOptions, options)),
@@ -199,12 +199,13 @@ def predict(options: Namespace) -> int:
         accelerator=options.accelerator,
         workers=options.workers,
         skip_bad_images=options.skip_bad_images,
-        display=display(),
+        display=display(brief=True),
     )
     for note in found.notes:
         print(printable(note), file=sys.stderr)
     if options.out is None:
-        print(found.csv(), end="", flush=True)
+        lines = found.csv()
+        print("\n".join(map(printable, lines.split("\n"))) if sys.stdout.isatty() else lines, end="", flush=True)
         return 0
     write_text_atomically(Path(options.out), found.csv())
     counts = Counter(one.classes[0] for one in found.predictions)
@@ -279,7 +280,7 @@ def _export_int8(options: Namespace) -> int:
     # Before the images, which may take long.
     export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
     data = own_data(options.folder, _pick(DataOptions, options))
-    shown = display()
+    shown = display(brief=True)
     calibration, labelled, number = images_to_quantise_with(options.folder, data, say=shown.say)
     report = export_int8(
         options.folder,

@@ -100,7 +100,7 @@ def _notes_of_size(paths: Sequence[str]) -> tuple[str, ...]:
         return ()
     return (
         f"{len(paths):,} images of {size} × {size} pixels are too many to be held in memory, and are read from their "
-        f"files in every epoch: --image_size {size} shows them at that size, with --view whole evaluation as they are",
+        f"files in every epoch: --image_size {size} --view whole shows them as they are",
     )
 
 

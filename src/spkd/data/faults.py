@@ -11,7 +11,9 @@ from pathlib import Path
 
 import PIL
 
+from spkd import __version__
 from spkd.data.decoding import decoding_fault, map_files, patiently
+from spkd.data.formats import FORMATS
 from spkd.errors import InputError
 from spkd.files import locked, read_json, write_json_atomically
 from spkd.machine import is_follower
@@ -30,28 +32,31 @@ def faults_of(paths: Sequence[str]) -> list[str | None]:
     if len(paths) < MANY or (folder := _place(paths)) is None:
         return map_files(decoding_fault, paths)
     record = folder / "unreadable.json"
-    with _alone_in(folder):
-        if (known := read_json(record)) is not None:
-            # A disk may have been the reason.
-            return [decoding_fault(path) if path in known else None for path in paths]
-        faults = map_files(decoding_fault, paths)
-        with contextlib.suppress(InputError):
-            write_json_atomically(record, {path: fault for path, fault in zip(paths, faults, strict=True) if fault})
-        return faults
+    if (known := read_json(record)) is None:
+        with _alone_in(folder):
+            if (known := read_json(record)) is None:
+                faults = map_files(decoding_fault, paths)
+                bad = [path for path, fault in zip(paths, faults, strict=True) if fault is not None]
+                with contextlib.suppress(InputError):
+                    write_json_atomically(record, {"unreadable": bad})
+                return faults
+    # A disk may have been the reason.
+    bad = known["unreadable"]
+    again = dict(zip(bad, map_files(decoding_fault, bad), strict=True))
+    return [again.get(path) for path in paths]
 
 
 def _place(paths: Sequence[str]) -> Path | None:
     """Return the folder for what is known of the files as they are, None where there can be none."""
-    states = map_files(_state, paths)
     try:
         above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # a user without a home
         return None
-    if None in states:
-        return None
-    digest = hashlib.sha256(f"Pillow {PIL.__version__}".encode())
-    digest.update(b"" if Path(paths[0]).is_absolute() else os.fsencode(Path.cwd()))
-    for path, state in zip(paths, states, strict=True):
+    # Of all that decides what can be read.
+    digest = hashlib.sha256(f"{__version__} {PIL.__version__} {FORMATS}".encode())
+    if not all(map(os.path.isabs, paths)):
+        digest.update(os.fsencode(Path.cwd()))
+    for path, state in zip(paths, map_files(_state, paths), strict=True):
         digest.update(os.fsencode(f"{path}\0{state}\0"))
     return above / "spkd" / "checked" / digest.hexdigest()
 
@@ -72,7 +77,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         try:
             stack.enter_context(locked(folder, wait=False))
         except InputError:
-            if folder.is_dir():
+            if os.access(folder, os.W_OK):
                 if not is_follower():
                     _log.warning("another process is looking at the same images: waiting for what it finds")
                 with contextlib.suppress(InputError):

@@ -344,6 +344,8 @@ def _note_of_copies(splits: Splits) -> list[str]:
     if is_follower():
         return []
     held_out = joined(splits.val, splits.test)
+    if not len(held_out):
+        return []
     every = -(-len(held_out) // COMPARED)
     few = held_out.select(torch.arange(0, len(held_out), every))
     copies = twins(few, splits.train)

@@ -123,7 +123,9 @@ def refuse_compressed(path: Path) -> None:
     Raises:
         InputError: naming the file.
     """
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"  # by which torch.load goes
+    if is_archive:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise InputError(

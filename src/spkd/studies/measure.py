@@ -162,7 +162,8 @@ def _batches(
 
 def _data(path: Path) -> ImageData:
     # By name, since they are the study's: from a folder alone, none are taken that nobody has verified.
-    return load_data(own_data(path, {"data": config_of(path).get("data")}))
+    config = config_of(path)
+    return load_data(own_data(path, {name: config.get(name) for name in ("data", "data_root")}))
 
 
 def _test_error(path: Path) -> float | None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from spkd.data.kept import keeping_last
 from spkd.errors import InputError
+from spkd.files import require_writable
 from spkd.studies.options import RunnerOptions
 from spkd.studies.schedule import Schedule
-from spkd.studies.state import StudyState, earlier_failure, mark_failed, read_running, save_plan
+from spkd.studies.state import PLAN, StudyState, earlier_failure, mark_failed, read_running, save_plan
 from spkd.studies.tally import Tally
 from spkd.studies.tasks import Recording, Task, in_order
 from spkd.studies.work import Job, Outcome, earlier_result, failure_line, tape_folder
@@ -55,9 +56,10 @@ def run_study(
     if options.no_tapes:
         tasks = _without_recordings(tasks)
     workers = _workers(options, runtime, len(tasks))
-    save_plan(tasks, folder)
+    require_writable(folder / PLAN)
     if first is not None:
         first()
+    save_plan(tasks, folder)
     finished, failed = _earlier(tasks, folder, options)
     schedule = Schedule(tasks, finished, failed)
     with display:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd import __version__
-from spkd.errors import InputError, RunFailed, UnusableFolder, one_line
+from spkd.errors import InputError, NoRoom, RunFailed, UnusableFolder, one_line
 from spkd.files import write_json_atomically
 from spkd.studies.state import claimed, forget_failure, mark_failed
 from spkd.studies.tasks import Measurement, Recording, Task
@@ -116,6 +116,8 @@ def failure_line(error: BaseException, folder: Path) -> str:
     """Return why the task of ``folder`` failed, with what helps in a study: its commands lack options of a run's."""
     if isinstance(error, UnusableFolder):
         return f"{error.what}; remove {folder} to make it anew, or give another --out"
+    if isinstance(error, NoRoom):
+        return f"{error}, or do without tapes by --no_tapes"
     return str(error) if isinstance(error, InputError | RunFailed) else one_line(error)
 
 

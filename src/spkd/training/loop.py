@@ -22,7 +22,7 @@ from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller, Remembered
 from spkd.errors import RunFailed, UnreadableImage, UnusableFolder
 from spkd.losses.objective import LossBreakdown
-from spkd.processes import share_buffers
+from spkd.processes import first_said, share_buffers
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.crowding import Crowding
 from spkd.training.devices import agreed, sum_of_all
@@ -307,17 +307,13 @@ class Training:
     def _end_epoch(self, writer: Any, is_over: Callable[[], bool]) -> bool:
         """Validate and close the epoch; return False where the run is over before that."""
         state = self.state
-        batches = self._readable(self._validation())
         if self._alone:
-            batches = _unless(is_over, batches)
-        elif is_over():
-            self.save()  # the others validate to the end, which may take longer than there is time
-        if not self._alone:
-            share_buffers(self.student)
-        try:
-            error = top1_error(self.student, batches, functools.partial(sum_of_all, self._fabric))
-        except _Over:
-            return False
+            try:
+                error = top1_error(self.student, _unless(is_over, self._readable(self._validation())))
+            except _Over:
+                return False
+        else:
+            error = self._error_of_all(is_over)
         state.epoch, state.batch = state.epoch + 1, 0
         row = {
             "epoch": state.epoch,
@@ -341,6 +337,32 @@ class Training:
         self._show()
         state.sums, state.images = {}, 0
         return True
+
+    def _error_of_all(self, is_over: Callable[[], bool]) -> float:
+        """Return the validation error where each process looks at a part of the images.
+
+        Raises:
+            UnreadableImage: in all of them, when one of them has met one.
+        """
+        if is_over():
+            self.save()  # the others validate to the end, which may take longer than there is time
+        share_buffers(self.student)
+        failures: list[str] = []
+
+        def readable() -> Iterator[tuple[Tensor, Tensor]]:
+            try:
+                yield from self._validation()
+            except UnreadableImage as error:
+                failures.append(str(error))
+
+        def total(counts: Tensor) -> Tensor:
+            counts = sum_of_all(self._fabric, torch.cat([counts, counts.new_tensor([len(failures)])]))
+            if counts[2]:
+                self.save()
+                raise UnreadableImage(first_said(failures))
+            return counts[:2]
+
+        return top1_error(self.student, readable(), total)
 
     def _show(self) -> None:
         self._crowding.look()

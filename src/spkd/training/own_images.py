@@ -59,9 +59,15 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
             raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
         if Path(own).is_absolute() and not Path(own).exists():
             raise InputError(f"the images of {folder} are no longer in {own}: say by --data where they are")
-        _refuse_unverified(folder, own, config.get("data_root") or DEFAULT_ROOT)
+        if not _is_verified(own):
+            raise InputError(
+                f"the images of {folder}, {own} in {config.get('data_root') or DEFAULT_ROOT}, are pickles that nobody "
+                "has verified, which can run code: where you trust them, name them by --data and --data_root"
+            )
     if own is not None and _is_own(own, DataOptions(**{"data": own, **given})):
         names = {field.name for field in fields(DataOptions)} - _NOT_OF_A_RUN
+        if not _is_verified(own):
+            names -= {"data_root"}
         given = {**{name: config[name] for name in names & set(config)}, **given}
     return DataOptions(**given)
 
@@ -79,13 +85,10 @@ def data_to_evaluate_on(network: str, weights: str | None, given: Mapping[str, A
     return DataOptions(**{name: value for name, value in given.items() if value is not None})
 
 
-def _refuse_unverified(folder: str | Path, own: str, root: str) -> None:
-    _, arguments = named_set(DataOptions(own)) or (own, {})
-    if not arguments.get("verify", True):
-        raise InputError(
-            f"the images of {folder}, {own} in {root}, are pickles that nobody has verified, which can run code: "
-            "where you trust them, name them by --data"
-        )
+def _is_verified(data: str) -> bool:
+    """Return whether images of this name are no pickles that are read without checksums."""
+    _, arguments = named_set(DataOptions(data)) or (data, {})
+    return bool(arguments.get("verify", True))
 
 
 def _is_own(own: str, named: DataOptions) -> bool:

@@ -47,9 +47,14 @@ class Display:
 
 
 class Lines(Display):
-    """Plain lines for logs and pipes: at most one every :data:`PLAIN_INTERVAL` seconds, and the last."""
+    """Plain lines for logs and pipes: at most one every :data:`PLAIN_INTERVAL` seconds, and the last.
 
-    def __init__(self) -> None:
+    Args:
+        brief: whether nothing is shown of what takes less time than that.
+    """
+
+    def __init__(self, *, brief: bool = False) -> None:
+        self._brief = brief
         self._title, self._steps, self._first = "", 0, 0
         self._begun = self._shown = 0.0
 
@@ -68,7 +73,8 @@ class Lines(Display):
     def update(self, done: int, text: str, left: float | None = None) -> bool:
         """Print a line when it is time, or when the run is through."""
         now = time.monotonic()
-        if now - self._shown < PLAIN_INTERVAL and done < self._steps:
+        is_last = done >= self._steps and not (self._brief and self._shown == self._begun)
+        if now - self._shown < PLAIN_INTERVAL and not is_last:
             return False
         self._shown = now
         if left is None:
@@ -93,11 +99,15 @@ class Bar(Display):
     def __init__(self, console: Console | None = None) -> None:
         # Of what is too long for a narrow terminal the numbers' end is cut, and neither the count nor the time left.
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             _TimeLeft(compact=True, table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            TextColumn(
+                "{task.fields[text]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=console or Console(stderr=True),
             expand=True,
         )
@@ -128,11 +138,14 @@ class Bar(Display):
         return self._task is not None
 
 
-def display() -> Display:
-    """Return a bar where stderr is a terminal, plain lines where it is not, and nothing for a follower's run."""
+def display(*, brief: bool = False) -> Display:
+    """Return a bar where stderr is a terminal, plain lines where it is not, and nothing for a follower's run.
+
+    ``brief`` is of :class:`Lines`.
+    """
     if is_follower():
         return Display()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if sys.stderr.isatty() else Lines(brief=brief)
 
 
 def duration_text(value: float) -> str:

@@ -97,4 +97,6 @@ def _record_all(
                 stop = bool(received) or is_past(deadline)
                 if agreed(fabric, step + 1, stop):
                     return False
+                if step == gaps[-1]:
+                    break
     return True

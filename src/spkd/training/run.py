@@ -276,7 +276,7 @@ def _look_first(
             display.say(f"warning: the teacher is little better than chance on these images; {why}")
     distiller.train()
     try:
-        few = _few(distiller, stream, player)
+        few = _few(distiller, stream, player, fabric)
         with fabric.autocast():  # as the steps will, which may have no room otherwise
             distiller.check(*few)
     except (InputError, RunFailed, torch.OutOfMemoryError):
@@ -290,14 +290,15 @@ def _look_first(
 
 
 def _few(
-    distiller: Distiller, stream: TrainStream, player: Player | None
+    distiller: Distiller, stream: TrainStream, player: Player | None, fabric: Fabric
 ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
     """Return images and targets that a run begins with, and the teacher's words on them: a whole batch with a tape."""
+    rounded = fabric.strategy.precision.convert_input  # as the steps' images are
     images, targets, shown = first_batch(stream)
     if player is not None:
-        return images, targets, player(0, shown)
+        return rounded(images), targets, player(0, shown)
     few = slice(LOOKED_AT)
-    return images[few], targets[few], distiller.remember(shown[few])
+    return rounded(images[few]), targets[few], distiller.remember(shown[few])
 
 
 def _await_unused(
@@ -305,7 +306,7 @@ def _await_unused(
 ) -> None:
     """Have several processes look for weights without a gradient at every step, if there are any, not wait for them."""
     distiller.train()
-    few = _few(distiller, stream, player)
+    few = _few(distiller, stream, player, fabric)
     with fabric.autocast():
         unused = distiller.unused_parameters(*few)
     if unused:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spkd.errors import InputError
+from spkd.errors import NoRoom
 from spkd.training.setup import Setup
 from spkd.training.tape import Tape
 
@@ -17,18 +17,18 @@ def check_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor]) -> None:
     """Refuse to begin what will not fit; ``full`` is, by memory, what is remembered of a full batch.
 
     Raises:
-        InputError: when the disk has too little room.
+        NoRoom: when the disk has too little room.
     """
     if _needed(tape, setup, full) > _free(tape.folder):
         raise no_room(tape, setup, full)
 
 
-def no_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor], why: str = "") -> InputError:
+def no_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor], why: str = "") -> NoRoom:
     """Return the error of a disk with too little room; ``why`` is added to what it says of that."""
     needed, free = (f"{number / 1e9:,.1f} GB" for number in (_needed(tape, setup, full), _free(tape.folder)))
-    return InputError(
+    return NoRoom(
         f"--tape {tape.folder}: {needed} are to be recorded and {free} are free there{why}; give a folder on a larger "
-        "disk, or train for fewer epochs; a study does without tapes by --no_tapes"
+        "disk, or train for fewer epochs"
     )
 
 
