@@ -126,7 +126,7 @@ def _shares(sizes: NDArray[np.int64], count: int) -> list[int]:
     quotas = sizes * (count / sizes.sum())
     shares = np.clip(np.floor(quotas).astype(np.int64), 1, sizes - 1)
     while shares.sum() < count and (shares < sizes - 1).any():
-        shares[np.where(shares < sizes - 1, quotas - shares, -np.inf).argmax()] += 1
+        shares[np.argmax(np.where(shares < sizes - 1, quotas - shares, -np.inf))] += 1
     while shares.sum() > count and (shares > 1).any():
-        shares[np.where(shares > 1, quotas - shares, np.inf).argmin()] -= 1
+        shares[np.argmin(np.where(shares > 1, quotas - shares, np.inf))] -= 1
     return [int(share) for share in shares]
