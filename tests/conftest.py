@@ -11,6 +11,8 @@ import pytest
 # that wait for each other on busy cores make every step many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from helpers import Heard
+
 from spkd.files import reserve
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
@@ -55,17 +57,6 @@ def teacher(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     request = Request(model=f"{tiny}?width=16", overrides={"epochs": 3, "lr": 0.2})
     assert run(request, folder, Runtime(accelerator="cpu"), Display()) is not None
     return folder
-
-
-class Heard(Display):
-    """Keeps the lines that are shown."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        """Keep a line."""
-        self.lines.append(line)
 
 
 @pytest.fixture

@@ -24,6 +24,17 @@ from spkd.training.progress import Display
 CASES = settings(max_examples=25, deadline=None, derandomize=True)
 
 
+class Heard(Display):
+    """Keeps the lines that are shown, in a list of one's own."""
+
+    def __init__(self, lines: list[str] | None = None) -> None:
+        self.lines = [] if lines is None else lines
+
+    def say(self, line: str) -> None:
+        """Keep a line."""
+        self.lines.append(line)
+
+
 class Counted(Display):
     """Keeps what is shown of how much is done; ``steps`` begins with how many there are of what."""
 

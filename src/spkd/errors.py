@@ -76,10 +76,10 @@ def printable(line: str) -> str:
     >>> printable("Füße, 猫.jpg"), printable("\x1b[2J\n.jpg")
     ('Füße, 猫.jpg', '\\x1b[2J\\n.jpg')
     """
-    return "".join(repr(sign)[1:-1] if _is_done(sign) else sign for sign in line)
+    return "".join(repr(sign)[1:-1] if _is_control(sign) else sign for sign in line)
 
 
-def _is_done(sign: str) -> bool:
+def _is_control(sign: str) -> bool:
     is_direction = "\u202a" <= sign <= "\u202e" or "\u2066" <= sign <= "\u2069"
     return is_direction or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from helpers import Heard
 
 from spkd.data.images import MemoryImages
 from spkd.data.load import load_data
@@ -43,7 +44,7 @@ def digits_file(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def evaluated(network: Path, said: list[str], teacher: str | None = None) -> Evaluation:
     options = DataOptions("digits")
-    return evaluate_saved(network, options, split="test", teacher=teacher, accelerator="cpu", say=said.append)
+    return evaluate_saved(network, options, split="test", teacher=teacher, accelerator="cpu", display=Heard(said))
 
 
 def test_a_file_is_evaluated_as_the_network_that_it_came_from(teacher: Path, digits_file: Path) -> None:
@@ -78,7 +79,7 @@ def test_eight_bits_are_evaluated_too(teacher: Path, tmp_path: Path) -> None:
     batches = list(labelled)
     images = batches[0][0][:8]
     report = export_int8(teacher, tmp_path / "m.onnx", images=images, calibration=calibration, labelled=batches)
-    measured = evaluate_saved(report.path, data, split="val", teacher=None, accelerator="cpu", say=print)
+    measured = evaluate_saved(report.path, data, split="val", teacher=None, accelerator="cpu")
     assert measured.top1_error == report.error
 
 
@@ -117,7 +118,7 @@ def test_a_file_that_cannot_be_asked_is_refused_in_one_line(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"model\.onnx does not tell which images .*: name them by --data"):
         own_data(path, {"data": None})
     with pytest.raises(InputError, match=r"--image_size: .*model\.onnx takes images of 8 × 8 pixels only"):
-        evaluate_saved(path, DataOptions(image_size=16), split="test", teacher=None, accelerator="cpu", say=print)
+        evaluate_saved(path, DataOptions(image_size=16), split="test", teacher=None, accelerator="cpu")
     with pytest.raises(InputError, match=r"--normalisation: .*model\.onnx is a saved model and brings its own"):
         evaluate_saved(
             path,
@@ -125,7 +126,6 @@ def test_a_file_that_cannot_be_asked_is_refused_in_one_line(tmp_path: Path) -> N
             split="test",
             teacher=None,
             accelerator="cpu",
-            say=print,
             normalisation="none",
         )
 

@@ -134,7 +134,7 @@ def test_an_error_is_that_of_the_network_that_is_saved(tmp_path: Path) -> None:
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    own = evaluate_saved(tmp_path / "run", DataOptions(), split="val", teacher=None, accelerator="cpu", say=print)
+    own = evaluate_saved(tmp_path / "run", DataOptions(), split="val", teacher=None, accelerator="cpu")
     assert result["images"]["val"] == own.images > 256, "one batch would leave nothing to one of them"
     assert result["val_error"] == own.top1_error
 

@@ -27,8 +27,10 @@ from spkd.errors import InputError, RunFailed, UnreadableImage
 from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
+from spkd.training import validation
 from spkd.training.devices import make_fabric
-from spkd.training.loop import PENDING_STEPS, Training, _looking_ahead, _optimizer
+from spkd.training.loop import PENDING_STEPS, Training, _looking_ahead
+from spkd.training.optimizers import make_optimizer
 from spkd.training.options import Runtime
 from spkd.training.progress import Display
 from spkd.training.recipe import Precision, preset
@@ -225,7 +227,7 @@ def unfused(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
 def test_a_first_step_that_overflows_leaves_no_trace_in_the_momentum() -> None:
     """As the scaler of 16-mixed has it: the fused kernel then writes nothing."""
     ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 64)) for _ in range(2))
-    optimizer, reference = _optimizer([ours], preset("digits")), unfused([theirs])
+    optimizer, reference = make_optimizer([ours], preset("digits")), unfused([theirs])
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(1.0)  # type: ignore[attr-defined]
     ours.grad = torch.full_like(ours, math.inf)
     optimizer.step()
@@ -240,7 +242,7 @@ def test_a_first_step_that_overflows_leaves_no_trace_in_the_momentum() -> None:
 
 def test_a_weight_may_get_its_first_gradient_later_than_others() -> None:
     (early, late), theirs = ([torch.nn.Parameter(torch.ones(8)) for _ in range(2)] for _ in range(2))
-    optimizer, reference = _optimizer([early, late], preset("digits")), unfused(theirs)
+    optimizer, reference = make_optimizer([early, late], preset("digits")), unfused(theirs)
     for step in range(3):
         early.grad, theirs[0].grad = torch.full((8,), 0.5), torch.full((8,), 0.5)
         late.grad, theirs[1].grad = (torch.ones(8), torch.ones(8)) if step else (None, None)
@@ -361,28 +363,27 @@ def test_an_image_that_one_process_cannot_read_ends_the_run_of_all_with_a_checkp
 ) -> None:
     """What the other process says is made up."""
     training = made(tmp_path)
-    whole = training._validation
-    right: list[Tensor] = []
+    summed: list[Tensor] = []
+    others = torch.tensor([1, 100, int(not own)])
 
-    def fail() -> Iterator[tuple[Tensor, Tensor]]:
-        yield next(whole())
+    def unreadable() -> Iterator[tuple[Tensor, Tensor]]:
+        yield next(training._validation())
         raise UnreadableImage("image a.png cannot be read (stale)")
 
     def sum_of_all(fabric: Fabric, counts: Tensor) -> Tensor:
-        right.append(counts)
-        return counts + torch.tensor([1, 100, int(not own)])
+        summed.append(counts + others)
+        return summed[-1]
 
-    monkeypatch.setattr("spkd.training.loop.share_buffers", lambda network: None)
-    monkeypatch.setattr("spkd.training.loop.sum_of_all", sum_of_all)
-    monkeypatch.setattr("spkd.training.loop.first_said", lambda said: (said or ["image b.png cannot be read"])[0])
-    monkeypatch.setattr(training, "_validation", fail if own else whole)
+    monkeypatch.setattr(validation, "share_buffers", lambda network: None)
+    monkeypatch.setattr(validation, "sum_of_all", sum_of_all)
+    monkeypatch.setattr(validation, "first_said", lambda said: (said or ["image b.png cannot be read"])[0])
     training._distiller.train()
     training._step(next(training._stream.batches(0)))
+    batches = unreadable() if own else training._validation()
     with pytest.raises(UnreadableImage, match="a.png" if own else "b.png"):
-        training._error_of_all(lambda: False)
+        validation.error_of_all(training._fabric, training.student, batches, training.save)
     assert training._folder.checkpoint.exists()
-    monkeypatch.setattr(training, "_validation", whole)
-    own = True
-    error = training._error_of_all(lambda: False)
-    wrong, images, failed = right[-1].tolist()
-    assert (images, failed, error) == (297, 0, 100 * (wrong + 1) / 397)
+    others[2] = 0
+    error = validation.error_of_all(training._fabric, training.student, training._validation(), training.save)
+    assert summed[-1][1:].tolist() == [397, 0]
+    assert error == 100 * int(summed[-1][0]) / 397

@@ -84,7 +84,7 @@ def test_a_run_equals_a_plain_loop(
         evaluated.append(sum(len(targets) for _, targets in batches))
         return next(errors)
 
-    for module in ("loop", "teacher"):
+    for module in ("validation", "teacher"):
         monkeypatch.setattr(f"spkd.training.{module}.top1_error", scripted)
     result = run(wanted, tmp_path / "run", Runtime(accelerator="cpu"), heard)
     assert result is not None

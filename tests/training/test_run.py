@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import weights
+from helpers import Heard, weights
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 from torchvision import models
 
 import spkd
@@ -28,6 +30,7 @@ from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed
 from spkd.export import export_model
 from spkd.files import locked
+from spkd.imports import import_object
 from spkd.models.saved_model import save_classifier
 from spkd.studies.side_by_side import alone_request, distill
 from spkd.taps import Taps
@@ -132,9 +135,7 @@ def test_the_kept_student_is_not_the_last_where_that_is_worse(
     result = run(Request(model=str(teacher), overrides={"epochs": 2}), tmp_path / "run", CPU, Display())
     assert result is not None
     assert result["best_epoch"] == 1
-    own = evaluate_saved(
-        tmp_path / "run", DataOptions(), split="val", teacher=None, accelerator="cpu", say=lambda line: None
-    )
+    own = evaluate_saved(tmp_path / "run", DataOptions(), split="val", teacher=None, accelerator="cpu")
     assert own.top1_error == pytest.approx(result["val_error"])
 
 
@@ -183,7 +184,7 @@ def test_a_stopped_run_can_be_ended_where_it_stands(
     assert result is not None
     assert (result["epochs"], result["best_epoch"]) == (1, 1)
     for split in ("val", "test"):
-        own = evaluate_saved(folder, DataOptions(), split=split, teacher=None, accelerator="cpu", say=print)
+        own = evaluate_saved(folder, DataOptions(), split=split, teacher=None, accelerator="cpu")
         assert own.top1_error == pytest.approx(result[f"{split}_error"])
     for way in ("resume", "finish"):
         assert run(request, folder, CPU, Display(), **{way: True}) == result
@@ -259,7 +260,7 @@ def test_images_without_a_label_are_learnt_from_and_belong_to_the_run(tiny: str,
     assert not equal(tmp_path / "run", tmp_path / "without")
     assert result["images_fingerprint"] == without["images_fingerprint"]
     said: list[str] = []
-    evaluate_saved(tmp_path / "run", few.data, split="test", teacher=None, accelerator="cpu", say=said.append)
+    evaluate_saved(tmp_path / "run", few.data, split="test", teacher=None, accelerator="cpu", display=Heard(said))
     assert not any("have changed" in line for line in said)
     folder = tmp_path / "stopped"
     while run(wanted, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None:
@@ -430,15 +431,15 @@ def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
     assert run(request, folder, CPU, Display()) is not None
     assert run(request, folder, CPU, Display(), resume=True) is not None
     said: list[str] = []
-    evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
+    evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", display=Heard(said))
     assert said == list(load_data(request.data).notes)
     exported = export_model(folder, images=real_images(folder, request.data, 2)).path
     said.clear()
     Image.new("RGB", (16, 16), (5, 5, 5)).save(data / "class 0" / "another.png")
     with pytest.raises(InputError, match="other weights, code or images"):
         run(request, folder, CPU, Display(), resume=True)
-    evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
-    evaluate_saved(exported, request.data, split="test", teacher=None, accelerator="cpu", say=said.append)
+    evaluate_saved(folder, request.data, split="test", teacher=None, accelerator="cpu", display=Heard(said))
+    evaluate_saved(exported, request.data, split="test", teacher=None, accelerator="cpu", display=Heard(said))
     images_to_quantise_with(folder, request.data, said.append)
     assert sum("the images have changed" in line for line in said) == 3
     further = replace(request, model=str(folder))
@@ -1089,11 +1090,9 @@ def test_a_teacher_can_see_larger_images_than_the_student(tiny: str, teacher: Pa
     result = run(request, tmp_path / "run", CPU, Display())
     assert result is not None
     assert "agreement" not in {name for name, value in result["test"].items() if value is not None}
-    at_16 = evaluate_saved(
-        teacher, DataOptions(image_size=16), split="test", teacher=None, accelerator="cpu", say=print
-    )
+    at_16 = evaluate_saved(teacher, DataOptions(image_size=16), split="test", teacher=None, accelerator="cpu")
     assert result["test"]["teacher_error"] == pytest.approx(at_16.top1_error)
-    own = evaluate_saved(tmp_path / "run", DataOptions(), split="test", teacher=None, accelerator="cpu", say=print)
+    own = evaluate_saved(tmp_path / "run", DataOptions(), split="test", teacher=None, accelerator="cpu")
     assert own.top1_error == pytest.approx(result["test_error"])
     assert own.agreement is None
     played = replace(CPU, tape=str(tmp_path / "tape"), tape_dtype="float32")
@@ -1111,22 +1110,57 @@ def test_a_teacher_can_see_larger_images_than_the_student(tiny: str, teacher: Pa
         Request(model=tiny, teacher_size=16)
 
 
+OWN_LOSS = """
+import torch
+from torch import nn
+from spkd.losses.base import DistillationLoss
+
+backwards = []
+
+
+class Watched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        backwards.append(torch.is_autocast_enabled("cpu"))
+        return gradient
+
+
+class Own(DistillationLoss):
+    def remember(self, teacher):
+        return teacher.logits
+
+    def forward(self, student, remembered):
+        return Watched.apply(student.logits.float()).sub(remembered).square().mean()
+"""
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_step_is_rehearsed_in_the_precision_of_the_steps(
     precision: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a batch that just fits in the memory would be refused; what the teacher says is never rounded."""
-    seen = {}
+    """Or a batch that just fits in the memory would be refused. Forwards alone, and never of what the teacher says."""
+    seen: dict[str, tuple[bool, torch.dtype]] = {}
     for name in ("check", "remember"):
         really = getattr(Distiller, name)
 
-        def watched(self: Distiller, *given: Any, name: str = name, really: Any = really) -> Any:
-            seen.setdefault(name, torch.is_autocast_enabled("cpu"))
-            return really(self, *given)
+        def watched(self: Distiller, images: Tensor, *given: Any, name: str = name, really: Any = really) -> Any:
+            seen.setdefault(name, (torch.is_autocast_enabled("cpu"), images.dtype))
+            return really(self, images, *given)
 
         monkeypatch.setattr(Distiller, name, watched)
+    (tmp_path / "own.py").write_text(OWN_LOSS)
+    method = f"{tmp_path}/own.py:Own"
     request = Request(
-        model="wrn-10-1", teacher=str(teacher), method="sp", overrides={"epochs": 1, "precision": precision}
+        model="wrn-10-1", teacher=str(teacher), method=method, overrides={"epochs": 1, "precision": precision}
     )
     run(request, tmp_path / "run", Runtime(accelerator="cpu", max_time="0"), Display())
-    assert seen == {"remember": False, "check": precision == "bf16-mixed"}
+    is_mixed = precision == "bf16-mixed"
+    assert seen["remember"] == (False, torch.float32)
+    assert seen["check"] == (is_mixed, torch.bfloat16 if is_mixed else torch.float32)
+    backwards = sys.modules[import_object(method).__module__].backwards
+    assert len(backwards) >= 2
+    assert not any(backwards)

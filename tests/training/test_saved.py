@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Counted
+from helpers import Counted, Heard
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -59,7 +59,7 @@ def test_a_network_of_grey_images_is_evaluated_on_a_folder_of_any(teacher: Path,
         image.convert("RGB" if place % 2 else "L").save(folder / f"{place}.png")
 
     def error(options: DataOptions, split: str) -> float:
-        measured = evaluate_saved(teacher, options, split=split, teacher=None, accelerator="cpu", say=print)
+        measured = evaluate_saved(teacher, options, split=split, teacher=None, accelerator="cpu")
         assert measured.images == 1000
         return measured.top1_error
 
@@ -72,7 +72,7 @@ def test_a_network_of_one_s_own_is_kept_with_its_classes_and_normalisation(teach
     weights = str(shutil.copy(teacher / "student" / "model.safetensors", tmp_path / "best.safetensors"))
 
     def measured(network: str, **given: str | None) -> Evaluation:
-        return evaluate_saved(network, DataOptions(), split="test", teacher=None, accelerator="cpu", say=print, **given)
+        return evaluate_saved(network, DataOptions(), split="test", teacher=None, accelerator="cpu", **given)
 
     spec = load_classifier(teacher).info.spec
     first = measured(spec, weights=weights, normalisation="0.3/0.2", save=str(kept))
@@ -106,9 +106,7 @@ def test_what_is_said_of_each_image_is_written(teacher: Path, tmp_path: Path, la
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(numbers.integers(0, 256, (side, side), dtype=np.uint8)).save(folder / f"{place}.{kind}")
     options, out = DataOptions(str(tmp_path / "new")), tmp_path / "test.csv"
-    measured = evaluate_saved(
-        teacher, options, split="all", teacher=str(teacher), accelerator="cpu", say=print, out=str(out)
-    )
+    measured = evaluate_saved(teacher, options, split="all", teacher=str(teacher), accelerator="cpu", out=str(out))
     header, *rows = csv.reader(out.read_text().splitlines())
     assert header == ["image", "label", "class", "probability", "teacher"]
     assert len(rows) == 30
@@ -182,16 +180,16 @@ def test_a_folder_neither_downloads_nor_has_pickles_read_by_itself(tmp_path: Pat
 def test_the_splits_are_the_run_s(teacher: Path) -> None:
     result = json.loads((teacher / "result.json").read_text())
     for split, error, count in (("test", result["test_error"], 1000), ("val", result["val_error"], 297)):
-        measured = evaluate_saved(teacher, DataOptions(), split=split, teacher=None, accelerator="cpu", say=print)
+        measured = evaluate_saved(teacher, DataOptions(), split=split, teacher=None, accelerator="cpu")
         assert measured.top1_error == pytest.approx(error)
         assert measured.images == count
     for split, count in (("train", 500), ("all", 1797)):
-        measured = evaluate_saved(teacher, DataOptions(), split=split, teacher=None, accelerator="cpu", say=print)
+        measured = evaluate_saved(teacher, DataOptions(), split=split, teacher=None, accelerator="cpu")
         assert measured.images == count
 
 
 def test_an_evaluation_shows_how_much_of_it_is_done(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shown, given = Counted(), {"split": "test", "teacher": None, "accelerator": "cpu", "say": print}
+    shown, given = Counted(), {"split": "test", "teacher": None, "accelerator": "cpu"}
     measured = evaluate_saved(teacher, DataOptions(), **given, display=shown)
     assert shown.steps == [("evaluating", 1000), 256, 512, 768, 1000]
     assert evaluate_saved(teacher, DataOptions(), **given) == measured
@@ -214,7 +212,7 @@ def test_at_most_ten_thousand_images_are_compared_evenly_spread(teacher: Path, m
 
 
 def test_a_network_agrees_with_itself(teacher: Path) -> None:
-    measured = evaluate_saved(teacher, DataOptions(), split="val", teacher=str(teacher), accelerator="cpu", say=print)
+    measured = evaluate_saved(teacher, DataOptions(), split="val", teacher=str(teacher), accelerator="cpu")
     assert measured.agreement == 100.0
 
 
@@ -236,13 +234,13 @@ def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path,
         split="test",
         teacher=None,
         accelerator="cpu",
-        say=said.append,
+        display=Heard(said),
         weights=str(weights),
         normalisation=f"{own.mean[0]}/{own.std[0]}",
     )
     assert measured.top1_error == pytest.approx(json.loads((teacher / "result.json").read_text())["test_error"])
     with pytest.raises(InputError, match="Tiny has random weights, as far as is known: give --weights"):
-        evaluate_saved(tiny, DataOptions(), split="test", teacher=None, accelerator="cpu", say=said.append)
+        evaluate_saved(tiny, DataOptions(), split="test", teacher=None, accelerator="cpu", display=Heard(said))
     with pytest.raises(InputError, match=r"with .*best\.pt tells 10 classes apart, three has 3"):
         evaluate_saved(
             f"{tiny}?width=16",
@@ -250,7 +248,7 @@ def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path,
             split="test",
             teacher=None,
             accelerator="cpu",
-            say=said.append,
+            display=Heard(said),
             weights=str(weights),
         )
     with pytest.raises(InputError, match="is a saved model and brings its own"):
@@ -260,7 +258,7 @@ def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path,
             split="test",
             teacher=None,
             accelerator="cpu",
-            say=said.append,
+            display=Heard(said),
             normalisation="imagenet",
         )
 
@@ -274,7 +272,7 @@ def test_weights_are_evaluated_with_the_view_that_is_told_beside_them(tmp_path: 
     weights = str(tmp_path / "saved" / "model.safetensors")
     measured = [
         evaluate_saved(
-            network, DataOptions(str(data)), split="all", teacher=None, accelerator="cpu", say=print, weights=given
+            network, DataOptions(str(data)), split="all", teacher=None, accelerator="cpu", weights=given
         ).cross_entropy
         for network, given in ((str(tmp_path / "saved"), None), ("wrn-10-1", weights))
     ]
@@ -313,13 +311,17 @@ def test_what_is_evaluated_is_said(tiny: str, teacher: Path, tmp_path: Path) -> 
     description |= {"image_size": 16, "answer": None}
     (saved / "model.json").write_text(json.dumps(description))
     said: list[str] = []
-    evaluate_saved(teacher, DataOptions(), split="val", teacher=str(saved), accelerator="cpu", say=said.append)
+    evaluate_saved(teacher, DataOptions(), split="val", teacher=str(saved), accelerator="cpu", display=Heard(said))
     assert said == ["warning: the teacher was made for images of 16 × 16 pixels, and is asked at 8 × 8"]
     data = three_classes(tmp_path / "three")
     notes = load_data(DataOptions(str(data))).notes
     said.clear()
     with pytest.raises(InputError, match="the network tells 10 classes apart, three has 3"):
-        evaluate_saved(teacher, DataOptions(str(data)), split="test", teacher=None, accelerator="cpu", say=said.append)
+        evaluate_saved(
+            teacher, DataOptions(str(data)), split="test", teacher=None, accelerator="cpu", display=Heard(said)
+        )
+            teacher, DataOptions(str(data)), split="test", teacher=None, accelerator="cpu", display=Heard(said)
+        )
     assert said == list(notes)
     assert any("test" in note for note in said)
 
@@ -374,7 +376,7 @@ def test_new_images_of_some_classes_are_evaluated_whole(tmp_path: Path) -> None:
             split=split,
             teacher=None,
             accelerator="cpu",
-            say=said.append,
+            display=Heard(said),
         )
 
     shutil.rmtree(folder / "class 0")
@@ -409,7 +411,7 @@ def test_a_network_that_fails_on_the_images_is_one_line(tmp_path: Path) -> None:
     spec, weights = f"{tmp_path}/own.py:Own", str(tmp_path / "best.pt")
     line = r"model: it fails on images of 1 × 8 × 8: AssertionError: too many$"
     with pytest.raises(InputError, match=line):
-        evaluate_saved(spec, DataOptions(), split="test", teacher=None, accelerator="cpu", say=print, weights=weights)
+        evaluate_saved(spec, DataOptions(), split="test", teacher=None, accelerator="cpu", weights=weights)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +419,7 @@ def test_a_network_that_fails_on_the_images_is_one_line(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(teacher: Path, split: str, other: str | None, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
-        evaluate_saved(teacher, DataOptions(), split=split, teacher=other, accelerator="cpu", say=print)
+        evaluate_saved(teacher, DataOptions(), split=split, teacher=other, accelerator="cpu")
 
 
 @pytest.mark.parametrize(
@@ -437,7 +439,7 @@ def test_what_needs_no_images_is_refused_before_they_are_read(
     options = {"split": "test", "teacher": None, **given}
     network = "wrn-10-1" if "weights" in given else tiny
     with pytest.raises(InputError):
-        evaluate_saved(network, DataOptions(), accelerator="cpu", say=print, **{"weights": "pretrained", **options})
+        evaluate_saved(network, DataOptions(), accelerator="cpu", **{"weights": "pretrained", **options})
     if given.get("weights") is not None:
         for request in (
             Request(network, given["weights"]),
@@ -453,7 +455,7 @@ def test_what_is_written_makes_no_class_of_its_folder(teacher: Path, tmp_path: P
     for given in ({"out": "results/said.csv"}, {"out": "class 0/said.csv"}, {"save": "model", "weights": weights}):
         places = {name: str(folder / place) if name != "weights" else place for name, place in given.items()}
         with pytest.raises(InputError, match=r"lies in a folder of --data .*, which would be taken for a class"):
-            evaluate_saved("wrn-10-1" if "weights" in given else teacher, options, **WHOLE, say=print, **places)
+            evaluate_saved("wrn-10-1" if "weights" in given else teacher, options, **WHOLE, **places)
     assert sorted(path.name for path in folder.iterdir()) == ["class 0", "class 1", "class 2"]
 
 
@@ -461,8 +463,8 @@ def test_names_that_cannot_be_written_are_told_before_the_evaluation(tmp_path: P
     network, folder = saved_for_three(tmp_path), three_classes(tmp_path / "three")
     next((folder / "class 1").iterdir()).rename(folder / "class 1" / os.fsdecode(b"F\xfc.png"))
     with pytest.raises(InputError, match=r"^--out: the name of the image '.*F\\udcfc\.png' is not UTF-8; rename it$"):
-        evaluate_saved(network, DataOptions(str(folder)), **WHOLE, say=print, out=str(tmp_path / "said.csv"))
-    assert evaluate_saved(network, DataOptions(str(folder)), **WHOLE, say=print).images == 30
+        evaluate_saved(network, DataOptions(str(folder)), **WHOLE, out=str(tmp_path / "said.csv"))
+    assert evaluate_saved(network, DataOptions(str(folder)), **WHOLE).images == 30
 
 
 def test_only_the_teacher_that_taught_is_agreed_with(tiny: str, teacher: Path, tmp_path: Path) -> None:
@@ -475,7 +477,7 @@ def test_only_the_teacher_that_taught_is_agreed_with(tiny: str, teacher: Path, t
     def agreement() -> float | None:
         said.clear()
         options = {"split": "val", "teacher": None, "accelerator": "cpu"}
-        return evaluate_saved(student, DataOptions(), **options, say=said.append).agreement
+        return evaluate_saved(student, DataOptions(), **options, display=Heard(said)).agreement
 
     assert agreement() is not None
     assert said == []
@@ -500,7 +502,7 @@ def test_size_and_view_that_are_asked_for_are_shown(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("spkd.training.batches.evaluation_batches", watched)
     for given in ({}, {"image_size": 12}, {"view": "centre"}):
-        evaluate_saved(network, DataOptions(str(folder), **given), **WHOLE, say=print)
+        evaluate_saved(network, DataOptions(str(folder), **given), **WHOLE)
     assert shown == [(8, "whole"), (12, "whole"), (8, "centre")]
 
 
@@ -521,7 +523,7 @@ def test_probabilities_in_the_place_of_logits_are_warned_of(ending: str, warned:
         split="test",
         teacher=None,
         accelerator="cpu",
-        say=said.append,
+        display=Heard(said),
         weights=str(tmp_path / "best.pt"),
         normalisation="none",
     )

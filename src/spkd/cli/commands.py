@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from spkd.data.kept import keeping_last
 from spkd.data.options import DataOptions
@@ -164,19 +164,17 @@ def evaluate(options: Namespace) -> int:
     from spkd.training.progress import display
     from spkd.training.saved import evaluate_saved
 
-    shown = display(brief=True)
     measured = evaluate_saved(
         options.network,
         data_to_evaluate_on(options.network, options.weights, _pick(DataOptions, options)),
         split=options.split,
         teacher=options.teacher,
         accelerator=options.accelerator,
-        say=shown.say,
+        display=display(brief=True),
         weights=options.weights,
         normalisation=options.normalisation,
         save=options.save,
         out=options.out,
-        display=shown,
     )
     _print(evaluation_table(measured, per_class=options.per_class))
     for what, where in (("saved in", options.save), ("written:", options.out)):
@@ -202,10 +200,12 @@ def predict(options: Namespace) -> int:
         display=display(brief=True),
     )
     for note in found.notes:
-        print(printable(note), file=sys.stderr)
+        _say(note, sys.stderr)
     if options.out is None:
-        lines = found.csv()
-        print("\n".join(map(printable, lines.split("\n"))) if sys.stdout.isatty() else lines, end="", flush=True)
+        if sys.stdout.isatty():
+            _say(found.csv().rstrip("\n"))
+        else:  # the names as they are
+            print(found.csv(), end="", flush=True)
         return 0
     write_text_atomically(Path(options.out), found.csv())
     counts = Counter(one.classes[0] for one in found.predictions)
@@ -382,12 +382,12 @@ def _how_to_go_on(out: Path) -> str:
 
 
 def _stopped(how_to_go_on: str) -> int:
-    print(printable(f"stopped before the end; {how_to_go_on}"), file=sys.stderr)
+    _say(f"stopped before the end; {how_to_go_on}", sys.stderr)
     return STOPPED
 
 
-def _say(text: str) -> None:
-    print("\n".join(map(printable, text.split("\n"))))
+def _say(text: str, where: TextIO | None = None) -> None:
+    print("\n".join(map(printable, text.split("\n"))), file=where)
 
 
 def _print(renderable: Any) -> None:

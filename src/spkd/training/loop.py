@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -22,16 +22,16 @@ from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller, Remembered
 from spkd.errors import RunFailed, UnreadableImage, UnusableFolder
 from spkd.losses.objective import LossBreakdown
-from spkd.processes import first_said, share_buffers
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.crowding import Crowding
-from spkd.training.devices import agreed, sum_of_all
-from spkd.training.evaluation import top1_error
+from spkd.training.devices import agreed
+from spkd.training.optimizers import lay_as_weights, make_optimizer
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
 from spkd.training.signals import is_past, stop_signals
 from spkd.training.step_graph import StepGraph
+from spkd.training.validation import error_of_all, error_unless
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -110,7 +110,7 @@ class Training:
             warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
         self._player = player
         self._trained = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
-        self._module, self._optimizer = fabric.setup(module, _optimizer(self._trained, recipe))
+        self._module, self._optimizer = fabric.setup(module, make_optimizer(self._trained, recipe))
         self._alone = fabric.world_size == 1
         # Of one process Fabric's wrapper only casts and enters the precision, after looking through all that goes in.
         forward = cast(Callable[..., LossBreakdown], module if self._alone else self._module)
@@ -149,11 +149,7 @@ class Training:
             )
         self._distiller.load_state_dict(tensors["distiller"])
         self._optimizer.load_state_dict(tensors["optimizer"])
-        for parameter, kept in self._optimizer.state.items():
-            for name, value in kept.items():
-                if value.dim() > 1:
-                    # On another device weights may lie otherwise in memory, and fused steps take all for alike.
-                    kept[name] = torch.empty_like(parameter).copy_(value)
+        lay_as_weights(self._optimizer)
         self._fabric.strategy.precision.load_state_dict(tensors["precision"])
         return True
 
@@ -308,12 +304,13 @@ class Training:
         """Validate and close the epoch; return False where the run is over before that."""
         state = self.state
         if self._alone:
-            try:
-                error = top1_error(self.student, _unless(is_over, self._readable(self._validation())))
-            except _Over:
+            error = error_unless(is_over, self.student, self._readable(self._validation()))
+            if error is None:
                 return False
         else:
-            error = self._error_of_all(is_over)
+            if is_over():
+                self.save()  # the others validate to the end, which may take longer than there is time
+            error = error_of_all(self._fabric, self.student, self._validation(), self.save)
         state.epoch, state.batch = state.epoch + 1, 0
         row = {
             "epoch": state.epoch,
@@ -337,32 +334,6 @@ class Training:
         self._show()
         state.sums, state.images = {}, 0
         return True
-
-    def _error_of_all(self, is_over: Callable[[], bool]) -> float:
-        """Return the validation error where each process looks at a part of the images.
-
-        Raises:
-            UnreadableImage: in all of them, when one of them has met one.
-        """
-        if is_over():
-            self.save()  # the others validate to the end, which may take longer than there is time
-        share_buffers(self.student)
-        failures: list[str] = []
-
-        def readable() -> Iterator[tuple[Tensor, Tensor]]:
-            try:
-                yield from self._validation()
-            except UnreadableImage as error:
-                failures.append(str(error))
-
-        def total(counts: Tensor) -> Tensor:
-            counts = sum_of_all(self._fabric, torch.cat([counts, counts.new_tensor([len(failures)])]))
-            if counts[2]:
-                self.save()
-                raise UnreadableImage(first_said(failures))
-            return counts[:2]
-
-        return top1_error(self.student, readable(), total)
 
     def _show(self) -> None:
         self._crowding.look()
@@ -390,17 +361,6 @@ class Training:
             yield made
 
 
-class _Over(Exception):
-    """A run is over in the midst of a validation."""
-
-
-def _unless(is_over: Callable[[], bool], batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in batches:
-        if is_over():
-            raise _Over
-        yield batch
-
-
 def _looking_ahead(batches: Iterator[Batch], ahead: int) -> Iterator[tuple[Batch, Batch | None]]:
     """Give the batches, each with the one after it where one is read ahead."""
     waiting: deque[Batch] = deque(itertools.islice(batches, ahead))
@@ -423,24 +383,3 @@ def _seed(device: torch.device, seed: int) -> None:
             torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-def _optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    # A fused optimizer undoes the scaling of float16 gradients itself, too late for them to be clipped before.
-    fused = not (recipe.precision == "16-mixed" and recipe.clip_norm)
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.momentum > 0,
-        weight_decay=recipe.weight_decay,
-        fused=fused,
-    )
-    if recipe.momentum:
-        # A fused first step whose float16 gradients overflow would leave whatever lay in the memory, and one in which
-        # not all weights have a gradient would fail at those that get theirs later.
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer

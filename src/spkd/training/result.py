@@ -17,8 +17,8 @@ from spkd.models.cost import parameter_count
 from spkd.training.batches import own_batches
 from spkd.training.evaluation import evaluate
 from spkd.training.loop import Training
+from spkd.training.playback import Player
 from spkd.training.setup import Setup
-from spkd.training.tape import Tape
 from spkd.training.teacher import teacher_error_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def result_of(
     fabric: Fabric,
     distiller: Distiller,
     teacher_error: float | None,
-    tape: Tape | None,
+    player: Player | None,
 ) -> dict[str, Any]:
     """Evaluate the student once on the test set, and return the result."""
     state, student = training.state, setup.student
@@ -43,7 +43,7 @@ def result_of(
     measured = evaluate(student, batches, setup.data.classes, teacher)
     # JSON has no infinity, which the cross-entropy of finite logits may be.
     tested = {key: value for key, value in asdict(measured).items() if key != "per_class" and value != math.inf}
-    if (error := teacher_error_of(setup, "test", fabric, tape)) is not None:
+    if (error := teacher_error_of(setup, "test", fabric, player)) is not None:
         tested["teacher_error"] = error
     return {
         "kind": "train" if setup.request.teacher is None else "distill",

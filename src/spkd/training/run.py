@@ -122,7 +122,6 @@ def _train(
     """Train from the beginning or from a checkpoint; return the result, or None when stopped."""
     stream = make_stream(setup, fabric.device, (fabric.global_rank, fabric.world_size))
     distiller, player = _distiller(setup, stream, runtime, fabric, display)
-    tape = None if player is None else player.tape
     with contextlib.closing(distiller), contextlib.ExitStack() as held:
         teacher_error = None
         if overwrite or not folder.checkpoint.exists():
@@ -171,13 +170,13 @@ def _train(
         if state.best_error > _near_chance(setup):
             display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
         if teacher_error is None:
-            teacher_error = teacher_error_of(setup, "val", fabric, tape)
+            teacher_error = teacher_error_of(setup, "val", fabric, player)
         setup.student.load_state_dict(state.best_weights)
         if fabric.is_global_zero:
             # Before the test, which a single image may spoil; nothing that was trained is lost then.
             save_classifier(setup.student.cpu(), folder.student)
             setup.student.to(fabric.device)
-        result = result_of(setup, training, identity, fabric, distiller, teacher_error, tape)
+        result = result_of(setup, training, identity, fabric, distiller, teacher_error, player)
         if fabric.is_global_zero:
             folder.write_result(result)
         fabric.barrier()
@@ -267,7 +266,7 @@ def _look_first(
         The teacher's error on the validation images in percent, None where it is not to be had.
     """
     savable_state(setup.student)
-    teacher_error = teacher_error_of(setup, "val", fabric, None if player is None else player.tape)
+    teacher_error = teacher_error_of(setup, "val", fabric, player)
     if teacher_error is not None:
         display.say(f"teacher: error {teacher_error:.2f} % on the validation images")
         if teacher_error > _near_chance(setup):

@@ -43,27 +43,28 @@ def evaluate_saved(
     split: str,
     teacher: str | None,
     accelerator: str,
-    say: Callable[[str], None],
+    display: Display | None = None,
     weights: str | None = None,
     normalisation: str | None = None,
     save: str | None = None,
     out: str | None = None,
-    display: Display | None = None,
 ) -> Evaluation:
     """Evaluate a network on one split of ``options``' images.
 
     It is the one saved in the folder ``network`` or exported to the ONNX file ``network``, or the architecture that
     this names, with ``weights``, which were trained with ``normalisation``. Agreement is measured with ``teacher`` (the
     folder of a saved network), or with the run's own teacher where that is such a folder and tells the same classes
-    apart. ``say`` is given a line for what is to be known of the images and of the network, as how quick an exported
-    file is here; one when the images of the run's own data are no longer those that it was trained with. A network with
-    ``weights`` is kept in the new folder ``save``, as one of a saved model. Into the file ``out`` goes what the network
-    said of each image. A ``display`` shows how many are done.
+    apart. A ``display`` shows how many images are done, and lines for what is to be known of them and of the network,
+    as how quick an exported file is here; one when the images of the run's own data are no longer those that it was
+    trained with. A network with ``weights`` is kept in the new folder ``save``, as one of a saved model. Into the file
+    ``out`` goes what the network said of each image.
 
     Raises:
         InputError: when there is no such network, its classes are not those of the images, there is no such split, or
             ``save`` or ``out`` cannot be written.
     """
+    shown = display or Display()
+    say = shown.say
     # All that needs no images comes before them, which may take long.
     if split not in SPLITS:
         raise InputError(f"--split must be {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not {split!r}")
@@ -106,7 +107,7 @@ def evaluate_saved(
     answers = None if out is None else Answers(images, classifier.info.classes)
     probable: list[bool] = []
 
-    with counting(display or Display(), "evaluating", len(images)) as count:
+    with counting(shown, "evaluating", len(images)) as count:
 
         def each(logits: Tensor, targets: Tensor, said: Tensor | None) -> None:
             probable.append(are_probabilities(logits))

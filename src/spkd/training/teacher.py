@@ -16,9 +16,9 @@ from spkd.models.inference import InferenceForm, emulates_bfloat16, inference_fo
 from spkd.training.batches import LOOKED_AT, first_batch, own_batches
 from spkd.training.devices import sum_of_all
 from spkd.training.evaluation import top1_error
+from spkd.training.playback import Player
 from spkd.training.recipe import TeacherPrecision
 from spkd.training.setup import Setup
-from spkd.training.tape import Tape
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -58,14 +58,14 @@ def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
 
 
 def teacher_error_of(
-    setup: Setup, split: Literal["val", "test"], fabric: Fabric, tape: Tape | None = None
+    setup: Setup, split: Literal["val", "test"], fabric: Fabric, player: Player | None = None
 ) -> float | None:
-    """Return the teacher's error in percent, from the run's tape where that has it, in the view that is seen here.
+    """Return the teacher's error in percent, from the run's tape where that has it of the view that is seen here.
 
     All processes must ask for it: each looks at a part of the images. It is None where it is not to be had.
     """
-    if tape is not None:
-        measured, view = tape.manifest.teacher, setup.student.info.view
+    if player is not None:
+        measured, view = player.tape.manifest.teacher, setup.student.info.view
         known = measured.get(f"teacher_{split}_error")
         if known is not None and measured.get("measured_view", view) == view:
             return float(known)
