@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -132,7 +133,8 @@ def test_refuses_what_is_compressed_inside(tmp_path: Path) -> None:
 def test_an_old_file_is_no_archive_whatever_its_numbers_are(tmp_path: Path) -> None:
     """By its last bytes it might be one, and no archive begins so."""
     weight = torch.zeros(8)
-    weight.view(torch.uint8)[-22:-18] = torch.tensor(list(b"PK\5\6"), dtype=torch.uint8)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 0, 0)  # of an archive of one file
+    weight.view(torch.uint8)[-22:] = torch.tensor(list(end), dtype=torch.uint8)
     torch.save({"fc.weight": weight}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert zipfile.is_zipfile(tmp_path / "old.pth")
     assert torch.equal(read_tensors(tmp_path / "old.pth")["fc.weight"], weight)

@@ -320,8 +320,6 @@ def test_what_is_evaluated_is_said(tiny: str, teacher: Path, tmp_path: Path) -> 
         evaluate_saved(
             teacher, DataOptions(str(data)), split="test", teacher=None, accelerator="cpu", display=Heard(said)
         )
-            teacher, DataOptions(str(data)), split="test", teacher=None, accelerator="cpu", display=Heard(said)
-        )
     assert said == list(notes)
     assert any("test" in note for note in said)
 
