@@ -576,7 +576,7 @@ def test_evaluate_agrees_with_the_run_and_shows_classes(
     monkeypatch.setattr("spkd.training.progress.PLAIN_INTERVAL", 0.0)
     assert main(["evaluate", str(student), "--per_class", *CPU]) == 0
     printed, told = capsys.readouterr()
-    assert re.fullmatch(r"evaluating: image 1,000/1,000, [\d,]+ images/s, 0:00 left", told.splitlines()[-1])
+    assert re.fullmatch(r"evaluating: 1,000 of 1,000, [\d,]+ images/s, 0:00 left", told.splitlines()[-1])
     tested = json.loads((student / "result.json").read_text())["test"]
     for key in ("top1_error", "top5_error", "calibration_error", "agreement"):
         assert f"{tested[key]:.2f} %" in printed, key
@@ -667,7 +667,7 @@ def test_export_in_8_bits_tells_what_it_costs_on_validation_images(
     assert main(["export", str(student), "--int8", "--out", str(out)]) == 0
     shown, told = capsys.readouterr()
     assert f"written: {out}" in shown
-    assert re.fullmatch(r"comparing: image 297/297, [\d,]+ images/s, 0:00 left", told.splitlines()[-1])
+    assert re.fullmatch(r"comparing: 297 of 297, [\d,]+ images/s, 0:00 left", told.splitlines()[-1])
     errors = re.findall(r"│ onnx(?:, int8)? +│ +[\d.]+ kB │ +[\d.]+ ms │ +([\d.]+) % │", shown)
     assert float(errors[0]) == pytest.approx(json.loads((student / "result.json").read_text())["val_error"], abs=0.01)
     assert re.search(r"in 8-bit integers [\d.]+ % of the 297 validation images keep their class", shown)

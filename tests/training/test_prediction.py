@@ -1,6 +1,7 @@
 """New images are seen as in evaluation, and each gets what the network says of it."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_what_is_done_is_shown_where_that_is_asked_for(
     shown = Counted()
     found = predict(teacher, [str(digits)], accelerator="cpu", display=shown)
     assert shown.steps == [("predicting", 12), 5, 10, 12]
-    assert [text.partition(",")[0] for text in shown.texts] == ["image 5/12", "image 10/12", "image 12/12"]
+    assert all(re.fullmatch(r"[\d,]+ images/s", text) for text in shown.texts)
     assert predict(teacher, [str(digits)], accelerator="cpu") == found
     assert capsys.readouterr() == ("", "")
 

@@ -30,12 +30,12 @@ def test_of_what_takes_no_time_nothing_is_shown_in_brief(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    for seconds, shown in ((0.4, []), (4.0, ["images: 3, 0:08 left", "images: 5, 0:00 left"])):
+    for seconds, shown in ((0.4, []), (4.0, ["images: 3 of 5, quick, 0:08 left", "images: 5 of 5, quick, 0:00 left"])):
         with Lines(brief=True) as lines:
             lines.begin("images", steps=5, done=0)
             for done in range(1, 6):
                 now[0] += seconds
-                lines.update(done, str(done))
+                lines.update(done, "quick")
         assert capsys.readouterr().err.splitlines() == shown
 
 

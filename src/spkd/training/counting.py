@@ -18,7 +18,7 @@ def counting(display: Display, title: str, images: int) -> Iterator[Callable[[in
         nonlocal done
         done += more
         rate = done / max(1e-9, time.monotonic() - begun)
-        display.update(done, f"image {done:,}/{images:,}, {rate:,.0f} images/s")
+        display.update(done, f"{rate:,.0f} images/s")
 
     with display:
         display.begin(title, images, 0)

@@ -50,7 +50,8 @@ class Lines(Display):
     """Plain lines for logs and pipes: at most one every :data:`PLAIN_INTERVAL` seconds, and the last.
 
     Args:
-        brief: whether nothing is shown of what takes less time than that.
+        brief: whether nothing is shown of what takes less time than that, and how many steps are done of what takes
+            more; otherwise the text that comes with each step tells that.
     """
 
     def __init__(self, *, brief: bool = False) -> None:
@@ -79,7 +80,8 @@ class Lines(Display):
         self._shown = now
         if left is None:
             left = (now - self._begun) / max(1, done - self._first) * (self._steps - done)
-        self.say(f"{self._title}: {text}, {duration_text(left)} left")
+        count = f"{done:,} of {self._steps:,}, " if self._brief else ""
+        self.say(f"{self._title}: {count}{text}, {duration_text(left)} left")
         return True
 
 
