@@ -13,7 +13,7 @@ from spkd.errors import InputError
 from spkd.functional import similarity_matrix
 from spkd.models import inference
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
-from spkd.models.inference import emulates_bfloat16, folded, inference_form
+from spkd.models.inference import folded, inference_form
 from spkd.models.wrn import WideResNet
 from spkd.taps import Taps
 
@@ -121,7 +121,7 @@ def test_a_form_that_answers_otherwise_is_not_used(monkeypatch: pytest.MonkeyPat
 def test_bfloat16_is_taken_where_it_moves_little_and_never_where_it_moves_more(monkeypatch: pytest.MonkeyPatch) -> None:
     original = classifier(lived_in(WideResNet(10, 1, 2)), 32)
     images = torch.rand(8, 3, 32, 32)
-    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(inference, "gains_from_bfloat16", lambda device: True)
     taken = inference_form(original, ("group3",), images, logits=False, precision="auto")
     assert taken.precision == "bf16-true"
     with torch.no_grad(), Taps(original, ("group3",)) as ours, Taps(taken.network, ("group3",)) as theirs:
@@ -135,7 +135,7 @@ def test_bfloat16_is_taken_where_it_moves_little_and_never_where_it_moves_more(m
     assert refused.precision == "32-true"
     assert "float32, since bfloat16 moves G of group3" in refused.note
     assert inference_form(original, ("group3",), images, precision="bf16-true").precision == "bf16-true"
-    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr(inference, "gains_from_bfloat16", lambda device: False)
     assert inference_form(original, ("group3",), images, precision="auto").precision == "32-true"
 
 
@@ -155,32 +155,13 @@ class SmallDifference(nn.Module):
 def test_the_bound_is_on_the_logits_too_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     original, images = classifier(SmallDifference(), 8), torch.rand(8, 3, 8, 8)
-    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(inference, "gains_from_bfloat16", lambda device: True)
     read = inference_form(original, ("body.0",), images, logits=True, precision="auto")
     assert read.precision == "32-true"
     assert "float32, since bfloat16 moves logits by" in read.note
     unread = inference_form(original, ("body.0",), images, logits=False, precision="auto")
     assert unread.precision == "bf16-true"
     assert "logits" not in unread.note
-
-
-@pytest.mark.parametrize("bfloat16", [False, True])
-@pytest.mark.parametrize("tiles", [False, True])
-def test_a_processor_multiplies_bfloat16_by_either_kind_of_instruction(
-    bfloat16: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
-    assert inference.multiplies_bfloat16(torch.device("cpu")) is (bfloat16 or tiles)
-
-
-@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
-def test_gpus_multiply_bfloat16_from_the_ampere_generation_on(
-    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert inference.multiplies_bfloat16(torch.device("cuda")) is expected
-    assert not inference.multiplies_bfloat16(torch.device("mps"))
 
 
 def test_convolutions_are_exact_for_the_comparison_and_as_before_after_it() -> None:
@@ -292,7 +273,7 @@ class PoolsInFloat32(nn.Module):
 
 
 def test_a_network_that_fails_in_bfloat16_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(inference, "gains_from_bfloat16", lambda device: True)
     original, images = classifier(lived_in(PoolsInFloat32()), 8), torch.rand(4, 3, 8, 8)
     form = inference_form(original, ("norm",), images, precision="auto")
     assert form.precision == "32-true"
@@ -345,7 +326,7 @@ def test_nan_in_one_place_is_not_hidden_by_small_differences_elsewhere(
 ) -> None:
     original = classifier(lived_in(nn.Sequential(nn.Conv2d(3, 2, 4), nn.BatchNorm2d(2), nn.Flatten())), 4)
     images = torch.rand(2, 3, 4, 4)
-    monkeypatch.setattr(inference, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(inference, "gains_from_bfloat16", lambda device: True)
     found = {"1": 0.001, "logits": 0.002, where: float("nan")}
     monkeypatch.setattr(inference, "_rounding", lambda *_, **__: found)
     form = inference_form(original, ("1",), images, precision="auto")
@@ -354,30 +335,3 @@ def test_nan_in_one_place_is_not_hidden_by_small_differences_elsewhere(
     differences = iter([0.0, float("nan")] if where == "1" else [float("nan"), 0.0])
     monkeypatch.setattr(inference, "_relative", lambda ours, theirs: next(differences))
     assert math.isnan(inference._difference(original, copy.deepcopy(original), ("1",), images))
-
-
-@pytest.mark.parametrize(
-    ("accelerator", "capability", "mps", "instructions", "emulated"),
-    [
-        ("cpu", (9, 0), True, False, True),
-        ("cpu", (7, 5), False, True, False),
-        ("auto", (7, 5), False, True, True),
-        ("cuda", (8, 0), False, False, False),
-        ("auto", None, True, False, False),
-        ("auto", None, False, False, True),
-    ],
-)
-def test_where_bfloat16_is_emulated(
-    monkeypatch: pytest.MonkeyPatch,
-    accelerator: str,
-    capability: tuple[int, int] | None,
-    mps: bool,
-    instructions: bool,
-    emulated: bool,
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
-    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
-    for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(f"torch.cpu.{check}", lambda: instructions)
-    assert emulates_bfloat16(accelerator) == emulated

@@ -119,7 +119,7 @@ def test_a_record_of_a_later_version_is_refused_not_misread(study: Path) -> None
         load_reproduction("gamma", study)
 
 
-FLOAT32 = ["this processor has no instructions for bfloat16: networks train in float32, and not in bf16-mixed"]
+FLOAT32 = ["this processor is no quicker in bfloat16: networks train in float32, and not in bf16-mixed"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_precision_is_that_of_what_has_begun_or_of_the_devices_that_train(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The calling machine is a processor that emulates bfloat16."""
+    """The calling machine is a processor that gains nothing from bfloat16."""
 
     def planned(*_: object, bfloat16: bool = True) -> list[Task]:
         precision = "bf16-mixed" if bfloat16 else "32-true"
@@ -159,7 +159,7 @@ def test_the_precision_is_that_of_what_has_begun_or_of_the_devices_that_train(
 
     monkeypatch.setattr(reproduction, "plan", planned)
     monkeypatch.setattr(reproduction, "run_study", run)
-    monkeypatch.setattr(reproduction, "emulates_bfloat16", lambda _: True)
+    monkeypatch.setattr(reproduction, "is_slow_in_bfloat16", lambda _: True)
     monkeypatch.setattr("spkd.studies.cluster.has_gpus", lambda _: gpus)
     if begun is not None:
         RunFolder(tmp_path / "seed-1").begin({"precision": begun}, "", overwrite=False)

@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spkd.errors import InputError, one_line
 from spkd.functional import similarity_matrix
+from spkd.models.bfloat16 import gains_from_bfloat16
 from spkd.models.classifier import Classifier
 from spkd.modes import evaluating
 from spkd.taps import Taps
@@ -71,8 +72,8 @@ def inference_form(
         taps: the layers that will be read.
         images: a real batch (b, channels, h, w) in [0, 1], on the classifier's device.
         logits: whether the logits will be read as well.
-        precision: of the layers' arithmetic. ``auto`` takes bfloat16 where the device multiplies it in hardware and
-            it moves nothing that is read by more than :data:`ROUNDING` on ``images``.
+        precision: of the layers' arithmetic. ``auto`` takes bfloat16 where the device is quicker in it and it moves
+            nothing that is read by more than :data:`ROUNDING` on ``images``.
 
     Raises:
         InputError: when a layer cannot be read in a whole pass of the original (see :class:`~spkd.taps.Taps`), or the
@@ -99,7 +100,7 @@ def inference_form(
         f"{note} (largest relative difference {difference:.1g})",
         micro_batch_size(twin, images),
     )
-    if precision == "32-true" or (precision == "auto" and not multiplies_bfloat16(images.device)):
+    if precision == "32-true" or (precision == "auto" and not gains_from_bfloat16(images.device)):
         return full
     try:
         rounded = copy.deepcopy(network).to(torch.bfloat16)
@@ -152,28 +153,6 @@ def micro_batch_size(network: nn.Module, images: Tensor) -> int | None:
         return None
     wanted = max(OUTPUT_BYTES_PER_THREAD * torch.get_num_threads(), 2 * statistics.fmean(weights))
     return max(1, round(wanted / statistics.fmean(outputs)))
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Return whether the device has instructions for products of bfloat16; without them it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)
-
-
-def emulates_bfloat16(accelerator: str) -> bool:
-    """Return whether what is computed on ``accelerator`` is computed where bfloat16 can only be emulated.
-
-    Of Apple's devices that is not known, and taken not to be so.
-    """
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return not multiplies_bfloat16(torch.device("cuda"))
-    if accelerator != "cpu" and torch.backends.mps.is_available():
-        return False
-    return not multiplies_bfloat16(torch.device("cpu"))
 
 
 class _InBfloat16(nn.Module):

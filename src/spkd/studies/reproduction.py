@@ -17,7 +17,7 @@ from typing import Any
 
 from spkd.errors import InputError, nearest
 from spkd.files import csv_text, read_json, write_json_atomically, write_text_atomically
-from spkd.models.inference import emulates_bfloat16
+from spkd.models.bfloat16 import is_slow_in_bfloat16
 from spkd.studies.building import unique
 from spkd.studies.experiments import EXPERIMENTS, Experiment, Setting
 from spkd.studies.options import RunnerOptions
@@ -218,19 +218,19 @@ def _why_float32(tasks: Sequence[Task], study: Path, runner: RunnerOptions, runt
     begun = next((config for config in configs if config is not None), None)
     if begun is not None:
         return f"those in {study} were begun so" if begun.get("precision") == "32-true" else ""
-    if not mixed or not _emulated(runner, runtime):
+    if not mixed or not _slow_in_bfloat16(runner, runtime):
         return ""
-    return "this processor has no instructions for bfloat16"
+    return "this processor is no quicker in bfloat16"
 
 
-def _emulated(runner: RunnerOptions, runtime: Runtime) -> bool:
-    """Return whether processors will emulate bfloat16; those of a cluster are taken to be like this one."""
+def _slow_in_bfloat16(runner: RunnerOptions, runtime: Runtime) -> bool:
+    """Return whether bfloat16 gains nothing where networks train; processors of a cluster are taken to be like this."""
     if runner.ray is None:
-        return emulates_bfloat16(runtime.accelerator)
+        return is_slow_in_bfloat16(runtime.accelerator)
     from spkd.studies.cluster import has_gpus
 
     on_gpus = runtime.accelerator != "cpu" and has_gpus(runner.ray)
-    return not on_gpus and emulates_bfloat16("cpu")
+    return not on_gpus and is_slow_in_bfloat16("cpu")
 
 
 def _usual_seeds(name: str, scale: ScaleName) -> int:

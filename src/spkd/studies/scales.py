@@ -148,7 +148,7 @@ SCALES: Mapping[ScaleName, Scale] = {
 
 
 def in_float32(scale: Scale) -> Scale:
-    """Return the scale with float32 where it takes bfloat16, for devices that can only emulate that."""
+    """Return the scale with float32 where it takes bfloat16, for devices that gain nothing from that."""
     return replace(
         scale,
         cifar10=_in_float32(scale.cifar10),

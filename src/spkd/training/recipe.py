@@ -44,8 +44,8 @@ class Recipe:
         clip_norm: largest L2 norm of the gradient; 0 for no clipping.
         label_smoothing: share of each label that the cross-entropy spreads evenly over all classes.
         precision: '32-true', or mixed: 'bf16-mixed', '16-mixed'.
-        teacher_precision: of the frozen teacher: '32-true', 'bf16-true', or 'auto' for bfloat16 where the device has
-            instructions for it and it moves nothing that is compared by more than a fiftieth.
+        teacher_precision: of the frozen teacher: '32-true', 'bf16-true', or 'auto' for bfloat16 where the device is
+            quicker in it and it moves nothing that is compared by more than a fiftieth.
         losses: weights of the distillation terms.
 
     Raises:

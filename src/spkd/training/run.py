@@ -16,8 +16,8 @@ from spkd.errors import InputError, RunFailed, one_line, some
 from spkd.files import locked, slug
 from spkd.losses.methods import term_names
 from spkd.machine import is_launched
+from spkd.models.bfloat16 import is_slow_in_bfloat16
 from spkd.models.depthwise import depthwise_in_float32
-from spkd.models.inference import emulates_bfloat16
 from spkd.models.saved_model import savable_state, save_classifier
 from spkd.models.student_form import lay_channels_last, synchronised
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, own_batches
@@ -96,11 +96,10 @@ def run(
             return finished
         for note in (*setup.notes, *notes_of_srun()):
             display.say(note)
-        if setup.recipe.precision == "bf16-mixed" and emulates_bfloat16(runtime.accelerator):
+        if setup.recipe.precision == "bf16-mixed" and is_slow_in_bfloat16(runtime.accelerator):
             what, other = ("GPU", "16-mixed") if fabric.device.type == "cuda" else ("processor", "32-true")
             display.say(
-                f"warning: this {what} has no instructions for bfloat16 and emulates them: --precision {other} is many "
-                "times as quick"
+                f"warning: this {what} is no quicker in bfloat16 than in float32: --precision {other} will be quicker"
             )
         go_on = {"resume": resume or finish, "finish": finish, "overwrite": overwrite}
         return _train(setup, identity, runtime, deadline, fabric, folder, display, **go_on)

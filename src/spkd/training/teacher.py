@@ -11,8 +11,9 @@ import torch
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError
+from spkd.models.bfloat16 import is_slow_in_bfloat16
 from spkd.models.classifier import same_classes
-from spkd.models.inference import InferenceForm, emulates_bfloat16, inference_form
+from spkd.models.inference import InferenceForm, inference_form
 from spkd.training.batches import LOOKED_AT, first_batch, own_batches
 from spkd.training.devices import sum_of_all
 from spkd.training.evaluation import top1_error
@@ -41,9 +42,9 @@ def cheapest_teacher(setup: Setup, stream: TrainStream, fabric: Fabric) -> Infer
         )
 
     own = form(setup.recipe.teacher_precision if setup.tape is None else setup.tape.manifest.precision)
-    if own.precision == "bf16-true" and emulates_bfloat16(fabric.device.type):
+    if own.precision == "bf16-true" and is_slow_in_bfloat16(fabric.device.type):
         why = "" if setup.tape is None else ", in which the tape was begun,"
-        own = replace(own, note=f"{own.note}; bfloat16{why} is emulated here, and slow")
+        own = replace(own, note=f"{own.note}; bfloat16{why} is no quicker here than float32")
     if fabric.world_size == 1:
         return own
     # Each has looked at images of its own, and what they gather must be of one kind.
