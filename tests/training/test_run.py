@@ -45,7 +45,7 @@ from spkd.training.result import hardware
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import evaluate_saved
-from spkd.training.setup import pinned, set_up
+from spkd.training.setup import balancing_weights, pinned, set_up
 
 CPU = Runtime(accelerator="cpu")
 
@@ -579,6 +579,43 @@ def test_smoothed_labels_are_learnt_from_and_part_of_the_run(tiny: str, teacher:
     assert smoothed.objective.values(seen, targets, remembered)["ce"].item() == pytest.approx(expected.item(), rel=1e-5)
     with pytest.raises(InputError, match="--label_smoothing must be a number from 0 to below 1, not 1"):
         set_up(distillation(tiny, teacher, label_smoothing=1.0))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_labels_of_rare_classes_weigh_more(smoothing: float, tiny: str, teacher: Path) -> None:
+    wanted = {"label_smoothing": smoothing, "class_weights": "balanced"}
+    plain, weighed = (set_up(distillation(tiny, teacher, **given)) for given in ({}, wanted))
+    assert "class_weights" not in plain.config()
+    assert weighed.config()["class_weights"] == "balanced"
+    assert plain.identity() == set_up(distillation(tiny, teacher, class_weights="none")).identity()
+    assert len({plain.identity(), weighed.identity(), set_up(distillation(tiny, teacher, **wanted)).identity()}) == 2
+    assert any(note.endswith(", class weights balanced") for note in weighed.notes)
+    data, student = weighed.data, weighed.student.eval()
+    images = torch.stack([data.train.image(index).float() / 255 for index in range(8)])
+    targets = data.train.targets[:8].clone()
+    targets[3] = -100
+    counts = [int((data.train.targets == place).sum()) for place in range(10)]
+    weights = [len(data.train) / (10 * count) for count in counts]
+    expected = 0.0
+    for log_p, target in zip(student(images).log_softmax(1).tolist(), targets.tolist(), strict=True):
+        if target != -100:
+            smooth = sum(weight * value for weight, value in zip(weights, log_p, strict=True)) / 10
+            expected -= (1 - smoothing) * weights[target] * log_p[target] + smoothing * smooth
+    remembered = weighed.objective.remember(Taps(plain.teacher, weighed.objective.teacher_taps)(images))
+    seen = Taps(student, weighed.objective.student_taps)(images)
+    found = weighed.objective.values(seen, targets, remembered)["ce"].item()
+    assert found == pytest.approx(expected / 8, rel=1e-5)
+
+
+def test_all_classes_that_have_images_weigh_the_same_together(tiny: str) -> None:
+    data = set_up(Request(model=tiny)).data
+    of = [torch.where(data.train.targets == place)[0] for place in range(10)]
+    few = replace(data, train=data.train.select(torch.cat([of[2][:1], of[5][:9], of[7][:30]])))
+    weights = balancing_weights(few)
+    expected = torch.zeros(10)
+    expected[[2, 5, 7]] = torch.tensor([40 / 3, 40 / 27, 40 / 90])
+    torch.testing.assert_close(weights, expected)
+    assert weights[few.train.targets].mean().item() == pytest.approx(1)
 
 
 def test_pictures_of_one_s_own_are_mirrored_unless_that_is_refused(tmp_path: Path) -> None:

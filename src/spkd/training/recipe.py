@@ -14,11 +14,13 @@ Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["step", "cosine"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 TeacherPrecision = Literal["auto", "32-true", "bf16-true"]
+ClassWeights = Literal["none", "balanced"]
 _CHOICES = {
     "optimizer": get_args(Optimizer),
     "schedule": get_args(Schedule),
     "precision": get_args(Precision),
     "teacher_precision": get_args(TeacherPrecision),
+    "class_weights": get_args(ClassWeights),
 }
 
 
@@ -43,6 +45,8 @@ class Recipe:
         warmup_epochs: epochs over which the rate rises linearly from near zero; fractions allowed.
         clip_norm: largest L2 norm of the gradient; 0 for no clipping.
         label_smoothing: share of each label that the cross-entropy spreads evenly over all classes.
+        class_weights: 'none', or 'balanced', which weighs each label in the cross-entropy by ``n / (k n_c)``, for ``n``
+            training images of ``k`` classes, ``n_c`` of them of its class: all classes weigh the same, 1 in the mean.
         precision: '32-true', or mixed: 'bf16-mixed', '16-mixed'.
         teacher_precision: of the frozen teacher: '32-true', 'bf16-true', or 'auto' for bfloat16 where the device is
             quicker in it and it moves nothing that is compared by more than a fiftieth.
@@ -65,6 +69,7 @@ class Recipe:
     warmup_epochs: float = 0.0
     clip_norm: float = 0.0
     label_smoothing: float = 0.0
+    class_weights: ClassWeights = "none"
     precision: Precision = "32-true"
     teacher_precision: TeacherPrecision = "auto"
     losses: LossWeights = field(default_factory=LossWeights)

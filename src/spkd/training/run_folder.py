@@ -41,6 +41,7 @@ NOT_SAID = {
     "augment": "none",
     "view": None,
     "label_smoothing": 0.0,
+    "class_weights": "none",
 }
 """Options that a configuration without them has at these values: it is that of versions which did not have them."""
 

@@ -202,7 +202,7 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         teacher = built.classifier
     if objective is None:
         sizes = (image_size, teacher_size)
-        objective = _objective(request, _pairs(request, student.classifier, teacher, data, sizes), recipe)
+        objective = _objective(request, _pairs(request, student.classifier, teacher, data, sizes), recipe, data)
     if objective.pairs:
         notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in objective.pairs))
     if objective.terms:
@@ -262,6 +262,7 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
         f"recipe {recipe.name}{reason}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
         f"{recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule}, {recipe.precision}"
         + (f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "")
+        + (", class weights balanced" if recipe.class_weights == "balanced" else "")
     )
     return recipe
 
@@ -353,15 +354,28 @@ def _played_objective(
     if tape is None:
         return None
     pairs = _pairs(request, student, tape.manifest.block_ends, data, (image_size, image_size))
-    objective = _objective(request, pairs, recipe)
+    objective = _objective(request, pairs, recipe, data)
     steps = tape.steps_in(recipe.epochs)
     return objective if tape.recorded(objective.memories, steps) == steps else None
 
 
-def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe) -> Objective:
+def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe, data: ImageData) -> Objective:
     """Return the objective; random numbers that a loss starts from are those of the seed, with a teacher or a tape."""
     seed = mixed_seed(Use.LOSSES, request.seed)
     torch.manual_seed(seed)
-    smoothing = recipe.label_smoothing
-    criterion = nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="none") if smoothing else None
-    return build_objective(request.method, pairs, recipe.losses, criterion=criterion, seed=seed)
+    return build_objective(request.method, pairs, recipe.losses, criterion=_criterion(recipe, data), seed=seed)
+
+
+def _criterion(recipe: Recipe, data: ImageData) -> nn.CrossEntropyLoss | None:
+    """Return what takes the place of the plain cross-entropy, None where nothing does."""
+    weights = balancing_weights(data) if recipe.class_weights == "balanced" else None
+    if weights is None and not recipe.label_smoothing:
+        return None
+    return nn.CrossEntropyLoss(weights, label_smoothing=recipe.label_smoothing, reduction="none")
+
+
+def balancing_weights(data: ImageData) -> Tensor:
+    """Return ``n / (k n_c)`` for each class, of the training images with a label; 0 for a class without any."""
+    counts = torch.bincount(data.train.targets, minlength=len(data.classes)).float()
+    weights = counts.sum() / (counts.count_nonzero() * counts)
+    return weights.where(counts > 0, 0.0)
