@@ -1,6 +1,8 @@
 import itertools
 import os
+import signal
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from spkd.data.augment import pad_reflect, resize
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream, evaluation_batches
-from spkd.data.views import _tell_of_memory
+from spkd.data.views import FixedViews, _tell_of_memory, in_batches
 from spkd.errors import InputError, RunFailed
 
 CPU = torch.device("cpu")
@@ -441,3 +443,18 @@ def test_a_reader_that_dies_is_told_in_one_line(monkeypatch, file_images):
     monkeypatch.setattr(FileImages, "image", die)
     with pytest.raises(RunFailed, match=r"^a process that reads images has died \([^\n]+\): fewer --workers[^\n]+$"):
         list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=2))
+
+
+@dataclass(frozen=True)
+class HeldBack(FixedViews):
+    """Tells of each image whether a reader holds back SIGINT and SIGTERM."""
+
+    def __getitem__(self, index):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return [torch.tensor([signal.SIGINT in blocked, signal.SIGTERM in blocked])], index
+
+
+def test_readers_leave_signals_to_stop_to_the_run_from_the_first_moment_on(file_images):
+    (((told,), _),) = in_batches(HeldBack(file_images, (16,), "whole"), [torch.arange(2)], CPU, 1)
+    assert told.all()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from spkd.errors import InputError
 from spkd.models.build import BuiltModel, build_model
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
-from spkd.models.libraries import adapt
+from spkd.models.libraries import _check_hub_reachable, adapt
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.weights import match
@@ -560,6 +561,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_python_without_certificates_leaves_the_hub_to_its_own_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("unable to get local issuer certificate"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    _check_hub_reachable("timm/test_resnet")
 
 
 @pytest.mark.usefixtures("no_network")

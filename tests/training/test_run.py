@@ -500,12 +500,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert all(math.isfinite(value) for value in saved["state"]["sums"].values())
 
 
+@pytest.mark.parametrize("full", [(torch.OutOfMemoryError, "CUDA"), (RuntimeError, "MPS backend")], ids=["cuda", "mps"])
 @pytest.mark.parametrize("where", [Distiller, Training])
 def test_a_full_memory_is_told_in_one_line(
-    where: type, tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: type,
+    full: tuple[type[Exception], str],
+    tiny: str,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    kind, device = full
+
     def fill(*arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+        raise kind(f"{device} out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr(where, "check" if where is Distiller else "run", fill)
     with pytest.raises(
@@ -513,6 +521,21 @@ def test_a_full_memory_is_told_in_one_line(
         match=r"^the device's memory is full: smaller batches.*2 GiB\); where others hold [^\n]*--resume goes on",
     ):
         run(distillation(tiny, teacher), tmp_path / "run", CPU, Display())
+
+
+def test_a_machine_that_cannot_compile_is_told_in_one_line(
+    tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling begins with the first step, after all that is looked at before."""
+
+    def backend(*arguments: object) -> None:
+        raise OSError("no working C++ compiler\nfound")
+
+    monkeypatch.setattr(Training, "run", lambda *arguments: torch.compile(torch.neg, backend=backend)(torch.ones(2)))
+    with pytest.raises(
+        InputError, match=r"^--compile: PyTorch cannot compile this here \(OSError: no [^\n]*leave it out$"
+    ):
+        run(distillation(tiny, teacher), tmp_path / "run", replace(CPU, compile=True), Display())
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,8 @@ def test_a_network_of_grey_images_is_evaluated_on_a_folder_of_any(teacher: Path,
 
 def test_a_network_of_one_s_own_is_kept_with_its_classes_and_normalisation(teacher: Path, tmp_path: Path) -> None:
     kept = tmp_path / "models" / "kept"
+    kept.mkdir(parents=True)
+    (kept / ".DS_Store").write_bytes(b"\0")  # of a folder that was emptied in Finder
     weights = str(shutil.copy(teacher / "student" / "model.safetensors", tmp_path / "best.safetensors"))
 
     def measured(network: str, **given: str | None) -> Evaluation:

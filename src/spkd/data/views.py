@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from spkd.data.options import Augment, View
 from spkd.data.seeds import Use, mixed_seed
 from spkd.errors import RunFailed, UnreadableImage, one_line
 from spkd.machine import usable_cpus
+from spkd.signals import signals_blocked
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +142,6 @@ def in_batches(
         collate_fn=_collate,
         pin_memory=on_gpu,
         multiprocessing_context=_start_method() if workers else None,
-        worker_init_fn=_leave_signals_to_the_parent if workers else None,
         # Its own, or each pass would draw a number from the generator that dropout uses.
         generator=torch.Generator(),
     )
@@ -182,12 +181,6 @@ def _tell_of_memory(workers: int, wanted: int) -> None:
     _log.warning("%s, since there is little shared memory; in a container: docker run --shm-size=1g", reading)
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Go on after a Ctrl-C or a scheduler's SIGTERM to the group: the parent finishes its step, saves, and ends us."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _start_method() -> str:
     """Return how workers start: by fork where there is one.
 
@@ -201,7 +194,10 @@ def _start_method() -> str:
 
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    with warnings.catch_warnings():
+    """Start the workers, which go on after a Ctrl-C or a scheduler's SIGTERM to the group: the parent finishes its
+    step, saves, and ends them.
+    """
+    with signals_blocked(), warnings.catch_warnings():
         # Python 3.12 and later warn of every fork in a process with threads.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         return iter(loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -263,3 +264,6 @@ def _check_hub_reachable(repository: str | None) -> None:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
         return
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # the hub's client brings certificates of its own
+            raise

@@ -126,7 +126,7 @@ def _carry_out(job: Job, folder: str) -> Outcome:
     import torch
 
     from spkd.data.kept import keep_last
-    from spkd.training.signals import stop_signals
+    from spkd.signals import stop_signals
 
     with contextlib.suppress(OSError):  # a study with absolute paths alone needs no such folder on every machine
         os.chdir(folder)

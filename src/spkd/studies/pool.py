@@ -9,16 +9,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from spkd.data.kept import keep_last
+from spkd.signals import STOP, end_with_parent, signals_blocked, stop_signals
 from spkd.studies.work import GRACE, Job, Outcome, carry_out
 from spkd.training.environment import environment_of_children
-from spkd.training.signals import end_with_parent, stop_signals
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Worker:
@@ -37,7 +35,7 @@ class Worker:
         self.job: Job | None = None
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_serve, args=(theirs,))
-        with environment_of_children(environment), _signals_blocked():
+        with environment_of_children(environment), signals_blocked():
             self._process.start()
         theirs.close()
 
@@ -158,22 +156,12 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(count)] if named is None else named.split(",")[:count]
 
 
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Hold back signals to stop: here until the end of the block, in a process started in it until it unblocks them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _serve(connection: Connection) -> None:
     """Carry out the jobs that come until there are no more, a signal says to stop, or the parent is dead."""
     end_with_parent()
     keep_last()
     with stop_signals() as received, contextlib.suppress(EOFError, OSError):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
         while not received:
             job = connection.recv()
             connection.send(Outcome() if received else carry_out(job))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spkd.data.kept import keeping_last
 from spkd.errors import InputError
 from spkd.files import require_writable
+from spkd.signals import is_past, stop_signals
 from spkd.studies.options import RunnerOptions
 from spkd.studies.schedule import Schedule
 from spkd.studies.state import PLAN, StudyState, earlier_failure, mark_failed, read_running, save_plan
@@ -18,7 +19,6 @@ from spkd.studies.tasks import Recording, Task, in_order
 from spkd.studies.work import Job, Outcome, earlier_result, failure_line, tape_folder
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import Display
-from spkd.training.signals import is_past, stop_signals
 
 if TYPE_CHECKING:
     from spkd.studies.cluster import Cluster

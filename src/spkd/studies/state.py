@@ -16,9 +16,9 @@ from typing import Any
 
 from spkd.errors import InputError, RunFailed
 from spkd.files import locked, read_json, usual_mode, write_json_atomically
+from spkd.signals import is_past, stop_signals
 from spkd.studies.tasks import Task
 from spkd.training.run_folder import FAILED, RUNNING, RunFolder
-from spkd.training.signals import is_past, stop_signals
 
 PLAN = "study.json"
 BEAT = 5.0

@@ -18,12 +18,12 @@ from typing import Any
 from spkd import __version__
 from spkd.errors import InputError, NoRoom, RunFailed, UnusableFolder, one_line
 from spkd.files import write_json_atomically
+from spkd.signals import is_past
 from spkd.studies.state import claimed, forget_failure, mark_failed
 from spkd.studies.tasks import Measurement, Recording, Task
 from spkd.training.options import Runtime
 from spkd.training.progress import Lines
 from spkd.training.run_folder import TASK_LOG, RunFolder
-from spkd.training.signals import is_past
 
 GRACE = 60.0
 """Seconds in which a job that is told to stop can save."""

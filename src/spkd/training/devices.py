@@ -159,7 +159,16 @@ def leave() -> None:
 def is_full_memory(error: BaseException) -> bool:
     """Return whether an error says that a device has no memory left."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return torch is not None and (
+        isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)  # no type of its own
+    )
+
+
+def failure_to_compile(error: BaseException) -> BaseException | None:
+    """Return what PyTorch's compiler has failed of, as where no C++ compiler is installed; None for another error."""
+    dynamo = sys.modules.get("torch._dynamo.exc")
+    is_of_compiler = dynamo is not None and isinstance(error, dynamo.BackendCompilerFailed)
+    return error.inner_exception if is_of_compiler else None  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -181,6 +190,8 @@ def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
                 "the device's memory is full: smaller batches or images, mixed precision, or a run that is not "
                 f"compiled, need less ({one_line(error)}); where others hold the memory, {to_go_on} once it is free"
             ) from error
+        if (why := failure_to_compile(error)) is not None:
+            raise InputError(f"--compile: PyTorch cannot compile this here ({one_line(why)}); leave it out") from error
         text = str(error).lower()
         if "expected to have finished reduction" in text:
             raise RunFailed(

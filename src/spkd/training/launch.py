@@ -17,8 +17,8 @@ from types import FrameType
 
 from spkd.errors import InputError
 from spkd.machine import usable_cpus
+from spkd.signals import end_with_parent
 from spkd.training.environment import environment_of_children
-from spkd.training.signals import end_with_parent
 
 MOST_PROCESSES = 8
 """Processes that may be started whatever the number of cores: as many as there are GPUs in a usual machine."""
@@ -104,6 +104,8 @@ def _variables(processes: int) -> dict[str, str]:
     return {
         "TORCHELASTIC_RUN_ID": "spkd",
         "MASTER_ADDR": "127.0.0.1",
+        # Of a Mac's own name the address is often not found.
+        **({"GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo0")} if sys.platform == "darwin" else {}),
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),

@@ -22,6 +22,7 @@ from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller, Remembered
 from spkd.errors import RunFailed, UnreadableImage, UnusableFolder
 from spkd.losses.objective import LossBreakdown
+from spkd.signals import is_past, stop_signals
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.crowding import Crowding
 from spkd.training.devices import agreed
@@ -29,7 +30,6 @@ from spkd.training.optimizers import lay_as_weights, make_optimizer
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
-from spkd.training.signals import is_past, stop_signals
 from spkd.training.step_graph import StepGraph
 from spkd.training.validation import error_of_all, error_unless
 

@@ -13,8 +13,10 @@ from spkd.training.recipe import Recipe
 
 def make_optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> Optimizer:
     """Return the optimizer of the recipe, fused into one step for all parameters where that can be."""
-    # A fused optimizer undoes the scaling of float16 gradients itself, too late for them to be clipped before.
-    fused = not (recipe.precision == "16-mixed" and recipe.clip_norm)
+    # A fused optimizer undoes the scaling of float16 gradients itself, too late for them to be clipped before; on
+    # Apple's GPUs, in many versions, not at all.
+    of_apple = any(parameter.device.type == "mps" for parameter in parameters)
+    fused = not (recipe.precision == "16-mixed" and (recipe.clip_norm or of_apple))
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     optimizer = torch.optim.SGD(

@@ -14,13 +14,13 @@ import numpy as np
 from spkd.data.stream import TrainStream
 from spkd.errors import InputError
 from spkd.losses.methods import joined_methods
+from spkd.signals import is_past, stop_signals
 from spkd.training.batches import make_stream
 from spkd.training.devices import agreed, make_fabric, told_in_one_line
 from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
 from spkd.training.progress import Display
 from spkd.training.setup import Setup, set_up
-from spkd.training.signals import is_past, stop_signals
 from spkd.training.tape import Tape
 from spkd.training.tape_setup import recorder, require_one_tape
 from spkd.training.teacher import cheapest_teacher, distiller_of

@@ -21,7 +21,7 @@ from spkd.models.depthwise import depthwise_in_float32
 from spkd.models.saved_model import savable_state, save_classifier
 from spkd.models.student_form import lay_channels_last, synchronised
 from spkd.training.batches import LOOKED_AT, first_batch, make_stream, own_batches
-from spkd.training.devices import make_fabric, notes_of_srun, require_one_folder, told_in_one_line
+from spkd.training.devices import is_full_memory, make_fabric, notes_of_srun, require_one_folder, told_in_one_line
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
@@ -232,7 +232,8 @@ def _distiller(
 def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Display) -> None:
     """Lay the student's weights as its device likes them, and see to its batch norms where devices share a batch."""
     student = setup.student
-    gains = fabric.device.type == "cpu" or setup.recipe.precision != "32-true"
+    # Not on Apple's GPUs: the gradients of a batch norm of channels-last images are wrong there in many versions.
+    gains = fabric.device.type == "cpu" or (fabric.device.type == "cuda" and setup.recipe.precision != "32-true")
     if gains and not lay_channels_last(student, on_processor=fabric.device.type == "cpu"):
         display.say("student: its weights lie as they are, since it cannot be trained with them channels last")
     if fabric.device.type == "cpu" and setup.recipe.precision == "bf16-mixed":
@@ -277,9 +278,11 @@ def _look_first(
         few = _few(distiller, stream, player, fabric)
         with fabric.autocast():  # as the steps will, which may have no room otherwise
             distiller.check(*few)
-    except (InputError, RunFailed, torch.OutOfMemoryError):
+    except (InputError, RunFailed):
         raise
     except Exception as error:
+        if is_full_memory(error):
+            raise
         size = setup.image_size
         raise InputError(
             f"model {setup.request.model}: a training step on images of {size} × {size} fails: {one_line(error)}"

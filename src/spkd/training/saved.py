@@ -172,7 +172,7 @@ def _require_beside(options: DataOptions, option: str, file: Path) -> None:
 def _check_new(network: str | Path, folder: Path, *, is_saved: bool) -> None:
     if is_saved:
         raise InputError(f"--save: {network} is a saved model already; leave it out")
-    if is_there(folder) and not (is_folder(folder) and not any(folder.iterdir())):
+    if is_there(folder) and not (is_folder(folder) and all(entry.name.startswith(".") for entry in folder.iterdir())):
         raise InputError(f"--save {folder} is there already: give a new folder")
 
 

@@ -1,4 +1,4 @@
-"""When a process is to stop: signals, noted instead of died of, a deadline, and the death of its parent."""
+"""When a process is to stop: signals, noted or held back, a deadline, and the death of its parent."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+
+STOP = (signal.SIGINT, signal.SIGTERM)
+"""The signals that ask for it."""
 
 LAST_WORDS = 30.0
 """Seconds that a process has to save where it stands once its parent is dead."""
@@ -32,7 +35,7 @@ def stop_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.getsignal(number) for number in STOP}
 
     def restore() -> None:
         for number, handler in earlier.items():
@@ -56,6 +59,16 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         _collecting.pop()
         restore()
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Hold back signals to stop: here until the end of the block, in a process started in it until it unblocks them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_past(deadline: float | None) -> bool:

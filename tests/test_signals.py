@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spkd.training import signals
-from spkd.training.signals import stop_signals
+from spkd import signals
+from spkd.signals import stop_signals
 
 
 def test_the_same_signal_from_two_sides_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
