@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import time
-from functools import cache
+from pathlib import Path
 
 import torch
 
-GAIN = 1.2
-"""How many times as quick a processor must multiply in bfloat16 for its rounding to be worth while. Those measured
-multiply at about half of float32's rate or less, or at about twice its rate or more."""
-ROUNDS = 6
-"""Convolutions of each precision that are timed: the quickest counts, whatever else runs."""
+PROCESSORS = Path("/proc/cpuinfo")
 
 
 def gains_from_bfloat16(device: torch.device) -> bool:
     """Return whether the device is quicker in bfloat16 than in float32.
 
-    Of a GPU its generation tells. A processor is tried, once in a process: there are some that have instructions for
-    bfloat16 and need twice as long with them (Intel's with AVX-512 where AMX is not to be had).
+    A GPU is from the Ampere generation on. A processor must have instructions for it, but those of AVX-512 take twice
+    as long as float32 on Intel's, where AMX is not to be had, as in many virtual machines. It is a rule and not a
+    timing, so that a run can be repeated to the same bits beside whatever else runs.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and _gain_of_processor() >= GAIN
+    if device.type != "cpu":
+        return False
+    return _has("_is_amx_tile_supported") or (_has("_is_avx512_bf16_supported") and not _is_of_intel())
 
 
 def is_slow_in_bfloat16(accelerator: str) -> bool:
@@ -38,17 +35,13 @@ def is_slow_in_bfloat16(accelerator: str) -> bool:
     return not gains_from_bfloat16(torch.device("cpu"))
 
 
-@cache
-def _gain_of_processor() -> float:
-    """Return how many times as quick a usual convolution is in bfloat16 as in float32."""
-    images = torch.ones(16 * torch.get_num_threads(), 64, 16, 16).to(memory_format=torch.channels_last)
-    weight = torch.ones(64, 64, 3, 3).to(memory_format=torch.channels_last)
-    given = {kind: (images.to(kind), weight.to(kind)) for kind in (torch.float32, torch.bfloat16)}
-    least = dict.fromkeys(given, math.inf)
-    with torch.inference_mode():
-        for _ in range(ROUNDS):
-            for kind, (pixels, kernels) in given.items():
-                begun = time.perf_counter()
-                torch.conv2d(pixels, kernels, padding=1)
-                least[kind] = min(least[kind], time.perf_counter() - begun)
-    return least[torch.float32] / least[torch.bfloat16]
+def _has(check: str) -> bool:
+    """Return what a check of PyTorch's says, which a version may not have."""
+    return bool(getattr(torch.cpu, check, bool)())
+
+
+def _is_of_intel() -> bool:
+    try:
+        return "GenuineIntel" in PROCESSORS.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return False
