@@ -16,10 +16,8 @@ from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
-from spkd.training.options import DEFAULT_TEACHER, NORMALISATIONS, Runtime
+from spkd.training.options import DEFAULT_STUDENT, DEFAULT_TEACHER, NORMALISATIONS, Runtime
 from spkd.training.recipe import PRESETS, Recipe
-
-DEFAULT_STUDENT = "wrn-10-1"
 
 _ARCHITECTURES = (
     "wrn-DEPTH-WIDTH, torchvision/NAME, timm/NAME, package.module:callable, file.py:callable (each with "
@@ -47,7 +45,7 @@ def train_parser() -> ArgumentParser:
     """Return the options of ``spkd train``."""
     parser = _new_parser("Train a network alone: the teacher, say.")
     group = parser.add_argument_group("network")
-    _add_text(group, "model", _SPECS, DEFAULT_TEACHER)
+    _add_text(group, "model", f"{_SPECS} (default on the digits: {DEFAULT_TEACHER})")
     _add_weights(group)
     _add_fields(parser, DataOptions, "images")
     _add_training(parser, distilled=False)
@@ -289,7 +287,7 @@ def _add_networks(
         _add_text(group, "teacher_normalisation", _NORMALISATION)
         text = "side length in pixels at which the teacher sees the same crops, if larger ones (default: --image_size)"
         group.add_argument("--teacher_size", type=int | None, default=None, help=text)
-    _add_text(group, "student", _SPECS, DEFAULT_STUDENT)
+    _add_text(group, "student", f"{_SPECS} ({'default on the digits' if train else 'default'}: {DEFAULT_STUDENT})")
     _add_weights(group, train=train)
     taps = "layers to compare: last, stages, or pairs as student_path=teacher_path (see `spkd taps`)"
     group.add_argument("--taps", type=str, nargs="+", default=["last"], metavar="TAP", help=taps)
