@@ -235,11 +235,21 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
         "reproduce": ["--scale", "--data_root", "--only", "--redraw", "--ray", "--max_time"],
         "evaluate": ["--teacher", "--per_class", "--accelerator"],
         "predict": ["--top", "--out", "--accelerator", "--skip_bad_images", "--workers"],
-        "taps": ["--teacher", "--student", "--taps"],
+        "taps": ["--teacher", "--student", "--taps", "--teacher_size"],
         "export": ["--format", "--out"],
     }
     for option in [*shared, *expected[command]]:
         assert option in text, option
+
+
+def test_options_of_one_network_say_of_which(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("distill", "compare", "tape record"):
+        with pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        for option in ("WEIGHTS", "NORMALISATION"):
+            assert f" {option} of the student: " in text
+            assert f" TEACHER_{option} of the teacher: " in text
 
 
 def test_help_needs_no_torch_and_is_quick() -> None:

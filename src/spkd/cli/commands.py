@@ -229,6 +229,7 @@ def taps(options: Namespace) -> int:
         teacher_weights=options.teacher_weights,
         data=None if options.data is None else DataOptions(**given),
         image_size=options.image_size,
+        teacher_size=options.teacher_size,
         grey=bool(options.grey),
         select=tuple(options.taps),
     )
