@@ -18,6 +18,7 @@ from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError
 from spkd.functional import attention_transfer_loss, similarity_preserving_loss, soft_target_loss
 from spkd.losses.attention import AttentionTransferLoss
+from spkd.losses.base import DistillationLoss
 from spkd.losses.methods import build_objective
 from spkd.losses.objective import LossBreakdown, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
@@ -25,7 +26,7 @@ from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.losses.weights import LossWeights
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.pairing import block_ends
-from spkd.taps import TapPair
+from spkd.taps import Activations, TapPair
 
 
 def network(channels: int = 4, classes: int = 10, seed: int = 0) -> nn.Sequential:
@@ -402,6 +403,26 @@ def test_checking_takes_what_a_teacher_said_in_its_box_too() -> None:
     for remembered in (said, Remembered(said)):
         alone.check(images, targets, remembered)
         assert alone.unused_parameters(images, targets, remembered) == ()
+
+
+def test_what_a_teacher_said_is_exact_in_its_box_where_fabric_rounds_what_goes_in() -> None:
+    class Kept(DistillationLoss):
+        def remember(self, teacher: Activations) -> Tensor:
+            return teacher.logits
+
+        def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+            met.append(remembered)
+            return (student.logits - remembered).square().mean()
+
+    met: list[Tensor] = []
+    images, targets = batch()
+    module = Distiller(network(), network(6, seed=1), Objective([Term("kept", 1.0, Kept())]))
+    said = module.remember(images)
+    wrapped = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed").setup(module)
+    wrapped(images, targets, Remembered(said))
+    wrapped(images, targets, said)
+    assert torch.equal(met[0], said["kept"])
+    assert torch.equal(met[1], said["kept"].bfloat16().float())
 
 
 def test_a_segmentation_s_targets_are_no_classes_of_images() -> None:
