@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -146,6 +147,23 @@ def test_the_same_request_gives_the_same_bits_and_another_seed_others(
     run(distillation(tiny, teacher, seed=1), tmp_path / "other", CPU, Display())
     assert equal(finished, tmp_path / "again")
     assert not equal(finished, tmp_path / "other")
+
+
+def test_every_number_of_a_run_is_explained_in_the_guide(finished: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+
+    def explained(file: str) -> dict[str, str]:
+        table = re.search(rf"^\| in `{file}`.*\n.*\n((?:\|.*\n)+)", guide, re.MULTILINE)
+        assert table is not None
+        rows = [row.strip("| ").split(" | ") for row in table[1].splitlines()]
+        return {key: text for keys, text in rows for key in re.findall(r"`(\w+)`", keys)}
+
+    with (finished / "metrics.csv").open() as file:
+        assert set(explained("metrics.csv")) == set(next(csv.reader(file)))
+    result, told = json.loads((finished / "result.json").read_text()), explained("result.json")
+    assert set(told) == set(result)
+    assert set(re.findall(r"`(\w+)`", told["test"])) == set(result["test"])
+    assert set(re.findall(r"`(\w+)`", told["images"])) == set(result["images"])
 
 
 @pytest.mark.usefixtures("ordered_logs")
