@@ -18,6 +18,7 @@ from spkd.distiller import Distiller, Remembered
 from spkd.errors import InputError
 from spkd.functional import attention_transfer_loss, similarity_preserving_loss, soft_target_loss
 from spkd.losses.attention import AttentionTransferLoss
+from spkd.losses.base import DistillationLoss
 from spkd.losses.methods import build_objective
 from spkd.losses.objective import LossBreakdown, Objective, Term
 from spkd.losses.similarity import SimilarityPreservingLoss
@@ -25,7 +26,7 @@ from spkd.losses.soft_targets import SoftTargetLoss
 from spkd.losses.weights import LossWeights
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.pairing import block_ends
-from spkd.taps import TapPair
+from spkd.taps import Activations, TapPair
 
 
 def network(channels: int = 4, classes: int = 10, seed: int = 0) -> nn.Sequential:
@@ -404,6 +405,26 @@ def test_checking_takes_what_a_teacher_said_in_its_box_too() -> None:
         assert alone.unused_parameters(images, targets, remembered) == ()
 
 
+def test_what_a_teacher_said_is_exact_in_its_box_where_fabric_rounds_what_goes_in() -> None:
+    class Kept(DistillationLoss):
+        def remember(self, teacher: Activations) -> Tensor:
+            return teacher.logits
+
+        def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+            met.append(remembered)
+            return (student.logits - remembered).square().mean()
+
+    met: list[Tensor] = []
+    images, targets = batch()
+    module = Distiller(network(), network(6, seed=1), Objective([Term("kept", 1.0, Kept())]))
+    said = module.remember(images)
+    wrapped = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed").setup(module)
+    wrapped(images, targets, Remembered(said))
+    wrapped(images, targets, said)
+    assert torch.equal(met[0], said["kept"])
+    assert torch.equal(met[1], said["kept"].bfloat16().float())
+
+
 def test_a_segmentation_s_targets_are_no_classes_of_images() -> None:
     student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1))
     module = Distiller(student, network(6, seed=1), Objective([Term("sp", 1.0, SimilarityPreservingLoss(PAIR))]))
@@ -742,6 +763,7 @@ def test_networks_of_maps_need_put_out_no_logits_where_nothing_reads_them() -> N
     breakdown = module(images, None)
     breakdown.total.backward()
     assert breakdown.terms["sp"] > 0
+    torch.compiler.reset()  # or what other tests have compiled counts
     compiled = torch.compile(module, backend="eager")(images, None)
     torch.testing.assert_close(compiled.terms["sp"], breakdown.terms["sp"], rtol=1e-4, atol=0)
     for one in (Objective(terms), Objective([*terms, Term("kd", 1.0, SoftTargetLoss())], cross_entropy=0)):
@@ -791,6 +813,39 @@ def test_what_a_teacher_said_in_inference_mode_can_be_learnt_from() -> None:
 def test_what_is_no_objective_is_refused(wrong: Any) -> None:
     with pytest.raises(InputError, match=r"^objective: expected an Objective, as build_objective makes it, got "):
         Distiller(network(), network(seed=1), wrong)
+
+
+def test_the_weights_of_an_objective_may_change_during_training() -> None:
+    """By one that reads the same; the layers are read by what was there when the distiller was made."""
+    distiller = Distiller(network(), network(6, seed=1), build_objective("sp+kd", [PAIR], LossWeights(gamma=10)))
+    distiller.eval()
+    images, targets = torch.rand(4, 3, 8, 8), torch.arange(4)
+    before = distiller(images, targets)
+    distiller.objective = build_objective("sp+kd", [PAIR], LossWeights(gamma=30))
+    after = distiller(images, targets)
+    assert after.terms == before.terms
+    torch.testing.assert_close(after.total - before.total, 20 * before.terms["sp"])
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (build_objective("sp+kd", [TapPair("4", "2")], LossWeights()), r"layers of the student \(4, not 1\)"),
+        (build_objective("sp+kd", [TapPair("1", "4")], LossWeights()), r"layers of the teacher \(4, not 2\)"),
+        (build_objective("kd", [], LossWeights()), r"layers of the student \(nothing, not 1\)"),
+        (
+            build_objective("sp", [PAIR], LossWeights()),
+            r"logits \(the student's, not the student's and the teacher's\)",
+        ),
+        (nn.Identity(), "expected an Objective"),
+    ],
+)
+def test_an_objective_that_reads_something_else_is_not_put_in_its_place(other: Any, line: str) -> None:
+    objective = build_objective("sp+kd", [PAIR], LossWeights())
+    distiller = Distiller(network(), network(6, seed=1), objective)
+    with pytest.raises(InputError, match=rf"^objective: .*{line}"):
+        distiller.objective = other
+    assert distiller.objective is objective
 
 
 def test_a_distiller_that_dataparallel_copies_says_what_to_use() -> None:

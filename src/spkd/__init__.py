@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spkd.distiller import Distiller
+    from spkd.distiller import Distiller, Remembered
     from spkd.errors import InputError
-    from spkd.export import export_model
+    from spkd.export import ExportReport, export_model
     from spkd.functional import (
         attention_map,
         attention_transfer_loss,
@@ -24,29 +24,36 @@ if TYPE_CHECKING:
     from spkd.losses.attention import AttentionTransferLoss
     from spkd.losses.base import DistillationLoss
     from spkd.losses.methods import build_objective
-    from spkd.losses.objective import LossBreakdown, Objective, Term
+    from spkd.losses.objective import UNLABELLED, LossBreakdown, Objective, Term
     from spkd.losses.similarity import SimilarityPreservingLoss
     from spkd.losses.soft_targets import SoftTargetLoss
     from spkd.losses.weights import LossWeights
-    from spkd.models.classifier import ModelInfo, Normalisation
+    from spkd.models.classifier import Classifier, ModelInfo, Normalisation
     from spkd.models.saved_model import load_classifier as load_model
     from spkd.models.saved_model import save_model
-    from spkd.pairing import block_ends, pair_taps
+    from spkd.pairing import Candidate, block_ends, pair_taps
     from spkd.taps import Activations, TapPair, Taps
-    from spkd.training.evaluation import evaluate
+    from spkd.training.evaluation import ClassError, Evaluation, evaluate
     from spkd.training.own_images import load_image
 
 _HOMES = {
+    "UNLABELLED": "spkd.losses.objective",
     "Activations": "spkd.taps",
     "AttentionTransferLoss": "spkd.losses.attention",
+    "Candidate": "spkd.pairing",
+    "ClassError": "spkd.training.evaluation",
+    "Classifier": "spkd.models.classifier",
     "DistillationLoss": "spkd.losses.base",
     "Distiller": "spkd.distiller",
+    "Evaluation": "spkd.training.evaluation",
+    "ExportReport": "spkd.export",
     "InputError": "spkd.errors",
     "LossBreakdown": "spkd.losses.objective",
     "LossWeights": "spkd.losses.weights",
     "ModelInfo": "spkd.models.classifier",
     "Normalisation": "spkd.models.classifier",
     "Objective": "spkd.losses.objective",
+    "Remembered": "spkd.distiller",
     "SimilarityPreservingLoss": "spkd.losses.similarity",
     "SoftTargetLoss": "spkd.losses.soft_targets",
     "TapPair": "spkd.taps",
@@ -68,16 +75,23 @@ _HOMES = {
 }
 
 __all__ = [
+    "UNLABELLED",
     "Activations",
     "AttentionTransferLoss",
+    "Candidate",
+    "ClassError",
+    "Classifier",
     "DistillationLoss",
     "Distiller",
+    "Evaluation",
+    "ExportReport",
     "InputError",
     "LossBreakdown",
     "LossWeights",
     "ModelInfo",
     "Normalisation",
     "Objective",
+    "Remembered",
     "SimilarityPreservingLoss",
     "SoftTargetLoss",
     "TapPair",

@@ -76,7 +76,8 @@ class Distiller(nn.Module):
 
     Attributes:
         student: as given; may be exchanged for a wrapping of the same network. Another network is an ``InputError``.
-        objective: as given.
+        objective: as given; may be exchanged for one that reads the same of both networks, with other weights, say.
+            Another is an ``InputError``.
 
     Raises:
         InputError: a network has no layer that the objective names, the teacher shares weights with the student, the
@@ -108,8 +109,7 @@ class Distiller(nn.Module):
         teacher_micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(objective, Objective):
-            raise InputError(f"objective: expected an Objective, as build_objective makes it, got {objective!r}")
+        _require_objective(objective)
         self.student = student
         self.objective = objective
         # In a tuple, so that it is no submodule.
@@ -305,12 +305,26 @@ class Distiller(nn.Module):
     def __setattr__(self, name: str, value: object) -> None:
         if name == "student" and "_student_taps" in self.__dict__:
             self._follow(value)
+        if name == "objective" and "_student_taps" in self.__dict__:
+            self._check_reads_the_same(value)
         super().__setattr__(name, value)  # type: ignore[arg-type]
 
     def _look_for_another(self) -> None:
         """Follow a student that was put in its place by ``add_module``, say."""
         if not torch.compiler.is_compiling() and self._student_taps.model is not self.student:
             self._follow(self.student)
+
+    def _check_reads_the_same(self, objective: object) -> None:
+        """Look whether the layers and logits that are read are what another objective needs."""
+        other = _require_objective(objective)
+        present, wanted = _what_is_read(self.objective), _what_is_read(other)
+        if differing := next((what for what in present if present[what] != wanted[what]), None):
+            was, is_now = (" and ".join(sorted(one[differing])) or "nothing" for one in (present, wanted))
+            raise InputError(
+                f"objective: another is put in its place, which reads other {differing} ({is_now}, not {was}); make a "
+                "new Distiller with it."
+            )
+        _check_all_are_averaged(self.student, other)
 
     def _follow(self, student: object) -> None:
         """Run what is put in the student's place, which may be the student in a wrapper."""
@@ -327,6 +341,21 @@ class Distiller(nn.Module):
             )
         _check_all_are_averaged(student, self.objective)
         taps.model = student
+
+
+def _require_objective(objective: object) -> Objective:
+    if not isinstance(objective, Objective):
+        raise InputError(f"objective: expected an Objective, as build_objective makes it, got {objective!r}")
+    return objective
+
+
+def _what_is_read(objective: Objective) -> dict[str, set[str]]:
+    logits = {"student": objective.reads_student_logits, "teacher": objective.reads_teacher_logits}
+    return {
+        "layers of the student": set(objective.student_taps),
+        "layers of the teacher": set(objective.teacher_taps),
+        "logits": {f"the {network}'s" for network, is_read in logits.items() if is_read},
+    }
 
 
 def _check_all_are_averaged(student: nn.Module, objective: Objective) -> None:

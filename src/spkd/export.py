@@ -223,13 +223,13 @@ def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance
         except Exception as error:
             raise InputError(
                 f"the exported model does not run on a batch of {len(batch)}: {one_line(error)}; "
-                f"nothing was written, try --format {_other(format)}"
+                f"nothing was written, try the format {_other(format)}"
             ) from error
         if exported.shape != logits.shape:
             raise InputError(
                 f"the exported model gives logits of shape {tuple(exported.shape)} for a batch of "
                 f"{len(batch)}, PyTorch {tuple(logits.shape)}; nothing was written, "
-                f"try --format {_other(format)}"
+                f"try the format {_other(format)}"
             )
         difference = float((exported - logits).abs().max())
         allowed = tolerance * float(logits.abs().max())
@@ -237,8 +237,8 @@ def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance
         if not difference <= allowed:
             raise InputError(
                 f"the exported model's logits differ from PyTorch's by {difference:.3g} on a batch of "
-                f"{len(batch)}, more than the {allowed:.3g} that --tolerance {tolerance:g} allows; nothing "
-                f"was written, try --format {_other(format)}"
+                f"{len(batch)}, more than the {allowed:.3g} that a tolerance of {tolerance:g} allows; "
+                f"nothing was written, try the format {_other(format)}, or a larger tolerance if that is small enough"
             )
         largest = max(largest, difference)
     return largest

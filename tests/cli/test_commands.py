@@ -604,6 +604,9 @@ def test_taps_shows_both_networks_and_the_pairs(capsys: pytest.CaptureFixture[st
         capsys, "taps", "--teacher", "torchvision/resnet18", "--student", "wrn-10-1", "--taps", "group2=layer3"
     )
     assert "group2=layer3" in named
+    larger = succeed(capsys, "taps", "--teacher", "wrn-16-2", "--image_size", "16", "--teacher_size", "32")
+    assert "(3, 16, 16) (the teacher's at 32 pixels)" in larger
+    assert "group3=group3" in succeed(capsys, "taps"), "the digits' own networks, on images that are made up"
 
 
 def test_colour_files_are_read_as_grey_where_that_is_asked_for(

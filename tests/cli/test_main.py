@@ -51,8 +51,8 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--model", "torchvision/resnet19"], "resnet18"),
         (["train", "--model", "timm/mobilenetv3_smal_050"], "mobilenetv3_small_050"),
         (["train", "--model", "nowhere.py:Net"], "nowhere.py"),
-        (["train", "--data", "cifar11"], "cifar10"),
-        (["train", "--data", "cifar10", "--data_root", "/nonexistent"], "/nonexistent"),
+        (["train", "--model", "wrn-10-1", "--data", "cifar11"], "cifar10"),
+        (["train", "--model", "wrn-10-1", "--data", "cifar10", "--data_root", "/nonexistent"], "/nonexistent"),
         (["train", "--batch_size", "501"], "a batch of 501 is larger than the training set of 500"),
         (["train", "--max_time", "soon"], "--max_time 'soon'"),
         (["train", "--accelerator", "tpu"], "--accelerator must be one of"),
@@ -63,7 +63,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["distill", "--method", "none", "--teacher", "x"], "--method none"),
         (["distill", "--teacher", "no/such/folder"], "no/such/folder"),
         (["distill", "--teacher", "wrn-16-1"], "random weights"),
-        (["distill", "--data", "cifar10"], "needs --teacher"),
+        (["distill", "--student", "wrn-10-1", "--data", "cifar10"], "needs --teacher"),
         (["export", "x", "--image_size", "8"], "has no option --image_size"),
         (["compare", "--seeds", "0"], "--seeds must be at least 1"),
         (["compare", "--methods", "sp", "sp"], "'sp' twice"),
@@ -112,6 +112,25 @@ def test_a_config_with_mistakes_is_one_line(
     assert expected in err
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("train", "model"),
+        ("distill --teacher models/large", "student"),
+        ("compare --teacher models/large", "student"),
+        ("tape record t --teacher models/large", "student"),
+        ("taps --teacher models/large", "student"),
+        ("taps --student wrn-10-1", "teacher"),
+    ],
+)
+def test_only_the_digits_have_networks_of_their_own(
+    capsys: pytest.CaptureFixture[str], command: str, option: str
+) -> None:
+    code, out, err = answer(capsys, *command.split(), "--data", "photos")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"give --{option}, such as timm/mobilenetv3_small_050, for --data photos: only the digits" in err
+
+
 def test_debug_reaches_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     handed_on: list[list[str]] = []
     monkeypatch.setattr("spkd.training.launch.launch", lambda main, given, *_: handed_on.append(list(given)) or 0)
@@ -126,7 +145,7 @@ def test_a_tilde_is_the_home_folder_where_a_shell_leaves_it(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    _, _, err = answer(capsys, "train", "--data=~/photos")
+    _, _, err = answer(capsys, "train", "--model=wrn-10-1", "--data=~/photos")
     assert str(tmp_path / "home" / "photos") in err
     _, _, err = answer(capsys, "status", "~/study")
     assert str(tmp_path / "home" / "study") in err
@@ -216,11 +235,21 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
         "reproduce": ["--scale", "--data_root", "--only", "--redraw", "--ray", "--max_time"],
         "evaluate": ["--teacher", "--per_class", "--accelerator"],
         "predict": ["--top", "--out", "--accelerator", "--skip_bad_images", "--workers"],
-        "taps": ["--teacher", "--student", "--taps"],
+        "taps": ["--teacher", "--student", "--taps", "--teacher_size"],
         "export": ["--format", "--out"],
     }
     for option in [*shared, *expected[command]]:
         assert option in text, option
+
+
+def test_options_of_one_network_say_of_which(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("distill", "compare", "tape record"):
+        with pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        for option in ("WEIGHTS", "NORMALISATION"):
+            assert f" {option} of the student: " in text
+            assert f" TEACHER_{option} of the teacher: " in text
 
 
 def test_help_needs_no_torch_and_is_quick() -> None:

@@ -18,6 +18,7 @@ from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import description_digest, load_classifier, read_info, save_classifier, save_model
 from spkd.models.weights_source import model_defaults
+from spkd.training.run_folder import RunFolder
 
 HALF = Normalisation((0.5,), (0.25,))
 
@@ -350,6 +351,22 @@ def test_a_classifier_that_was_changed_is_not_saved_over_what_it_was(tmp_path: P
     with pytest.raises(InputError, match="the network and wrn-10-1 do not fit each other"):
         spkd.save_model(classifier, tmp_path)
     load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["begun", "finished", "student"])
+def test_nothing_is_saved_over_the_model_of_a_run(tmp_path: Path, stage: str) -> None:
+    """``load_model`` would give what was saved, and never again the run's own student."""
+    run = RunFolder(tmp_path / "run")
+    if stage != "student":
+        run.begin({"data": "digits"}, "a0b1", overwrite=False)
+    if stage != "begun":
+        wrn(run.student)
+    beside = wrn(tmp_path / "beside")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"run is the folder of a run, .*; save beside it"):
+        spkd.save_model(beside, run.path)
+    assert sorted(tmp_path.rglob("*")) == before
+    spkd.save_model(beside, tmp_path / "beside")  # a model, and no run
 
 
 def test_a_classifier_in_a_network_is_not_the_network(tmp_path: Path) -> None:

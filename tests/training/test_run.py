@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -148,6 +149,23 @@ def test_the_same_request_gives_the_same_bits_and_another_seed_others(
     assert not equal(finished, tmp_path / "other")
 
 
+def test_every_number_of_a_run_is_explained_in_the_guide(finished: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+
+    def explained(file: str) -> dict[str, str]:
+        table = re.search(rf"^\| in `{file}`.*\n.*\n((?:\|.*\n)+)", guide, re.MULTILINE)
+        assert table is not None
+        rows = [row.strip("| ").split(" | ") for row in table[1].splitlines()]
+        return {key: text for keys, text in rows for key in re.findall(r"`(\w+)`", keys)}
+
+    with (finished / "metrics.csv").open() as file:
+        assert set(explained("metrics.csv")) == set(next(csv.reader(file)))
+    result, told = json.loads((finished / "result.json").read_text()), explained("result.json")
+    assert set(told) == set(result)
+    assert set(re.findall(r"`(\w+)`", told["test"])) == set(result["test"])
+    assert set(re.findall(r"`(\w+)`", told["images"])) == set(result["images"])
+
+
 @pytest.mark.usefixtures("ordered_logs")
 def test_a_run_stopped_in_time_goes_on_to_the_same_bits(
     tiny: str, teacher: Path, finished: Path, tmp_path: Path
@@ -164,6 +182,41 @@ def test_a_run_stopped_in_time_goes_on_to_the_same_bits(
     at_once, in_parts = (json.loads((place / "result.json").read_text()) for place in (finished, folder))
     assert at_once.keys() == in_parts.keys()
     assert {key for key in at_once if at_once[key] != in_parts[key]} <= {"training_seconds", "images_per_second"}
+
+
+LAZY_LOSS = '''
+"""What the student's layer is projected to be, and the teacher's: FitNets, with the channels found by itself."""
+from torch import nn
+from spkd import DistillationLoss, TapPair
+
+
+class Projected(DistillationLoss):
+    reads_teacher_logits = False
+
+    def __init__(self, pair: TapPair, channels: int) -> None:
+        super().__init__()
+        self.pairs = (pair,)
+        self.projection = nn.LazyConv2d(channels, 1)
+
+    def remember(self, teacher):
+        return teacher.taps[self.pairs[0].teacher]
+
+    def forward(self, student, remembered):
+        return (self.projection(student.taps[self.pairs[0].student].float()) - remembered).square().mean()
+'''
+
+
+def test_a_loss_whose_weights_are_made_by_the_first_batch_goes_on(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(LAZY_LOSS)
+    method = f"{tmp_path}/own.py:Projected?channels=32"
+    request = replace(distillation(tiny, teacher, epochs=1), method=method)
+    at_once, folder = tmp_path / "at_once", tmp_path / "run"
+    assert run(request, at_once, CPU, Display()) is not None
+    assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Display()) is None
+    assert run(request, folder, CPU, Display(), resume=True) is not None
+    assert equal(at_once, folder)
+    assert (folder / "metrics.csv").read_text() == (at_once / "metrics.csv").read_text()
+    assert "projection.weight" not in weights(folder)
 
 
 def test_a_stopped_run_can_be_ended_where_it_stands(

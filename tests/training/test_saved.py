@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from spkd.data.load import load_data
-from spkd.data.options import DataOptions
+from spkd.data.options import DataOptions, View
 from spkd.data.stream import evaluation_batches
 from spkd.errors import InputError
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
@@ -355,6 +355,15 @@ def test_a_large_square_jpeg_is_not_taken_for_a_small_one(tmp_path: Path) -> Non
     image = load_image(tmp_path / "a.jpg", info)
     assert torch.equal(image, load_image(tmp_path / "a.jpg", replace(info, view="centre")))
     assert not torch.equal(image, load_image(tmp_path / "a.jpg", replace(info, view="whole")))
+
+
+@pytest.mark.parametrize("view", [None, "centre"])
+def test_a_single_picture_that_cannot_be_read_is_not_to_be_left_out(tmp_path: Path, view: View | None) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    info = ModelInfo("wrn-10-1", ("a", "b"), 3, 8, Normalisation((0.5,), (0.5,)), view)
+    for name in ("a.png", "missing.png"):
+        with pytest.raises(InputError, match=rf"^image {tmp_path}/{name} cannot be read \([^)]*\)$"):
+            load_image(tmp_path / name, info)
 
 
 def test_new_images_of_some_classes_are_evaluated_whole(tmp_path: Path) -> None:

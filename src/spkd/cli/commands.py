@@ -17,7 +17,7 @@ from spkd.files import require_writable, slug, write_text_atomically
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
-from spkd.training.options import DEFAULT_TEACHER, Request, Runtime
+from spkd.training.options import DEFAULT_STUDENT, DEFAULT_TEACHER, Request, Runtime
 from spkd.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def train(options: Namespace) -> int:
     from spkd.training.progress import display
     from spkd.training.run import default_out, run
 
-    request = _request(options, options.model, options.seed)
+    request = _request(options, _network("model", options.model, options.data, DEFAULT_TEACHER), options.seed)
     out = Path(options.out or default_out(request))
     shown = display()
     _note_new_run(options, shown)
@@ -67,7 +67,7 @@ def distill(options: Namespace) -> int:
 
     if options.tape_dtype is not None and options.tape is None:
         raise InputError("--tape_dtype is the precision of a tape: give --tape, or leave it out")
-    request = _request(options, options.student, options.seed)
+    request = _request(options, _student(options), options.seed)
     out = Path(options.out or default_out(request))
     shown = display()
     _note_new_run(options, shown)
@@ -99,7 +99,7 @@ def compare(options: Namespace) -> int:
     from spkd.report.tables import comparison_markdown, comparison_table
     from spkd.studies.compare import compare as compare_methods
 
-    request = _request(options, options.student, 0)
+    request = _request(options, _student(options), 0)
     out = Path(options.out or f"runs/compare-{slug(Path(options.data).name)}")
     comparison = compare_methods(
         request,
@@ -144,7 +144,7 @@ def tape(options: Namespace) -> int:
         from spkd.training.progress import display
         from spkd.training.recording import record
 
-        request = _request(chosen, chosen.student, chosen.seed)
+        request = _request(chosen, _student(chosen), chosen.seed)
         if record(request, chosen.methods, folder, _runtime(chosen), display()) is None:
             return _stopped("the same command goes on")
     try:
@@ -223,12 +223,13 @@ def taps(options: Namespace) -> int:
     if options.data is None and (useless := sorted(given.keys() - {"image_size", "grey"})):
         raise InputError(f"--{useless[0]} is of images: name them by --data, or leave it out")
     found = find_layers(
-        student=options.student,
-        teacher=options.teacher or DEFAULT_TEACHER,
+        student=_network("student", options.student, options.data, DEFAULT_STUDENT),
+        teacher=_network("teacher", options.teacher, options.data, DEFAULT_TEACHER),
         weights=options.weights,
         teacher_weights=options.teacher_weights,
         data=None if options.data is None else DataOptions(**given),
         image_size=options.image_size,
+        teacher_size=options.teacher_size,
         grey=bool(options.grey),
         select=tuple(options.taps),
     )
@@ -331,6 +332,20 @@ def reproduce(options: Namespace) -> int:
     if state is not None:
         state.raise_failure(out)
     return _stopped("the same command goes on") if state is not None and state.missing else 0
+
+
+def _student(options: Namespace) -> str:
+    return _network("student", options.student, options.data, DEFAULT_STUDENT)
+
+
+def _network(option: str, named: str | None, data: str | None, default: str) -> str:
+    """Return the network that is named; where none is, that of the digits, which is none for other images."""
+    if named is None and data is not None and not DataOptions(data=data).is_digits:
+        raise InputError(
+            f"give --{option}, such as timm/mobilenetv3_small_050, for --data {data}: only the digits have networks of "
+            "their own"
+        )
+    return default if named is None else named
 
 
 def _request(options: Namespace, model: str, seed: int) -> Request:

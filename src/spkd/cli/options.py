@@ -16,10 +16,8 @@ from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
-from spkd.training.options import DEFAULT_TEACHER, NORMALISATIONS, Runtime
+from spkd.training.options import DEFAULT_STUDENT, DEFAULT_TEACHER, NORMALISATIONS, Runtime
 from spkd.training.recipe import PRESETS, Recipe
-
-DEFAULT_STUDENT = "wrn-10-1"
 
 _ARCHITECTURES = (
     "wrn-DEPTH-WIDTH, torchvision/NAME, timm/NAME, package.module:callable, file.py:callable (each with "
@@ -47,7 +45,7 @@ def train_parser() -> ArgumentParser:
     """Return the options of ``spkd train``."""
     parser = _new_parser("Train a network alone: the teacher, say.")
     group = parser.add_argument_group("network")
-    _add_text(group, "model", _SPECS, DEFAULT_TEACHER)
+    _add_text(group, "model", f"{_SPECS} (default on the digits: {DEFAULT_TEACHER})")
     _add_weights(group)
     _add_fields(parser, DataOptions, "images")
     _add_training(parser, distilled=False)
@@ -178,7 +176,7 @@ def status_parser() -> ArgumentParser:
 def taps_parser() -> ArgumentParser:
     """Return the options of ``spkd taps``."""
     parser = _new_parser("Show the layers of teacher and student that can be compared, and the pairs chosen.")
-    _add_networks(parser, f"default: {DEFAULT_TEACHER}", train=False)
+    _add_networks(parser, f"default without --data: {DEFAULT_TEACHER}", train=False)
     _add_fields(parser, DataOptions, "images (not given: made up)", optional=True, but=("view", *_TRAINING_VIEWS))
     return parser
 
@@ -284,13 +282,15 @@ def _add_networks(
 ) -> None:
     group = parser.add_argument_group("networks")
     _add_text(group, "teacher", f"{_SPECS} ({default})")
-    _add_text(group, "teacher_weights", _WEIGHTS)
+    _add_text(group, "teacher_weights", f"of the teacher: {_WEIGHTS}")
     if train:
-        _add_text(group, "teacher_normalisation", _NORMALISATION)
-        text = "side length in pixels at which the teacher sees the same crops, if larger ones (default: --image_size)"
-        group.add_argument("--teacher_size", type=int | None, default=None, help=text)
-    _add_text(group, "student", _SPECS, DEFAULT_STUDENT)
-    _add_weights(group, train=train)
+        _add_text(group, "teacher_normalisation", f"of the teacher: {_NORMALISATION}")
+    text = "side length in pixels at which the teacher sees the same crops, if larger ones (default: --image_size)"
+    group.add_argument("--teacher_size", type=int | None, default=None, help=text)
+    _add_text(
+        group, "student", f"{_SPECS} (default {'on the digits' if train else 'without --data'}: {DEFAULT_STUDENT})"
+    )
+    _add_weights(group, "of the student: ", train=train)
     taps = "layers to compare: last, stages, or pairs as student_path=teacher_path (see `spkd taps`)"
     group.add_argument("--taps", type=str, nargs="+", default=["last"], metavar="TAP", help=taps)
 
@@ -303,15 +303,12 @@ def _add_images(parser: ArgumentParser) -> None:
     _add_text(group, "unlabelled", text)
 
 
-def _add_weights(group: Any, *, train: bool = True) -> None:
-    _add_text(group, "weights", f"to start from: {_WEIGHTS} (default: random; of a saved model, its own)")
+def _add_weights(group: Any, of: str = "", *, train: bool = True) -> None:
+    _add_text(group, "weights", f"{of or 'to start from: '}{_WEIGHTS} (default: random; of a saved model, its own)")
     if train:
-        _add_text(group, "normalisation", _NORMALISATION)
-        group.add_argument(
-            "--replace_head",
-            action="store_true",
-            help="put a new head on weights made for other classes (on a library's pretrained ones it is by itself)",
-        )
+        _add_text(group, "normalisation", f"{of}{_NORMALISATION}")
+        text = "put a new head on weights made for other classes (on a library's pretrained ones it is by itself)"
+        group.add_argument("--replace_head", action="store_true", help=f"{of}{text}")
 
 
 def _add_training(

@@ -1,9 +1,10 @@
-"""Checks of shapes that the losses share."""
+"""Checks of arguments that the losses share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from spkd.errors import InputError
@@ -47,3 +48,22 @@ def check_same_batch(student: Tensor, teacher: Tensor) -> None:
             f"student and teacher must see the same batch, got {student.shape[0]} and {teacher.shape[0]} "
             "images; pass the same images to both networks"
         )
+
+
+def check_not_exchanged(student: Tensor | Sequence[Tensor], teacher: Tensor | Sequence[Tensor]) -> None:
+    """Raise InputError when gradients are on and some of the teacher's tensors require one, but none of the student's.
+
+    The teacher's are constants in every loss, so that there would be no gradient at all.
+    """
+    if not torch.is_grad_enabled() or not _any_requires_grad(teacher) or _any_requires_grad(student):
+        return
+    # Within torch.func.vmap a tensor does not tell.
+    if not torch._C._are_functorch_transforms_active():
+        raise InputError(
+            "student and teacher look exchanged: the teacher's tensors require a gradient and the student's do not, so "
+            "that nothing would be learnt; give the student's first, or detach() the teacher's"
+        )
+
+
+def _any_requires_grad(tensors: Tensor | Sequence[Tensor]) -> bool:
+    return any(one.requires_grad for one in ([tensors] if isinstance(tensors, Tensor) else tensors))

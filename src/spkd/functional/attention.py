@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spkd.errors import InputError
-from spkd.functional.arguments import check_not_empty, check_same_batch, matched
+from spkd.functional.arguments import check_not_empty, check_not_exchanged, check_same_batch, matched
 from spkd.functional.numerics import scale_to_unit_peak, unit_rows, upcast
 
 
@@ -88,7 +88,8 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         A scalar, float32 (float64 where maps are float64).
 
     Raises:
-        InputError: when batches, the kinds of map or the token counts differ, or maps are empty.
+        InputError: when batches, the kinds of map or the token counts differ, maps are empty, or student and teacher
+            look exchanged.
 
     >>> attention_distance(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 7.0]]))
     tensor(1.)
@@ -101,6 +102,7 @@ def attention_distance(student_map: Tensor, teacher_map: Tensor) -> Tensor:
                 f"got {tuple(values.shape)}; pass features through attention_map first"
             )
     check_same_batch(student_map, teacher_map)
+    check_not_exchanged(student_map, teacher_map)
     with torch.autocast(device_type=student_map.device.type, enabled=False):
         student_map = scale_to_unit_peak(upcast(student_map))
         teacher_map = scale_to_unit_peak(upcast(teacher_map.detach()))
@@ -125,15 +127,17 @@ def attention_transfer_loss(student: Tensor | Sequence[Tensor], teacher: Tensor 
         A scalar, float32 (float64 where features are float64); not finite when features are not.
 
     Raises:
-        InputError: when the numbers of layers differ or are zero, or as :func:`attention_map` and
+        InputError: when the numbers of layers differ or are zero, student and teacher look exchanged (gradients are
+            on, and only the teacher's features require one), or as :func:`attention_map` and
             :func:`attention_distance` do.
 
     >>> features = torch.arange(16.0).reshape(1, 4, 2, 2)
     >>> attention_transfer_loss(2 * features, features)
     tensor(0.)
     """
-    distances = []
-    for student_features, teacher_features in matched(student, teacher):
+    pairs, distances = matched(student, teacher), []
+    check_not_exchanged(*zip(*pairs, strict=True))
+    for student_features, teacher_features in pairs:
         teacher_map = relative_attention_map(teacher_features.detach())
         distances.append(attention_distance(relative_attention_map(student_features), teacher_map))
     return torch.stack(distances).sum()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spkd.errors import InputError
 from spkd.functional import closed_form
-from spkd.functional.arguments import check_not_empty, check_same_batch, matched
+from spkd.functional.arguments import check_not_empty, check_not_exchanged, check_same_batch, matched
 from spkd.functional.numerics import upcast
 
 
@@ -85,7 +85,7 @@ def similarity_distance(student_matrix: Tensor, teacher_matrix: Tensor) -> Tenso
         A scalar, float32 or float64.
 
     Raises:
-        InputError: when either is not a matrix or the shapes differ.
+        InputError: when either is not a matrix, the shapes differ, or student and teacher look exchanged.
 
     >>> similarity_distance(torch.zeros(2, 2), torch.eye(2))
     tensor(0.5000)
@@ -98,6 +98,7 @@ def similarity_distance(student_matrix: Tensor, teacher_matrix: Tensor) -> Tenso
             )
     check_same_batch(student_matrix, teacher_matrix)
     _check_same_shape(tuple(student_matrix.shape), teacher_matrix)
+    check_not_exchanged(student_matrix, teacher_matrix)
     with torch.autocast(device_type=student_matrix.device.type, enabled=False):
         return (upcast(student_matrix) - upcast(teacher_matrix.detach())).square().mean()
 
@@ -161,7 +162,8 @@ def similarity_preserving_loss(student: Tensor | Sequence[Tensor], teacher: Tens
         4/b for each pair, not finite when features are not.
 
     Raises:
-        InputError: when the numbers of layers differ or are zero, batches differ, or features are empty.
+        InputError: when the numbers of layers differ or are zero, batches differ, features are empty, or student and
+            teacher look exchanged: gradients are on, and only the teacher's features require one.
 
     >>> student, teacher = torch.ones(2, 5), torch.eye(2)
     >>> similarity_preserving_loss(student, teacher)  # 1 - 1/sqrt(2)
@@ -169,8 +171,9 @@ def similarity_preserving_loss(student: Tensor | Sequence[Tensor], teacher: Tens
     >>> similarity_preserving_loss([student, student], [teacher, teacher])
     tensor(0.5858)
     """
-    distances = []
-    for student_features, teacher_features in matched(student, teacher):
+    pairs, distances = matched(student, teacher), []
+    check_not_exchanged(*zip(*pairs, strict=True))
+    for student_features, teacher_features in pairs:
         own, _ = _own_and_batch("student", student_features, None)
         remembered, _ = _own_and_batch("teacher", teacher_features.detach(), None)
         check_same_batch(own, remembered)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spkd.errors import InputError
-from spkd.functional.arguments import check_not_empty, check_same_batch
+from spkd.functional.arguments import check_not_empty, check_not_exchanged, check_same_batch
 from spkd.functional.numerics import upcast
 
 
@@ -47,7 +47,8 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
         logits are not.
 
     Raises:
-        InputError: when shapes are not ``(b, k)``, k is 1, batches or class counts differ, or T is not above zero.
+        InputError: when shapes are not ``(b, k)``, k is 1, batches or class counts differ, T is not above zero, or
+            student and teacher look exchanged: gradients are on, and only the teacher's logits require one.
 
     >>> teacher = torch.tensor([[1.0, 0.0]])
     >>> soft_target_loss(teacher + 5, teacher)
@@ -62,6 +63,7 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
         if logits.dim() != 2:
             raise InputError(f"{name} must have shape (batch, classes), got {tuple(logits.shape)}; give class scores")
     check_same_batch(student_logits, teacher_logits)
+    check_not_exchanged(student_logits, teacher_logits)
     if student_logits.shape[1] != teacher_logits.shape[1]:
         raise InputError(
             f"soft targets need the same classes in both networks, but the student has "

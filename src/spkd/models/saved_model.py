@@ -32,6 +32,9 @@ from spkd.taps import levels
 
 _FORMAT = 1
 
+RUN_MARK = "# A run of spkd."
+"""How the ``config.yaml`` of a run begins, whose model is in the folder ``student`` beside it."""
+
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
     """Write ``folder/model.safetensors`` (the network's own state dict) and ``folder/model.json``.
@@ -65,14 +68,14 @@ def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = 
 
     Args:
         network: the network, wrapped or not, with any weights; or a classifier, which brings its own ``info``.
-        folder: where to.
+        folder: where to; not the folder of a run, whose own student would not be found any more.
         info: what is to be known of it. Its ``spec`` must build the same architecture: ``wrn-16-1``, ``timm/NAME``, or
             ``path/file.py:callable`` for one of your own. Its ``normalisation`` is what the loop did to images in
             [0, 1], since a saved model takes those.
 
     Raises:
         InputError: when ``info`` is missing or superfluous, does not fit the network, its spec builds another one, or
-            the folder cannot be written. Nothing is written then.
+            the folder is a run's or cannot be written. Nothing is written then.
 
     >>> import tempfile
     >>> from spkd.models.wrn import WideResNet
@@ -82,6 +85,8 @@ def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = 
     ...     load_classifier(folder).info.classes
     ('cat', 'dog')
     """
+    if _is_of_run(Path(folder)):
+        raise InputError(f"folder: {folder} is the folder of a run, which has a student of its own; save beside it.")
     wrapped = levels(network)
     own = next((level for level in wrapped if isinstance(level, Classifier)), None)
     if own is not None:
@@ -104,6 +109,14 @@ def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = 
     if (found := count_logits(again, info.spec, channels, size)) != len(info.classes):
         raise InputError(f"info: {len(info.classes)} classes are named, and the network has {found} logits.")
     save_classifier(classifier, Path(folder))
+
+
+def _is_of_run(folder: Path) -> bool:
+    """Return whether a folder holds a run, or a model in ``student`` as a run does."""
+    if is_file(folder / "student" / "model.json"):
+        return True
+    config = folder / "config.yaml"
+    return is_file(config) and config.read_bytes().startswith(RUN_MARK.encode())
 
 
 def _built(info: ModelInfo) -> nn.Module:

@@ -11,8 +11,9 @@ from spkd.training.layers import Layers
 
 def layers_table(layers: Layers) -> RenderableType:
     """Return the block ends of both networks, aligned from the output backwards, with the chosen pairs marked."""
+    larger = "" if layers.teacher_size is None else f" (the teacher's at {layers.teacher_size} pixels)"
     table = Table(
-        caption=f"for images of shape {layers.image_shape}; · marks a layer of a chosen pair",
+        caption=f"for images of shape {layers.image_shape}{larger}; · marks a layer of a chosen pair",
         caption_justify="left",
     )
     for heading in ("student layer", "output", "teacher layer", "output"):

@@ -262,6 +262,6 @@ def check_finite(network: str, logits: Tensor) -> None:
     """Refuse logits of which one is not finite; ``network`` is named in the error."""
     if not bool(logits.isfinite().all()):
         raise InputError(
-            f"{network}: expected finite logits, got NaN or infinity; its weights are broken, or the --precision that "
-            "it was trained in was too low for it"
+            f"{network}: expected finite logits, got NaN or infinity; its weights are broken, or the precision that it "
+            "was trained in was too low for it"
         )

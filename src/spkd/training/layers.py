@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
@@ -12,10 +13,10 @@ from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, read_info
-from spkd.models.weights_source import model_defaults
 from spkd.pairing import Candidate, block_ends, pair_taps
 from spkd.taps import TapPair
-from spkd.training.seen import STREAMED_SIZE
+from spkd.training.options import Request
+from spkd.training.seen import STREAMED_SIZE, own_sizes, teacher_size_for
 
 CIFAR_SIZE = 32
 """Side length that the wide residual networks are made for."""
@@ -23,12 +24,13 @@ CIFAR_SIZE = 32
 
 @dataclass(frozen=True)
 class Layers:
-    """What ``spkd taps`` shows; shapes are of one image."""
+    """What ``spkd taps`` shows; shapes are of one image, the first as the student sees it."""
 
     image_shape: tuple[int, int, int]
     student: tuple[Candidate, ...]
     teacher: tuple[Candidate, ...]
     pairs: tuple[TapPair, ...]
+    teacher_size: int | None = None
 
 
 def find_layers(
@@ -39,6 +41,7 @@ def find_layers(
     teacher_weights: str | None = None,
     data: DataOptions | None = None,
     image_size: int | None = None,
+    teacher_size: int | None = None,
     grey: bool = False,
     select: tuple[str, ...] = ("last",),
 ) -> Layers:
@@ -46,10 +49,10 @@ def find_layers(
 
     Without ``data`` the images are made up: in colour unless a saved network is of grey images or ``grey`` is given, of
     ``image_size``, else the networks' own size, or 32 pixels where one is a CIFAR wide residual network, else 224.
-    Weights decide nothing but the size.
+    Weights decide nothing but the size. ``teacher_size`` is that at which the teacher sees them, if a larger one.
 
     Raises:
-        InputError: for an unknown network, layer or data set.
+        InputError: for an unknown network, layer or data set, or a teacher's size that is less than the student's.
     """
     saved = [folder for spec in (student, teacher) if (folder := find_meant(spec)) is not None]
     channels = 1 if grey or any(read_info(folder).channels == 1 for folder in saved) else 3
@@ -60,27 +63,39 @@ def find_layers(
         channels, classes, native = loaded.channels, loaded.classes, loaded.native_size
         normalisation = Normalisation(loaded.normalisation_mean, loaded.normalisation_std)
         image_size = data.image_size
-    sizes = (
-        image_size,
-        *(model_defaults(*pair).image_size for pair in ((teacher, teacher_weights), (student, weights))),
+    request = Request(
+        student,
+        weights,
+        teacher=teacher,
+        teacher_weights=teacher_weights,
+        teacher_size=teacher_size,
+        data=data or DataOptions(),
     )
+    own = own_sizes(request)
+    sizes = (image_size, None if teacher_size else own["teacher"], own["student"])
     made_for_cifar = data is None and any(spec.startswith("wrn-") for spec in (student, teacher))
     usual = CIFAR_SIZE if made_for_cifar else STREAMED_SIZE
     size = next(one for one in (*sizes, native, usual) if one is not None)
 
-    def build(spec: str, classes: tuple[str, ...] | None) -> Classifier:
+    seen_by_teacher = teacher_size_for(request, size)
+
+    def build(spec: str, size: int, classes: tuple[str, ...] | None) -> Classifier:
         try:
             return build_model(
                 spec, classes=classes, channels=channels, image_size=size, normalisation=normalisation
             ).classifier
         except HeadMismatch:
-            return build(spec, None)
+            return build(spec, size, None)
 
-    networks = [build(spec, classes) for spec in (student, teacher)]
-    images = torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+    def made_up(size: int) -> Tensor:
+        return torch.rand(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+    small, large = build(student, size, classes), build(teacher, seen_by_teacher, classes)
+    images, larger = made_up(size), made_up(seen_by_teacher)
     return Layers(
         image_shape=(channels, size, size),
-        student=tuple(block_ends(networks[0], images)),
-        teacher=tuple(block_ends(networks[1], images)),
-        pairs=tuple(pair_taps(networks[0], networks[1], images, select)),
+        student=tuple(block_ends(small, images)),
+        teacher=tuple(block_ends(large, larger)),
+        pairs=tuple(pair_taps(small, large, images, select, teacher_images=larger)),
+        teacher_size=None if seen_by_teacher == size else seen_by_teacher,
     )

@@ -12,7 +12,9 @@ from spkd.data.options import LARGEST_SIZE, DataOptions
 from spkd.errors import InputError
 
 DEFAULT_TEACHER = "wrn-28-2"
-"""The network that is trained where none is said, and the digits' own teacher."""
+"""The network that is trained on the digits where none is said, and their own teacher."""
+DEFAULT_STUDENT = "wrn-10-1"
+"""The digits' own student."""
 NORMALISATIONS = "imagenet, none (pixels in [0, 1]), or MEAN/STD, each one number or one a channel, as in 0.5/0.25"
 """What a user may say of the images that a network was trained with."""
 

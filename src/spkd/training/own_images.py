@@ -20,7 +20,7 @@ from spkd.data.images import ImageData, Images, joined
 from spkd.data.load import load_data, named_set
 from spkd.data.options import DataOptions, View
 from spkd.data.vision_sets import DEFAULT_ROOT
-from spkd.errors import InputError, some
+from spkd.errors import InputError, UnreadableImage, some
 from spkd.models.classifier import ModelInfo, composed
 from spkd.models.exported import is_exported
 from spkd.models.saved_model import find_meant, find_saved, not_saved, saved_info
@@ -144,7 +144,10 @@ def load_image(path: str | Path, info: ModelInfo) -> Tensor:
         InputError: when the file cannot be read.
     """
     view = info.view or _usual_view(str(path))
-    image = read_image(str(path), info.channels, side_for_view(info.image_size, view))
+    try:
+        image = read_image(str(path), info.channels, side_for_view(info.image_size, view))
+    except UnreadableImage as error:
+        raise InputError(error.brief) from error  # of a single file, which is not to be left out
     return to_unit_range(fixed_view(image, info.image_size, view)).unsqueeze(0).contiguous()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
@@ -123,7 +124,9 @@ def _train(
     distiller, player = _distiller(setup, stream, runtime, fabric, display)
     with contextlib.closing(distiller), contextlib.ExitStack() as held:
         teacher_error = None
-        if overwrite or not folder.checkpoint.exists():
+        # Lazy weights of a loss are made by the first batch, and the optimizer needs them.
+        unmade = any(is_lazy(parameter) for parameter in distiller.parameters())
+        if overwrite or unmade or not folder.checkpoint.exists():
             teacher_error = _look_first(setup, distiller, player, stream, fabric, display)
         if fabric.world_size > 1:
             _await_unused(distiller, player, stream, fabric, display)

@@ -14,8 +14,9 @@ from spkd.data.images import ImageData
 from spkd.data.options import CROP_SCALE, DataOptions
 from spkd.errors import InputError, UnusableFolder
 from spkd.files import csv_text, is_file, is_folder, is_there, write_json_atomically, write_text_atomically
+from spkd.models.saved_model import RUN_MARK
 
-MARK = "# A run of spkd. To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
+MARK = f"{RUN_MARK} To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
 """First line of ``config.yaml``; a folder without it is somebody's own, and never written into or removed from."""
 _IDENTITY = "# Made of: "
 
