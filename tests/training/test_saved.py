@@ -224,6 +224,16 @@ def test_real_images_are_what_the_network_takes(teacher: Path) -> None:
     assert 0 <= images.min() < images.max() <= 1
 
 
+def test_the_real_images_are_of_all_classes(tmp_path: Path) -> None:
+    for place in range(36):
+        part, number, which = ("train", "val", "test")[place // 12], place // 4 % 3, place % 4
+        folder = tmp_path / "data" / part / f"class {number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 100 * number + which).save(folder / f"{which}.png")
+    images = real_images(saved_for_three(tmp_path), DataOptions(str(tmp_path / "data")), 5)
+    assert (255 * images[:, 0, 0, 0]).round().tolist() == [0, 3, 102, 200, 203]
+
+
 def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path, tmp_path: Path) -> None:
     """As a teacher is, before it is asked for anything."""
     weights = tmp_path / "best.pt"
