@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -110,17 +111,22 @@ def test_what_is_said_of_each_image_is_written(teacher: Path, tmp_path: Path, la
     options, out = DataOptions(str(tmp_path / "new")), tmp_path / "test.csv"
     measured = evaluate_saved(teacher, options, split="all", teacher=str(teacher), accelerator="cpu", out=str(out))
     header, *rows = csv.reader(out.read_text().splitlines())
-    assert header == ["image", "label", "class", "probability", "teacher"]
+    every = [f"p({name})" for name in network.info.classes]
+    assert header == ["image", "label", "class", "probability", "teacher", *every]
     assert len(rows) == 30
     assert 100 * sum(label != said for _, label, said, *_ in rows) / 30 == pytest.approx(measured.top1_error)
-    assert all(said == taught for _, _, said, _, taught in rows)
+    assert all(said == taught for _, _, said, _, taught, *_ in rows)
     assert {Path(row[0]) for row in rows} == {*(tmp_path / "new").rglob(f"*.{kind}")}
-    for name, label, said, share, _ in rows:
+    likelihood = 0.0
+    for name, label, said, share, _, *all_shares in rows:
         assert Path(name).parent.name == label
         with torch.no_grad():
             shares = network(load_image(name, network.info)).softmax(1)[0]
         assert float(share) == pytest.approx(float(shares.max()), abs=2e-4)
+        assert list(map(float, all_shares)) == pytest.approx(shares.tolist(), abs=2e-4)
+        likelihood += math.log(float(all_shares[network.info.classes.index(label)]))
         assert network.info.classes[int(shares.argmax())] == said
+    assert measured.cross_entropy == pytest.approx(-likelihood / 30, rel=1e-5)
 
 
 def test_a_network_with_weights_is_not_the_run_in_a_folder_of_its_name(

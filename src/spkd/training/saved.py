@@ -12,7 +12,7 @@ from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
-from spkd.files import is_folder, is_there, require_writable, write_text_atomically
+from spkd.files import is_folder, is_there, require_writable
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation, same_classes
 from spkd.models.cost import latency_ms
@@ -22,6 +22,7 @@ from spkd.models.saved_model import find_meant, find_saved, load_classifier, not
 from spkd.models.weights import refuse_unreadable
 from spkd.models.weights_source import model_defaults
 from spkd.outputs import are_probabilities
+from spkd.rows import Rows
 from spkd.training.batches import batches_for
 from spkd.training.counting import counting
 from spkd.training.devices import make_fabric
@@ -104,10 +105,9 @@ def evaluate_saved(
             made = beside.info.image_size
             say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
         beside.to(device)
-    answers = None if out is None else Answers(images, classifier.info.classes)
     probable: list[bool] = []
-
-    with counting(shown, "evaluating", len(images)) as count:
+    with Rows(None if out is None else Path(out)) as rows:
+        answers = None if out is None else Answers(images, classifier.info.classes, rows)
 
         def each(logits: Tensor, targets: Tensor, said: Tensor | None) -> None:
             probable.append(are_probabilities(logits))
@@ -115,16 +115,17 @@ def evaluate_saved(
                 answers.add(logits, targets, said)
             count(len(targets))
 
-        measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
-    if all(probable):
-        say(
-            "warning: the network puts out probabilities, of which the softmax is taken again, here and in `predict`; "
-            "leave the network's softmax out, or put a logarithm behind it"
-        )
-    if save is not None:
-        save_classifier(classifier.cpu(), Path(save))
-    if out is not None and answers is not None:
-        write_text_atomically(Path(out), answers.csv())
+        with counting(shown, "evaluating", len(images)) as count:
+            measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
+        if all(probable):
+            say(
+                "warning: the network puts out probabilities, of which the softmax is taken again, here and in "
+                "`predict`; leave the network's softmax out, or put a logarithm behind it"
+            )
+        if save is not None:
+            save_classifier(classifier.cpu(), Path(save))
+        if out is not None:
+            rows.save(Path(out))
     return measured
 
 
