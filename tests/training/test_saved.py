@@ -129,6 +129,28 @@ def test_what_is_said_of_each_image_is_written(teacher: Path, tmp_path: Path, la
     assert measured.cross_entropy == pytest.approx(-likelihood / 30, rel=1e-5)
 
 
+def test_areas_under_the_curve_are_measured_where_there_is_room(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    asked: dict[str, Any] = {"split": "val", "teacher": None, "accelerator": "cpu", "display": heard}
+    assert all(one.area is None for one in evaluate_saved(teacher, DataOptions(), **asked).per_class)
+    measured = evaluate_saved(teacher, DataOptions(), per_class=True, **asked)
+    val, network = load_data(DataOptions()).val, load_classifier(teacher)
+    images = torch.stack([val.image(place) for place in range(len(val))])
+    with torch.no_grad():
+        shares = network(images / 255).softmax(1)[:, 3].tolist()
+    own, others = (
+        [x for x, k in zip(shares, val.targets, strict=True) if (k == 3) == is_it] for is_it in (True, False)
+    )
+    above = sum(one > other for one in own for other in others)
+    assert measured.per_class[3].area == pytest.approx(above / (len(own) * len(others)))
+    heard.lines.clear()
+    monkeypatch.setattr("spkd.training.ranking.ROOM", 8 * 297 * 10 - 1)
+    assert all(one.area is None for one in evaluate_saved(teacher, DataOptions(), per_class=True, **asked).per_class)
+    line = "no areas under ROC curves: 297 images have too many probabilities of 10 classes to rank them"
+    assert line in heard.lines
+
+
 def test_a_network_with_weights_is_not_the_run_in_a_folder_of_its_name(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

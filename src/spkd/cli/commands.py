@@ -175,6 +175,7 @@ def evaluate(options: Namespace) -> int:
         normalisation=options.normalisation,
         save=options.save,
         out=options.out,
+        per_class=options.per_class,
     )
     _print(evaluation_table(measured, per_class=options.per_class))
     for what, where in (("saved in", options.save), ("written:", options.out)):

@@ -147,7 +147,7 @@ def evaluate_parser() -> ArgumentParser:
     _add_text(parser, "normalisation", _NORMALISATION)
     _add_text(parser, "teacher", "folder to measure agreement with (default: the run's own teacher)")
     _add_text(parser, "split", "test, val, train, or all of them", "test")
-    parser.add_argument("--per_class", action="store_true", help="show each class too")
+    parser.add_argument("--per_class", action="store_true", help="show error, precision and AUC of each class too")
     _add_text(
         parser,
         "out",

@@ -33,6 +33,7 @@ from spkd.training.options import Runtime
 from spkd.training.own_images import SPLITS, numbered_as, part_of
 from spkd.training.prediction import Answers
 from spkd.training.progress import Display
+from spkd.training.ranking import Ranking, has_room
 from spkd.training.run_folder import config_of, images_changed
 from spkd.training.seen import STREAMED_SIZE
 
@@ -49,6 +50,7 @@ def evaluate_saved(
     normalisation: str | None = None,
     save: str | None = None,
     out: str | None = None,
+    per_class: bool = False,
 ) -> Evaluation:
     """Evaluate a network on one split of ``options``' images.
 
@@ -58,7 +60,8 @@ def evaluate_saved(
     apart. A ``display`` shows how many images are done, and lines for what is to be known of them and of the network,
     as how quick an exported file is here; one when the images of the run's own data are no longer those that it was
     trained with. A network with ``weights`` is kept in the new folder ``save``, as one of a saved model. Into the file
-    ``out`` goes what the network said of each image.
+    ``out`` goes what the network said of each image. With ``per_class`` the area under the ROC curve of each class is
+    measured, unless the probabilities are too many.
 
     Raises:
         InputError: when there is no such network, its classes are not those of the images, there is no such split, or
@@ -108,11 +111,14 @@ def evaluate_saved(
     probable: list[bool] = []
     with Rows(None if out is None else Path(out)) as rows:
         answers = None if out is None else Answers(images, classifier.info.classes, rows)
+        ranking = _ranking(len(images), len(classifier.info.classes), say) if per_class else None
 
         def each(logits: Tensor, targets: Tensor, said: Tensor | None) -> None:
             probable.append(are_probabilities(logits))
             if answers is not None:
                 answers.add(logits, targets, said)
+            if ranking is not None:
+                ranking.add(logits, targets)
             count(len(targets))
 
         with counting(shown, "evaluating", len(images)) as count:
@@ -126,7 +132,15 @@ def evaluate_saved(
             save_classifier(classifier.cpu(), Path(save))
         if out is not None:
             rows.save(Path(out))
-    return measured
+    return measured if ranking is None else ranking.put_into(measured)
+
+
+def _ranking(images: int, classes: int, say: Callable[[str], None]) -> Ranking | None:
+    """Return what measures the areas under the ROC curves; None where that would take too much memory."""
+    if has_room(images, classes):
+        return Ranking(images, classes)
+    say(f"no areas under ROC curves: {images:,} images have too many probabilities of {classes:,} classes to rank them")
+    return None
 
 
 def _saved(network: str | Path, normalisation: str | None) -> Classifier | None:
