@@ -38,8 +38,8 @@ def test_the_areas_are_those_of_all_pairs_of_images(classes: int, count: int, si
 def test_sure_answers_are_ranked_too() -> None:
     """In float32 all but the last would have the same probability of the first class, 1."""
     ranking = Ranking(4, 2)
-    ranking.add(torch.tensor([[30.0, 0], [28, 0], [26, 0], [0, 0]]), torch.tensor([0, 1, 0, 1]))
-    assert ranking.areas() == [0.75, 0.75]
+    ranking.add(torch.tensor([[30.0, 0], [28, 0], [26, 0], [0, 0]]), torch.tensor([0, 0, 1, 1]))
+    assert ranking.areas() == [1.0, 1.0]
 
 
 def test_the_areas_stand_beside_the_errors() -> None:
