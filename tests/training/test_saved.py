@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from helpers import Counted, Heard
@@ -301,6 +302,20 @@ def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path,
             display=Heard(said),
             normalisation="imagenet",
         )
+
+
+def test_a_file_of_weights_is_shown_what_the_library_s_own_are_unless_its_size_is_given(tmp_path: Path) -> None:
+    options = DataOptions(str(three_classes(tmp_path / "three")))
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "best.pt")
+    for size in (None, 160, 24):
+        heard = Heard()
+        evaluate_saved(
+            "timm/test_resnet",
+            replace(options, image_size=size),
+            **{**WHOLE, "display": heard, "weights": str(tmp_path / "best.pt")},
+        )
+        line = "timm's own weights are for images of 160 × 160 pixels, and these do not say theirs; if they were "
+        assert (f"{line}trained at another, give it by --image_size" in heard.lines) == (size is None)
 
 
 def test_weights_are_evaluated_with_the_view_that_is_told_beside_them(tmp_path: Path) -> None:

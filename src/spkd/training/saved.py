@@ -220,6 +220,8 @@ def _built(
         raise InputError(f"{spec} with {weights} {differing}") from error
     for note in built.notes:
         say(note)
+    if options.image_size is None and known.size_of is not None:
+        say(f"{known.unsaid_size()}; if they were trained at another, give it by --image_size")
     return built.classifier
 
 
