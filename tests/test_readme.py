@@ -56,6 +56,18 @@ def test_the_guide_computes_an_area_under_the_curve_from_what_evaluate_writes(
     assert float(capsys.readouterr().out) == pytest.approx(sum(above) / len(above))
 
 
+def test_the_weighted_cross_entropy_is_pytorch_s_weighted_mean_over_the_training_images() -> None:
+    namespace: dict[str, Any] = {}
+    exec(next(block for block in BLOCKS if "balanced = " in block), namespace)
+    torch.manual_seed(0)
+    targets = torch.arange(10).repeat_interleave(namespace["counts"].long())
+    logits = torch.randn(len(targets), 10, dtype=torch.float64)
+    balanced = namespace["balanced"].double()
+    objective = spkd.Objective([], criterion=balanced)
+    total = objective(spkd.Activations(logits, {}), targets, {}).total
+    assert total.item() == pytest.approx(torch.nn.CrossEntropyLoss(balanced.weight)(logits, targets).item())
+
+
 def test_the_decoupled_loss_is_the_sum_that_its_paper_has() -> None:
     """Zhao et al. 2022: two Kullback-Leibler divergences, worked out class by class."""
     namespace: dict[str, Any] = {}
