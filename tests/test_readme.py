@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 
 import spkd
+from spkd.data.images import MemoryImages
 from spkd.export import export_model
+from spkd.rows import Rows
+from spkd.training.prediction import Answers
 
 ROOT = Path(__file__).parents[1]
 README, GUIDE, PYTHON = ((ROOT / name).read_text() for name in ("README.md", "docs/guide.md", "docs/python.md"))
@@ -30,6 +33,39 @@ def test_python_blocks_run(
     namespace: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), namespace)
     assert namespace
+
+
+def test_the_guide_computes_an_area_under_the_curve_from_what_evaluate_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    images = MemoryImages(torch.zeros(40, 1, 1, 1, dtype=torch.uint8), torch.randint(3, (40,)))
+    logits = torch.randn(40, 3)
+    with Rows() as rows:
+        Answers(images, ["dog", "cat", "owl"], rows).add(logits, images.targets, None)
+        rows.save(tmp_path / "test.csv")
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    exec(compile(block, "guide.md", "exec"), {})
+    shares = logits.softmax(1)[:, 1].tolist()
+    cats, others = (
+        [share for share, k in zip(shares, images.targets, strict=True) if (k == 1) == is_cat]
+        for is_cat in (True, False)
+    )
+    above = [cat > other for cat in cats for other in others]
+    assert float(capsys.readouterr().out) == pytest.approx(sum(above) / len(above))
+
+
+def test_the_weighted_cross_entropy_is_pytorch_s_weighted_mean_over_the_training_images() -> None:
+    namespace: dict[str, Any] = {}
+    exec(next(block for block in BLOCKS if "balanced = " in block), namespace)
+    torch.manual_seed(0)
+    targets = torch.arange(10).repeat_interleave(namespace["counts"].long())
+    logits = torch.randn(len(targets), 10, dtype=torch.float64)
+    balanced = namespace["balanced"].double()
+    objective = spkd.Objective([], criterion=balanced)
+    total = objective(spkd.Activations(logits, {}), targets, {}).total
+    assert total.item() == pytest.approx(torch.nn.CrossEntropyLoss(balanced.weight)(logits, targets).item())
 
 
 def test_the_decoupled_loss_is_the_sum_that_its_paper_has() -> None:

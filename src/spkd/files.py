@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     temporary = None
     try:
-        if _is_device(path):
+        if is_device(path):
             write(path)
             return
         place = Path(os.path.realpath(path))
@@ -75,7 +75,7 @@ def require_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if _is_device(path):
+        if is_device(path):
             return
         folder = Path(os.path.realpath(path)).parent
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def require_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _is_device(path: Path) -> bool:
+def is_device(path: Path) -> bool:
     """Return whether a path leads to something that is neither a file nor a folder, and must not be replaced."""
     return path.exists() and not (path.is_file() or path.is_dir())
 

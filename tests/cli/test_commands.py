@@ -831,6 +831,10 @@ def test_predict_shows_or_writes_a_line_for_each_image(
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith("2 images: ")
     assert told[1] == f"written: {out}"
+    assert main([*command, "--probabilities"]) == 0
+    header, first, _ = csv.reader(capsys.readouterr().out.splitlines())
+    assert header[5:] == [f"p({name})" for name in "0123456789"]
+    assert sum(map(float, first[5:])) == pytest.approx(1, rel=1e-4)
 
 
 def test_predict_refuses_a_place_that_cannot_be_written_before_it_begins(

@@ -23,7 +23,8 @@ class TestLayouts:
         assert (len(data.train), len(data.val), len(data.test)) == (42, 9, 9)
         for part in (data.train, data.val, data.test):
             assert torch.bincount(part.targets).tolist() == [len(part) // 3, 2 * len(part) // 3]
-        assert len(data.notes) == 2
+        assert len(data.notes) == 3
+        assert data.notes[2].startswith("these sets are cut image by image: where several show one object or patient")
 
     @pytest.mark.parametrize("val", ["val", "valid", "validation"])
     def test_given_splits_are_used(self, make_folder, val):
@@ -36,7 +37,7 @@ class TestLayouts:
     def test_validation_is_cut_where_it_is_missing(self, make_folder):
         data = load_folder(make_folder({"train/a": 20, "train/b": 20, "test/a": 2, "test/b": 2}))
         assert (len(data.train), len(data.val), len(data.test), data.cut) == (36, 4, 4, True)
-        assert len(data.notes) == 1
+        assert len(data.notes) == 2
 
     def test_a_test_set_is_cut_where_it_is_missing(self, make_folder):
         data = load_folder(make_folder({"train/a": 20, "train/b": 20, "val/a": 2, "val/b": 2}))

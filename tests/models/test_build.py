@@ -437,7 +437,7 @@ def test_a_folder_does_not_describe_weights_from_elsewhere(spec: str, tmp_path: 
     torch.save(elsewhere.state_dict(), tmp_path / "best.pt")
     weights = str(tmp_path / "best.pt")
     known = model_defaults(spec, weights).normalisation
-    assert model_defaults(str(tmp_path / "run"), weights) == Defaults(40, known)
+    assert model_defaults(str(tmp_path / "run"), weights) == Defaults(40, known, size_of="the saved model")
     built = build(tmp_path / "run", ["hen", "owl"], weights=weights)
     assert same_weights(built, elsewhere)
     assert built.classifier.info.normalisation == (known or DATA)
@@ -492,7 +492,9 @@ def test_takes_size_and_normalisation_from_metadata(saved: Path, tmp_path: Path)
     assert model_defaults(str(saved), None).normalisation == DATA
     assert model_defaults(str(saved), None).image_size == 8
     (tmp_path / "w.pt").touch()
-    assert model_defaults("timm/resnet18", str(tmp_path / "w.pt")).normalisation == IMAGENET
+    assert model_defaults("timm/resnet18", str(tmp_path / "w.pt")) == Defaults(224, IMAGENET, size_of="timm")
+    assert model_defaults("timm/resnet18", "pretrained") == Defaults(224, IMAGENET)
+    assert model_defaults("torchvision/resnet18", "DEFAULT") == Defaults(224, IMAGENET)
     for spec, weights in (("timm/resnet18", None), ("wrn-10-1", None), ("wrn-10-1", str(tmp_path / "w.pt"))):
         assert model_defaults(spec, weights).normalisation is None
     with pytest.raises(InputError, match="unknown"):

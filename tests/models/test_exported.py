@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.exported import load_exported
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
+from spkd.rows import Rows
 from spkd.training.evaluation import Evaluation
 from spkd.training.own_images import images_to_quantise_with, own_data
 from spkd.training.prediction import predict
@@ -66,8 +68,15 @@ def test_a_file_takes_new_images_for_what_the_network_does(teacher: Path, digits
     assert isinstance(test, MemoryImages)
     for place in range(12):
         Image.fromarray(test.pixels[place, 0].numpy()).save(tmp_path / f"{place}.png")
-    found, own = (predict(network, [str(tmp_path)], top=3) for network in (digits_file, teacher))
-    assert [one.classes for one in found.predictions] == [one.classes for one in own.predictions]
+    with Rows() as rows:
+        found = predict(digits_file, [str(tmp_path)], top=3, rows=rows, probabilities=True)
+        header, *cells = csv.reader(rows.lines())
+    assert header[7:] == [f"p({name})" for name in "0123456789"]
+    own = predict(teacher, [str(tmp_path)], top=10)
+    for line, one in zip(cells, own.predictions, strict=True):
+        shares = dict(zip(one.classes, one.probabilities, strict=True))
+        assert [float(cell) for cell in line[7:]] == pytest.approx([shares[name] for name in "0123456789"], abs=1e-4)
+    assert [one.classes for one in found.predictions] == [one.classes[:3] for one in own.predictions]
     assert len({one.classes[0] for one in found.predictions}) > 1
 
 

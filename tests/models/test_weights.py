@@ -83,6 +83,11 @@ def test_the_moving_average_is_taken_where_a_training_has_left_one(tmp_path: Pat
         tensors, notes = read_checkpoint(tmp_path / f"{name}.pth")
         assert same(tensors, state)
         assert notes == (f"weights: the moving average in the file, '{key}', is used, not '{beside}'",)
+    for content in ({"epoch": 1, "state_dict": raw, "ema": state}, {"ema": state, "state_dict": raw}):
+        torch.save({**content, "scheduler": {"seen": torch.ones(1)}}, tmp_path / "own.pth")
+        tensors, notes = read_checkpoint(tmp_path / "own.pth")
+        assert same(tensors, raw)
+        assert notes == ("weights: 'state_dict' in the file is used, not 'ema'",)
     torch.save({"model": raw, "model_ema": {"decay": 0.9}}, tmp_path / "none.pth")
     tensors, notes = read_checkpoint(tmp_path / "none.pth")
     assert same(tensors, raw)
@@ -204,6 +209,18 @@ def test_leaves_out_what_stands_beside_the_network(state: dict[str, Tensor]) -> 
     found = match(network(), tensors)
     assert found.problems == 0
     assert found.notes[1] == "weights: 1 outside 'model.' left out (criterion.weight)"
+
+
+@pytest.mark.parametrize(("first", "second"), [("model.", "ema_model.module."), ("student.", "ema.")])
+def test_says_which_of_two_whole_copies_is_used(first: str, second: str, state: dict[str, Tensor]) -> None:
+    averaged = {name: value + 1 for name, value in state.items()}
+    found = match(network(), {**prefixed(state, first), **prefixed(averaged, second)})
+    assert same(dict(found.tensors), state)
+    line = f"of 2 whole copies in the file {first!r} is used, not {second!r}; for another save it in a file of its own"
+    assert found.notes[2:] == (f"weights: {line}",)
+    assert len(match(network(), {**prefixed(state, first), **prefixed(state, second)}).notes) == 2, "of equal ones none"
+    averaged.popitem()
+    assert len(match(network(), {**prefixed(state, first), **prefixed(averaged, second)}).notes) == 2, "nor of a part"
 
 
 def test_keeps_a_prefix_that_is_the_networks_own(state: dict[str, Tensor]) -> None:

@@ -21,12 +21,12 @@ def test_brackets_in_names_of_networks_are_kept() -> None:
 
 
 def test_brackets_in_names_of_classes_are_kept() -> None:
-    classes = (ClassError("[red]", 2, 50.0, "[/]", 25.0), ClassError("[/]", 1, 0.0))
+    classes = (ClassError("[red]", 2, 50.0, "[/]", 25.0, 12.5, 0.98764), ClassError("[/]", 1, 0.0))
     measured = Evaluation(3, 33.3, 25.0, None, 0.5, 1.0, None, classes)
     text = printed(evaluation_table(measured, per_class=True))
     assert "[red]" in text
     assert "[/]" in text
-    assert "│ [red] │ 2 │ 50.00 % │ [/] (25.00 %) │" in " ".join(text.split())
+    assert "│ [red] │ 2 │ 50.00 % │ 12.50 % │ 0.9876 │ [/] (25.00 %) │" in " ".join(text.split())
     assert "[red]" not in printed(evaluation_table(measured))
 
 

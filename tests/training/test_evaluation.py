@@ -83,6 +83,8 @@ def test_errors_by_class_are_those_of_the_confusion_matrix(classes: int, count: 
     assert result.top1_error == 100 * (count - int(confusion.diag().sum())) / count
     recall = recall_score(targets, decisions, labels=targets.unique(), average="macro")
     assert result.balanced_error == pytest.approx(100 * (1 - recall))
+    for place, (one, of) in enumerate(zip(result.per_class, confusion.sum(dim=0).tolist(), strict=True)):
+        assert one.precision == (100 * int(confusion[place, place]) / of if of else None)
     for place, (one, row) in enumerate(zip(result.per_class, confusion.tolist(), strict=True)):
         most = max(number for other, number in enumerate(row) if other != place)
         if not most:

@@ -1,5 +1,7 @@
 """New images are seen as in evaluation, and each gets what the network says of it."""
 
+import csv
+import math
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ from spkd.errors import InputError
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
+from spkd.rows import Rows
 from spkd.training.own_images import load_image
 from spkd.training.prediction import Answers, predict
 
@@ -119,14 +122,40 @@ def test_what_is_not_there_is_one_line(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_each_column_of_the_answers_is_whose_it_says() -> None:
-    images = MemoryImages(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 0]))
-    answers = Answers(images, ["a", "b"])
-    answers.add(torch.eye(2), images.targets, torch.eye(2).flip(0))
-    assert answers.csv().splitlines() == [
-        "image,label,class,probability,teacher",
-        "0,a,a,0.7311,b",
-        "1,a,b,0.7311,a",
-    ]
+    images = MemoryImages(torch.zeros(3, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 0, 1]))
+    logits = torch.tensor([[1.0, 0], [0, 1], [0, 200]])
+    with Rows() as rows:
+        answers = Answers(images, ["a", "b"], rows)
+        answers.add(logits[:2], images.targets[:2], torch.eye(2).flip(0))
+        answers.add(logits[2:], images.targets[2:], torch.eye(2)[:1])
+        assert list(rows.lines()) == [
+            "image,label,class,probability,teacher,p(a),p(b)\n",
+            "0,a,a,0.731059,b,0.731059,0.268941\n",
+            "1,a,b,0.731059,a,0.268941,0.731059\n",
+            "2,b,b,1,a,1.3839e-87,1\n",  # e to the power of -200
+        ]
+
+
+def test_a_row_has_the_file_the_wanted_classes_and_where_asked_all_probabilities(teacher: Path, digits: Path) -> None:
+    network = load_classifier(teacher)
+    texts = {}
+    for probabilities in (False, True):
+        with Rows() as rows:
+            found = predict(
+                teacher, [str(digits)], top=2, accelerator="cpu", rows=rows, probabilities=probabilities
+            ).predictions
+            texts[probabilities] = list(csv.reader(rows.lines()))
+    header, *lines = texts[True]
+    assert header[5:] == [f"p({name})" for name in network.info.classes]
+    assert [line[:5] for line in texts[True]] == texts[False]
+    for one, line in zip(found, lines, strict=True):
+        with torch.no_grad():
+            logits = network(load_image(one.path, network.info))[0].tolist()
+        powers = [math.exp(logit) for logit in logits]
+        assert line[0] == one.path
+        assert list(map(float, line[5:])) == pytest.approx([power / sum(powers) for power in powers], rel=1e-4)
+        ranked = sorted(zip(line[5:], network.info.classes, strict=True), key=lambda pair: -float(pair[0]))
+        assert line[1:5] == [cell for share, name in ranked[:2] for cell in (name, share)]
 
 
 def test_logits_that_are_not_finite_are_refused(teacher: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

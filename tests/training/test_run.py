@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from helpers import Heard, weights
@@ -891,6 +892,27 @@ def test_images_have_the_size_that_the_teacher_was_made_for(tmp_path: Path) -> N
     asked = set_up(replace(saved, data=replace(common.data, image_size=20)))
     assert asked.image_size == 20
     assert "teacher: its weights were made for images of 16 × 16 pixels" in asked.notes
+
+
+def test_of_what_size_a_file_of_weights_is_is_not_known(tmp_path: Path) -> None:
+    """It may be another than that of the library's own weights."""
+    write_pictures(tmp_path / "pictures")
+    file = str(tmp_path / "best.pt")
+    torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), file)
+    unsaid = "timm's own weights are for images of 160 × 160 pixels, and these do not say theirs"
+    data = DataOptions(str(tmp_path / "pictures"))
+    taught = Request(model="timm/test_resnet", teacher="timm/test_resnet", teacher_weights=file, data=data, method="sp")
+    advice = "if they were trained at another, give it by --image_size, or for the teacher alone by --teacher_size"
+
+    def of_sizes(request: Request) -> list[str]:
+        return [note for note in set_up(request).notes if "weights are for" in note or "were made for" in note]
+
+    assert of_sizes(taught) == [f"teacher: {unsaid}; {advice}"]
+    assert of_sizes(replace(taught, teacher_size=200)) == [f"teacher: {unsaid}"]
+    assert of_sizes(replace(taught, data=replace(data, image_size=160))) == []
+    student = replace(taught, teacher=None, teacher_weights=None, method="none", weights=file)
+    assert of_sizes(student) == []
+    assert of_sizes(replace(student, data=replace(data, image_size=96))) == [f"network: {unsaid}"]
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from helpers import Counted, Heard
@@ -110,17 +112,44 @@ def test_what_is_said_of_each_image_is_written(teacher: Path, tmp_path: Path, la
     options, out = DataOptions(str(tmp_path / "new")), tmp_path / "test.csv"
     measured = evaluate_saved(teacher, options, split="all", teacher=str(teacher), accelerator="cpu", out=str(out))
     header, *rows = csv.reader(out.read_text().splitlines())
-    assert header == ["image", "label", "class", "probability", "teacher"]
+    every = [f"p({name})" for name in network.info.classes]
+    assert header == ["image", "label", "class", "probability", "teacher", *every]
     assert len(rows) == 30
     assert 100 * sum(label != said for _, label, said, *_ in rows) / 30 == pytest.approx(measured.top1_error)
-    assert all(said == taught for _, _, said, _, taught in rows)
+    assert all(said == taught for _, _, said, _, taught, *_ in rows)
     assert {Path(row[0]) for row in rows} == {*(tmp_path / "new").rglob(f"*.{kind}")}
-    for name, label, said, share, _ in rows:
+    likelihood = 0.0
+    for name, label, said, share, _, *all_shares in rows:
         assert Path(name).parent.name == label
         with torch.no_grad():
             shares = network(load_image(name, network.info)).softmax(1)[0]
         assert float(share) == pytest.approx(float(shares.max()), abs=2e-4)
+        assert list(map(float, all_shares)) == pytest.approx(shares.tolist(), abs=2e-4)
+        likelihood += math.log(float(all_shares[network.info.classes.index(label)]))
         assert network.info.classes[int(shares.argmax())] == said
+    assert measured.cross_entropy == pytest.approx(-likelihood / 30, rel=1e-5)
+
+
+def test_areas_under_the_curve_are_measured_where_there_is_room(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch, heard: Heard
+) -> None:
+    asked: dict[str, Any] = {"split": "val", "teacher": None, "accelerator": "cpu", "display": heard}
+    assert all(one.area is None for one in evaluate_saved(teacher, DataOptions(), **asked).per_class)
+    measured = evaluate_saved(teacher, DataOptions(), per_class=True, **asked)
+    val, network = load_data(DataOptions()).val, load_classifier(teacher)
+    images = torch.stack([val.image(place) for place in range(len(val))])
+    with torch.no_grad():
+        shares = network(images / 255).softmax(1)[:, 3].tolist()
+    own, others = (
+        [x for x, k in zip(shares, val.targets, strict=True) if (k == 3) == is_it] for is_it in (True, False)
+    )
+    above = sum(one > other for one in own for other in others)
+    assert measured.per_class[3].area == pytest.approx(above / (len(own) * len(others)))
+    heard.lines.clear()
+    monkeypatch.setattr("spkd.training.ranking.ROOM", 8 * 297 * 10 - 1)
+    assert all(one.area is None for one in evaluate_saved(teacher, DataOptions(), per_class=True, **asked).per_class)
+    line = "no areas under ROC curves: 297 images have too many probabilities of 10 classes to rank them"
+    assert line in heard.lines
 
 
 def test_a_network_with_weights_is_not_the_run_in_a_folder_of_its_name(
@@ -224,6 +253,16 @@ def test_real_images_are_what_the_network_takes(teacher: Path) -> None:
     assert 0 <= images.min() < images.max() <= 1
 
 
+def test_the_real_images_are_of_all_classes(tmp_path: Path) -> None:
+    for place in range(36):
+        part, number, which = ("train", "val", "test")[place // 12], place // 4 % 3, place % 4
+        folder = tmp_path / "data" / part / f"class {number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 100 * number + which).save(folder / f"{which}.png")
+    images = real_images(saved_for_three(tmp_path), DataOptions(str(tmp_path / "data")), 5)
+    assert (255 * images[:, 0, 0, 0]).round().tolist() == [0, 3, 102, 200, 203]
+
+
 def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path, tmp_path: Path) -> None:
     """As a teacher is, before it is asked for anything."""
     weights = tmp_path / "best.pt"
@@ -263,6 +302,20 @@ def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path,
             display=Heard(said),
             normalisation="imagenet",
         )
+
+
+def test_a_file_of_weights_is_shown_what_the_library_s_own_are_unless_its_size_is_given(tmp_path: Path) -> None:
+    options = DataOptions(str(three_classes(tmp_path / "three")))
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "best.pt")
+    for size in (None, 160, 24):
+        heard = Heard()
+        evaluate_saved(
+            "timm/test_resnet",
+            replace(options, image_size=size),
+            **{**WHOLE, "display": heard, "weights": str(tmp_path / "best.pt")},
+        )
+        line = "timm's own weights are for images of 160 × 160 pixels, and these do not say theirs; if they were "
+        assert (f"{line}trained at another, give it by --image_size" in heard.lines) == (size is None)
 
 
 def test_weights_are_evaluated_with_the_view_that_is_told_beside_them(tmp_path: Path) -> None:

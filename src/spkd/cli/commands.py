@@ -175,6 +175,7 @@ def evaluate(options: Namespace) -> int:
         normalisation=options.normalisation,
         save=options.save,
         out=options.out,
+        per_class=options.per_class,
     )
     _print(evaluation_table(measured, per_class=options.per_class))
     for what, where in (("saved in", options.save), ("written:", options.out)):
@@ -185,32 +186,39 @@ def evaluate(options: Namespace) -> int:
 
 def predict(options: Namespace) -> int:
     """Classify images by a saved network."""
+    from spkd.rows import Rows
     from spkd.training.prediction import predict as classify
     from spkd.training.progress import display
 
-    if options.out is not None:
-        require_writable(Path(options.out))
-    found = classify(
-        options.network,
-        options.images,
-        top=options.top,
-        accelerator=options.accelerator,
-        workers=options.workers,
-        skip_bad_images=options.skip_bad_images,
-        display=display(brief=True),
-    )
-    for note in found.notes:
-        _say(note, sys.stderr)
-    if options.out is None:
-        if sys.stdout.isatty():
-            _say(found.csv().rstrip("\n"))
-        else:  # the names as they are
-            print(found.csv(), end="", flush=True)
-        return 0
-    write_text_atomically(Path(options.out), found.csv())
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        require_writable(out)
+    with Rows(out) as rows:
+        found = classify(
+            options.network,
+            options.images,
+            top=options.top,
+            accelerator=options.accelerator,
+            workers=options.workers,
+            skip_bad_images=options.skip_bad_images,
+            display=display(brief=True),
+            rows=rows,
+            probabilities=options.probabilities,
+        )
+        for note in found.notes:
+            _say(note, sys.stderr)
+        if out is None:
+            for line in rows.lines():
+                if sys.stdout.isatty():
+                    _say(line.removesuffix("\n"))
+                else:  # the names as they are
+                    sys.stdout.write(line)
+            sys.stdout.flush()
+            return 0
+        rows.save(out)
     counts = Counter(one.classes[0] for one in found.predictions)
     _say(f"{len(found.predictions)} images: {', '.join(f'{count} {name}' for name, count in counts.most_common())}")
-    _say(f"written: {options.out}")
+    _say(f"written: {out}")
     return 0
 
 

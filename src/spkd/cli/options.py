@@ -145,8 +145,12 @@ def evaluate_parser() -> ArgumentParser:
     _add_text(parser, "normalisation", _NORMALISATION)
     _add_text(parser, "teacher", "folder to measure agreement with (default: the run's own teacher)")
     _add_text(parser, "split", "test, val, train, or all of them", "test")
-    parser.add_argument("--per_class", action="store_true", help="show each class too")
-    _add_text(parser, "out", "also write what is said of each image to this file, as comma-separated values")
+    parser.add_argument("--per_class", action="store_true", help="show error, precision and AUC of each class too")
+    _add_text(
+        parser,
+        "out",
+        "also write what is said of each image, with the probability of every class, to this comma-separated file",
+    )
     _add_text(parser, "save", "also keep the network as a new folder of a saved model, which every command takes")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
     _add_fields(parser, DataOptions, "images (not given: the run's)", optional=True, but=_TRAINING_VIEWS)
@@ -159,6 +163,7 @@ def predict_parser() -> ArgumentParser:
     parser.add_argument("network", type=str, help="folder of a run or saved model, or an exported .onnx file")
     parser.add_argument("images", type=str, nargs="+", help="image files, or folders with images anywhere below")
     parser.add_argument("--top", type=int, default=1, help="how many classes to show of each image, likeliest first")
+    parser.add_argument("--probabilities", action="store_true", help="also write the probability of every class")
     _add_text(parser, "out", "the file to write (default: shown)")
     _add_text(parser, "accelerator", "cpu, cuda, mps, or auto for the best there is", "auto")
     others = [field.name for field in fields(DataOptions) if field.name not in ("skip_bad_images", "workers")]

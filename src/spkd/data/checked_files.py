@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spkd.data.decoding import header_size, map_files, read_if_square
+from spkd.data.decoding import header_size, map_files, most_of_16_bits, read_if_square
 from spkd.data.faults import faults_of
 from spkd.data.images import FileImages, Images, MemoryImages
 from spkd.errors import InputError, UnreadableImage, some
@@ -20,7 +20,9 @@ SMALL = 96
 MEMORY_LIMIT = 2 * 2**30
 """Greatest number of bytes that a set of small images may take in memory."""
 LOOKED_AT = 16
-"""Of how many files the size is looked at where they are too many for that."""
+"""Of how many files the size is looked at where they are too many for that, and the depth."""
+DARK = 65535 // 8
+"""Greatest value of images of 16 bits that are nearly black, as those of 10 or 12 bits in such files are."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class CheckedFiles:
     Args:
         images: in memory when all are squares of one size of at most ``SMALL`` pixels, else as files.
         kept: places of the images in the list that was given, int64, shape (len(images),).
-        notes: what was left out.
+        notes: what was left out, and what is nearly black.
         notes_of_size: what to know in training of small images that are too many for the memory.
     """
 
@@ -54,7 +56,7 @@ def open_files(paths: Sequence[str], targets: Sequence[int], skip_bad: bool) -> 
     pixels, faults = _decode_small(paths)
     if pixels is None:
         faults = faults_of(paths)
-    notes = _judge(paths, faults, skip_bad)
+    notes = (*_judge(paths, faults, skip_bad), *_notes_of_depth(paths))
     kept = torch.tensor([place for place, fault in enumerate(faults) if fault is None], dtype=torch.int64)
     kept_targets = torch.tensor(targets, dtype=torch.int64)[kept]
     kept_paths = [paths[place] for place in kept.tolist()]
@@ -101,6 +103,19 @@ def _notes_of_size(paths: Sequence[str]) -> tuple[str, ...]:
     return (
         f"{len(paths):,} images of {size} × {size} pixels are too many to be held in memory, and are read from their "
         f"files in every epoch: --image_size {size} --view whole shows them as they are",
+    )
+
+
+def _notes_of_depth(paths: Sequence[str]) -> tuple[str, ...]:
+    """Return a line where the images of 16 bits among some of the files, evenly spread, are all nearly black."""
+    few = paths[:: max(1, -(-len(paths) // LOOKED_AT))]
+    found = [(most, path) for path in few if (most := most_of_16_bits(path)) is not None]
+    if not found or max(found)[0] > DARK:
+        return ()
+    most, path = max(found)
+    return (
+        f"warning: {len(found)} of {len(few)} image files that were looked at have 16 bits, but no value above "
+        f"{most:,} ({path}), of 65,535, so that they are nearly black: multiply their values up to the whole range",
     )
 
 

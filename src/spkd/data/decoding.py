@@ -110,6 +110,22 @@ def _size(path: str) -> tuple[int, int]:
         return width, height
 
 
+def most_of_16_bits(path: str) -> int | None:
+    """Return the greatest value in an image of one channel of 16 bits; None of any other, at the cost of its header."""
+    try:
+        return patiently(_most_of_16_bits, path)
+    except Exception:
+        return None
+
+
+def _most_of_16_bits(path: str) -> int | None:
+    with _opened(path) as image:
+        if not image.mode.startswith("I"):
+            return None
+        most = int(np.asarray(image).max())
+        return most if image.mode != "I" or most > 255 else None
+
+
 def decoding_fault(path: str) -> str | None:
     """Return why a file cannot be read as :func:`read_image` does, None when it can."""
     try:

@@ -114,9 +114,16 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
             *opened_notes,
             *_missing_classes(parts, classes),
             *splits.notes,
+            *_note_of_cut(splits),
             *_note_of_copies(splits),
         ),
     )
+
+
+def _note_of_cut(splits: Splits) -> list[str]:
+    """Return a line where sets were cut, which tears apart pictures that belong together."""
+    advice = "where several show one object or patient, give val/ and test/ as folders of your own"
+    return [f"these sets are cut image by image: {advice}"] if splits.notes else []
 
 
 def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:

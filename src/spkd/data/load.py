@@ -124,7 +124,10 @@ def _find_folder(options: DataOptions) -> Path:
         if is_folder(candidate):
             return candidate
         if is_there(candidate):
-            raise InputError(f"data: expected a folder, got the file {candidate}; unpack it if it is an archive")
+            raise InputError(
+                f"data: expected a folder, got the file {candidate}; unpack it if it is an archive. Of a list of files "
+                "and labels make a folder for each class and put the images, or links to them, into it"
+            )
     looked = " and ".join(str(candidate.resolve()) for candidate in candidates)
     if os.sep in options.data:
         hint = nearest(candidates[0].name, names_beside(candidates[0]))

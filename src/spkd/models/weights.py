@@ -47,7 +47,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the same as :func:`read_tensors`, and lines to say of it.
 
     Where a training has left the moving average of its weights beside them (timm, torchvision), that is taken: it is
-    what such a training is judged by.
+    what such a training is judged by. A line says which of several state dicts beside each other is.
     """
     content = _read(path)
     if isinstance(content, Mapping):
@@ -55,8 +55,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         inside = content if key is None else content[key]
         tensors = {str(key): value for key, value in inside.items() if isinstance(value, Tensor)}
         if tensors:
-            others = [repr(other) for other in _INSIDE if key in _AVERAGED and _holds_tensors(content.get(other))]
-            said = f"weights: the moving average in the file, {key!r}, is used, not {' nor '.join(others)}"
+            # What has about as many is no part of these, nor an optimizer's.
+            others = [
+                repr(other)
+                for other, held in content.items()
+                if key not in (None, other) and 2 * _tensors_in(held) > len(tensors)
+            ]
+            used = f"the moving average in the file, {key!r}," if key in _AVERAGED else f"{key!r} in the file"
+            said = f"weights: {used} is used, not {' nor '.join(others)}"
             return tensors, (said,) if others else ()
         found = ", ".join(map(repr, list(content)[:5])) or "nothing"
     else:
@@ -78,7 +84,11 @@ def refuse_unreadable(weights: str | None) -> None:
 
 
 def _holds_tensors(content: object) -> bool:
-    return isinstance(content, Mapping) and any(isinstance(value, Tensor) for value in content.values())
+    return _tensors_in(content) > 0
+
+
+def _tensors_in(content: object) -> int:
+    return sum(isinstance(value, Tensor) for value in content.values()) if isinstance(content, Mapping) else 0
 
 
 def _read(path: Path) -> object:
@@ -228,6 +238,11 @@ def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
     beside = [name for name in tensors if not name.startswith(stripped)]
     if beside:
         notes.append(f"weights: {_listed(f'outside {stripped!r} left out', beside)}")
+        if copies := _other_copies(expected, best, {name: tensors[name] for name in beside}):
+            notes.append(
+                f"weights: of {len(copies) + 1} whole copies in the file {stripped!r} is used, not "
+                f"{' nor '.join(map(repr, copies))}; for another save it in a file of its own"
+            )
     return Match(
         tensors=best,
         notes=tuple(notes),
@@ -236,6 +251,18 @@ def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
         reshaped=tuple(name for name in best if name in expected and tuple(best[name].shape) != expected[name]),
         expected=expected,
     )
+
+
+def _other_copies(expected: Collection[str], used: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes below which there are all weights of the network once more, with other values."""
+    names = [name for name in expected if not name.endswith(_COUNTER)]
+    prefixes = [name.removesuffix(names[0]) for name in beside if name.endswith(names[0])] if names else []
+    return [
+        prefix
+        for prefix in prefixes
+        if all(name in used and prefix + name in beside for name in names)
+        and any(not torch.equal(used[name], beside[prefix + name]) for name in names)
+    ]
 
 
 def load(network: nn.Module, found: Match) -> None:

@@ -68,11 +68,18 @@ class Defaults:
         image_size: side length of the images.
         normalisation: what the weights expect of the images.
         view: what they were made to see of an image.
+        size_of: whose own weights the image size is of, where these do not say theirs; None where they do.
     """
 
     image_size: int | None
     normalisation: Normalisation | None
     view: View | None = None
+    size_of: str | None = None
+
+    def unsaid_size(self) -> str:
+        """Return in words that the image size is that of others' weights."""
+        size = self.image_size
+        return f"{self.size_of}'s own weights are for images of {size} × {size} pixels, and these do not say theirs"
 
 
 def find_origin(spec: str, weights: str | None) -> Origin:
@@ -105,9 +112,12 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
         return Defaults(described.image_size, described.normalisation, described.view)
     own_size = None if origin.info is None else origin.info.image_size
     known = None if origin.weights is None else _metadata(origin.architecture, origin.weights)
+    size_of = None if own_size is None else "the saved model"
     if known is None:
-        return Defaults(own_size, None)
-    return Defaults(own_size or known.image_size, Normalisation(known.mean, known.std))
+        return Defaults(own_size, None, size_of=size_of)
+    if own_size is None and not is_of_library(spec, weights):
+        size_of = origin.architecture.source
+    return Defaults(own_size or known.image_size, Normalisation(known.mean, known.std), size_of=size_of)
 
 
 def has_foreign_weights(spec: str, weights: str | None) -> bool:

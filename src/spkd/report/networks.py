@@ -89,12 +89,14 @@ def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> Render
     if not per_class:
         return table
     classes = Table("class")
-    classes.add_column("images", justify="right")
-    classes.add_column("top-1 error", justify="right")
+    for heading in ("images", "top-1 error", "precision", "AUC"):
+        classes.add_column(heading, justify="right")
     classes.add_column("most often taken for")
     for one in measured.per_class:
         taken = "" if one.taken_for is None else f"{one.taken_for} ({_percent(one.taken)})"
-        classes.add_row(as_text(one.name), f"{one.images:,}", _percent(one.error), as_text(taken))
+        area = "–" if one.area is None else f"{one.area:.4f}"
+        figures = (f"{one.images:,}", _percent(one.error), _percent(one.precision), area)
+        classes.add_row(as_text(one.name), *figures, as_text(taken))
     return Group(table, classes)
 
 

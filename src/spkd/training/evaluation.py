@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +25,7 @@ TOP5_CLASSES = 6  # with five classes or fewer the top-5 error is zero whatever 
 
 @dataclass(frozen=True)
 class ClassError:
-    """The top-1 error on the images of one class.
+    """How often images are taken for others than their class, for one class.
 
     Attributes:
         name: the class.
@@ -33,6 +33,8 @@ class ClassError:
         error: percent of them that were given another class; None when there were none.
         taken_for: the class that most of these were given, the first of those with as many; None when there were none.
         taken: percent of the images of the class that were given ``taken_for``.
+        precision: percent of the images that were given the class that are of it; None when there were none.
+        area: under the ROC curve of the class against all others, where that was asked for and there are both.
     """
 
     name: str
@@ -40,6 +42,8 @@ class ClassError:
     error: float | None
     taken_for: str | None = None
     taken: float = 0.0
+    precision: float | None = None
+    area: float | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,8 @@ class _Metrics:
         pairs, numbers = np.unique(torch.cat(self.pairs).cpu().numpy(), return_counts=True)
         for pair, number in zip(pairs.tolist(), numbers.tolist(), strict=True):
             counts[pair // self.classes][pair % self.classes] = number
-        per_class = tuple(_class_error(classes, place, given) for place, given in enumerate(counts))
+        decided = Counter((pairs % self.classes).repeat(numbers).tolist())
+        per_class = tuple(_class_error(classes, place, given, decided[place]) for place, given in enumerate(counts))
         errors = [one.error for one in per_class if one.error is not None]
         right = sum(given[place] for place, given in enumerate(counts))
         return Evaluation(
@@ -213,17 +218,22 @@ class _Metrics:
         )
 
 
-def _class_error(classes: Sequence[str], place: int, given: Counter[int]) -> ClassError:
-    """Return the error of the class at ``place``, whose images were given these classes, so often each."""
-    name, images = classes[place], given.total()
+def _class_error(classes: Sequence[str], place: int, given: Counter[int], decided: int) -> ClassError:
+    """Return the error of the class at ``place``, whose images were given these classes, so often each.
+
+    ``decided`` is how many images of all classes were given it.
+    """
+    images = given.total()
+    precision = 100.0 * given[place] / decided if decided else None
+    found = ClassError(classes[place], images, None, precision=precision)
     if not images:
-        return ClassError(name, 0, None)
+        return found
     wrong = Counter({other: number for other, number in given.items() if other != place})
-    error = 100.0 * wrong.total() / images
+    found = replace(found, error=100.0 * wrong.total() / images)
     if not wrong:
-        return ClassError(name, images, error)
+        return found
     ((other, number),) = wrong.most_common(1)
-    return ClassError(name, images, error, classes[other], 100.0 * number / images)
+    return replace(found, taken_for=classes[other], taken=100.0 * number / images)
 
 
 _NO_IMAGES = "batches: expected at least one image to evaluate on, got none; check that the split is not empty"

@@ -172,14 +172,15 @@ def images_in(places: Sequence[str], folder: str | Path, count: int) -> Tensor:
 def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
     """Return up to ``count`` test images as the network saved in ``folder`` takes them, (n, channels, h, w) in [0, 1].
 
+    They are evenly spread over the set, which a folder lists class by class.
+
     Raises:
         InputError: when there is no such network, or its images have another number of channels.
     """
     info = saved_info(folder)
     data = load_data(options)
     _check_channels(info, data, options)
-    few = part_of(data, "test")
-    few = few.select(torch.arange(min(count, len(few))))
+    few = _evenly(part_of(data, "test"), count)
     return torch.cat([pixels for pixels, _ in _seen(few, info, options.workers)])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from spkd.data.checked_files import open_files
 from spkd.data.folder import image_files
 from spkd.data.images import Images
 from spkd.errors import InputError
-from spkd.files import csv_text, is_utf8
+from spkd.files import is_utf8
 from spkd.models.exported import load_either
 from spkd.modes import evaluating
+from spkd.rows import Rows
 from spkd.training.batches import batches_for
 from spkd.training.counting import counting
 from spkd.training.devices import make_fabric
@@ -46,55 +47,56 @@ class Predictions:
     predictions: tuple[Prediction, ...]
     notes: tuple[str, ...]
 
-    def csv(self) -> str:
-        """Return a line for each image: the file, then each class with its probability.
-
-        >>> print(Predictions((Prediction("a.jpg", ("cat", "dog"), (0.75, 0.25)),), ()).csv(), end="")
-        image,class,probability,class 2,probability 2
-        a.jpg,cat,0.7500,dog,0.2500
-        """
-        places = range(1, len(self.predictions[0].classes) + 1)
-        numbers = ["" if place == 1 else f" {place}" for place in places]
-        rows = [["image", *(f"{what}{number}" for number in numbers for what in ("class", "probability"))]]
-        for one in self.predictions:
-            pairs = zip(one.classes, one.probabilities, strict=True)
-            rows.append([one.path, *(text for name, share in pairs for text in (name, f"{share:.4f}"))])
-        return csv_text(rows)
-
 
 class Answers:
-    """What a network, and a teacher beside it, said of labelled images.
+    """What a network, and a teacher beside it, said of labelled images, in rows.
+
+    They have the file, or its number in a set in memory, its label, the network's class with its probability, the
+    teacher's class where that is asked, and the probability of every class.
 
     Args:
         images: in the order in which they are answered.
         classes: names of the classes.
+        rows: get a row for each image.
 
     Raises:
         InputError: when the name of a file cannot be written as text.
     """
 
-    def __init__(self, images: Images, classes: Sequence[str]) -> None:
-        self._names: Sequence[object] = range(len(images)) if images.paths is None else images.paths
+    def __init__(self, images: Images, classes: Sequence[str], rows: Rows) -> None:
         if (damaged := next((name for name in images.paths or () if not is_utf8(name)), None)) is not None:
             raise InputError(f"--out: the name of the image {damaged!r} is not UTF-8; rename it")
+        self._names: Iterator[object] = iter(range(len(images)) if images.paths is None else images.paths)
         self._classes = classes
-        self._rows: list[list[object]] = []
+        self._rows = rows
+        self._has_begun = False
 
     def add(self, logits: Tensor, targets: Tensor, teacher: Tensor | None) -> None:
         """Take the logits of the next batch, its targets, and the teacher's logits where it is asked."""
-        largest = logits.softmax(dim=1).max(dim=1)
-        columns = [targets.tolist(), largest.indices.tolist()]
-        if teacher is not None:
-            columns.append(teacher.argmax(dim=1).tolist())
-        named = [[self._classes[place] for place in column] for column in columns]
-        shares = [f"{share:.4f}" for share in largest.values.tolist()]
-        self._rows.extend(map(list, zip(*named[:2], shares, *named[2:], strict=True)))
+        if not self._has_begun:
+            headings = ["image", "label", "class", "probability", *["teacher"] * (teacher is not None)]
+            self._rows.add([*headings, *_headings(self._classes)])
+            self._has_begun = True
+        columns = [targets, *(one.argmax(dim=1) for one in (logits, teacher) if one is not None)]
+        numbers = zip(*(column.tolist() for column in columns), strict=True)
+        for (label, decision, *taught), shares in zip(numbers, _probabilities(logits).tolist(), strict=True):
+            texts = list(map(_text, shares))
+            said = [texts[decision], *(self._classes[place] for place in taught), *texts]
+            self._rows.add([next(self._names), self._classes[label], self._classes[decision], *said])
 
-    def csv(self) -> str:
-        """Return a line for each image: the file, or its number in a set in memory, its label, and what was said."""
-        has_teacher = bool(self._rows) and len(self._rows[0]) == 4
-        headings = ["image", "label", "class", "probability", *["teacher"] * has_teacher]
-        return csv_text([headings, *([name, *row] for name, row in zip(self._names, self._rows, strict=True))])
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Return the softmax, in float64: in float32 many a small probability would be 0, or the largest ones alike."""
+    return logits.cpu().double().softmax(dim=1)
+
+
+def _headings(classes: Sequence[str]) -> list[str]:
+    """Return the headings of the classes' own probabilities, of which none is another column's."""
+    return [f"p({name})" for name in classes]
+
+
+def _text(probability: float) -> str:
+    return f"{probability:.6g}"
 
 
 def predict(
@@ -106,6 +108,8 @@ def predict(
     workers: int | None = None,
     skip_bad_images: bool = False,
     display: Display | None = None,
+    rows: Rows | None = None,
+    probabilities: bool = False,
 ) -> Predictions:
     """Classify images by the network in the folder or exported ONNX file ``network``.
 
@@ -121,6 +125,8 @@ def predict(
             processors).
         skip_bad_images: leave out files that cannot be read.
         display: shows how many are done (None: nothing does).
+        rows: get a row for each image: the file, then each wanted class with its probability.
+        probabilities: whether the probability of every class follows there.
 
     Raises:
         InputError: when there is no such network or file, no image, one that cannot be read, or a logit is not finite.
@@ -134,17 +140,25 @@ def predict(
     opened = open_files(paths, [0] * len(paths), skip_bad_images)
     paths = [paths[place] for place in opened.kept.tolist()]
     batches = batches_for(info, opened.images, device, workers=workers)
-    found: list[tuple[list[float], list[int]]] = []
+    top = min(top, len(info.classes))
+    if rows is not None:
+        numbers = ["", *(f" {place}" for place in range(2, top + 1))]
+        wanted = [f"{what}{number}" for number in numbers for what in ("class", "probability")]
+        rows.add(["image", *wanted, *(_headings(info.classes) if probabilities else [])])
+    found: list[Prediction] = []
     shown = counting(display or Display(), "predicting", len(paths))
     with evaluating(classifier), torch.no_grad(), shown as count:
         for pixels, _ in batches:
             logits = logits_on("model", classifier, pixels)
             check_finite("model", logits)
-            largest = logits.softmax(1).topk(min(top, len(info.classes)), dim=1)
-            found.extend(zip(largest.values.tolist(), largest.indices.tolist(), strict=True))
+            shares = _probabilities(logits)
+            largest = shares.topk(top, dim=1)
+            for own, values, places in zip(shares, largest.values.tolist(), largest.indices.tolist(), strict=True):
+                one = Prediction(paths[len(found)], tuple(info.classes[place] for place in places), tuple(values))
+                found.append(one)
+                if rows is not None:
+                    pairs = zip(one.classes, map(_text, values), strict=True)
+                    every = map(_text, own.tolist()) if probabilities else ()
+                    rows.add([one.path, *(cell for pair in pairs for cell in pair), *every])
             count(len(pixels))
-    predictions = tuple(
-        Prediction(path, tuple(info.classes[place] for place in places), tuple(shares))
-        for path, (shares, places) in zip(paths, found, strict=True)
-    )
-    return Predictions(predictions, (*notes, *opened.notes))
+    return Predictions(tuple(found), (*notes, *opened.notes))

@@ -12,7 +12,7 @@ from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
-from spkd.files import is_folder, is_there, require_writable, write_text_atomically
+from spkd.files import is_folder, is_there, require_writable
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation, same_classes
 from spkd.models.cost import latency_ms
@@ -22,6 +22,7 @@ from spkd.models.saved_model import find_meant, find_saved, load_classifier, not
 from spkd.models.weights import refuse_unreadable
 from spkd.models.weights_source import model_defaults
 from spkd.outputs import are_probabilities
+from spkd.rows import Rows
 from spkd.training.batches import batches_for
 from spkd.training.counting import counting
 from spkd.training.devices import make_fabric
@@ -32,6 +33,7 @@ from spkd.training.options import Runtime
 from spkd.training.own_images import SPLITS, numbered_as, part_of
 from spkd.training.prediction import Answers
 from spkd.training.progress import Display
+from spkd.training.ranking import Ranking, has_room
 from spkd.training.run_folder import config_of, images_changed
 from spkd.training.seen import STREAMED_SIZE
 
@@ -48,6 +50,7 @@ def evaluate_saved(
     normalisation: str | None = None,
     save: str | None = None,
     out: str | None = None,
+    per_class: bool = False,
 ) -> Evaluation:
     """Evaluate a network on one split of ``options``' images.
 
@@ -57,7 +60,8 @@ def evaluate_saved(
     apart. A ``display`` shows how many images are done, and lines for what is to be known of them and of the network,
     as how quick an exported file is here; one when the images of the run's own data are no longer those that it was
     trained with. A network with ``weights`` is kept in the new folder ``save``, as one of a saved model. Into the file
-    ``out`` goes what the network said of each image.
+    ``out`` goes what the network said of each image. With ``per_class`` the area under the ROC curve of each class is
+    measured, unless the probabilities are too many.
 
     Raises:
         InputError: when there is no such network, its classes are not those of the images, there is no such split, or
@@ -104,28 +108,39 @@ def evaluate_saved(
             made = beside.info.image_size
             say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
         beside.to(device)
-    answers = None if out is None else Answers(images, classifier.info.classes)
     probable: list[bool] = []
-
-    with counting(shown, "evaluating", len(images)) as count:
+    with Rows(None if out is None else Path(out)) as rows:
+        answers = None if out is None else Answers(images, classifier.info.classes, rows)
+        ranking = _ranking(len(images), len(classifier.info.classes), say) if per_class else None
 
         def each(logits: Tensor, targets: Tensor, said: Tensor | None) -> None:
             probable.append(are_probabilities(logits))
             if answers is not None:
                 answers.add(logits, targets, said)
+            if ranking is not None:
+                ranking.add(logits, targets)
             count(len(targets))
 
-        measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
-    if all(probable):
-        say(
-            "warning: the network puts out probabilities, of which the softmax is taken again, here and in `predict`; "
-            "leave the network's softmax out, or put a logarithm behind it"
-        )
-    if save is not None:
-        save_classifier(classifier.cpu(), Path(save))
-    if out is not None and answers is not None:
-        write_text_atomically(Path(out), answers.csv())
-    return measured
+        with counting(shown, "evaluating", len(images)) as count:
+            measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
+        if all(probable):
+            say(
+                "warning: the network puts out probabilities, of which the softmax is taken again, here and in "
+                "`predict`; leave the network's softmax out, or put a logarithm behind it"
+            )
+        if save is not None:
+            save_classifier(classifier.cpu(), Path(save))
+        if out is not None:
+            rows.save(Path(out))
+    return measured if ranking is None else ranking.put_into(measured)
+
+
+def _ranking(images: int, classes: int, say: Callable[[str], None]) -> Ranking | None:
+    """Return what measures the areas under the ROC curves; None where that would take too much memory."""
+    if has_room(images, classes):
+        return Ranking(images, classes)
+    say(f"no areas under ROC curves: {images:,} images have too many probabilities of {classes:,} classes to rank them")
+    return None
 
 
 def _saved(network: str | Path, normalisation: str | None) -> Classifier | None:
@@ -205,6 +220,8 @@ def _built(
         raise InputError(f"{spec} with {weights} {differing}") from error
     for note in built.notes:
         say(note)
+    if options.image_size is None and known.size_of is not None:
+        say(f"{known.unsaid_size()}; if they were trained at another, give it by --image_size")
     return built.classifier
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from spkd.data.images import ImageData
 from spkd.errors import InputError
-from spkd.models.weights_source import model_defaults
+from spkd.models.weights_source import Defaults, model_defaults
 from spkd.training.options import Request
 
 _SEEN = {"whole": "whole images", "centre": "the centre of images"}
@@ -44,20 +44,29 @@ def teacher_size_for(request: Request, image_size: int) -> int:
 
 
 def own_sizes(request: Request) -> dict[str, int | None]:
-    """Return for what size the weights of each network were made, as far as that is known."""
-    student = {"student" if request.teacher else "network": model_defaults(request.model, request.weights).image_size}
+    """Return for what size the weights of each network were made, or are taken to be, as far as that is known."""
+    return {name: known.image_size for name, known in _defaults(request).items()}
+
+
+def _defaults(request: Request) -> dict[str, Defaults]:
+    student = {"student" if request.teacher else "network": model_defaults(request.model, request.weights)}
     if request.teacher is None:
         return student
-    return {"teacher": model_defaults(request.teacher, request.teacher_weights).image_size, **student}
+    return {"teacher": model_defaults(request.teacher, request.teacher_weights), **student}
 
 
 def other_sizes(request: Request, image_size: int, teacher_size: int) -> list[str]:
-    """Return a line for each network that was made for images of another size."""
-    return [
-        f"{name}: its weights were made for images of {size} × {size} pixels"
-        for name, size in own_sizes(request).items()
-        if size not in (None, teacher_size if name == "teacher" else image_size)
-    ]
+    """Return a line for each network that was made for images of another size, or that does not say for which."""
+    lines = []
+    for name, known in _defaults(request).items():
+        is_teacher = name == "teacher"
+        if is_teacher and known.size_of is not None and (request.teacher_size or request.data.image_size) is None:
+            option = "--image_size, or for the teacher alone by --teacher_size"
+            lines.append(f"{name}: {known.unsaid_size()}; if they were trained at another, give it by {option}")
+        elif known.image_size not in (None, teacher_size if is_teacher else image_size):
+            made = f"its weights were made for images of {known.image_size} × {known.image_size} pixels"
+            lines.append(f"{name}: {made if known.size_of is None else known.unsaid_size()}")
+    return lines
 
 
 def as_the_student_sees(data: ImageData, request: Request) -> ImageData:
