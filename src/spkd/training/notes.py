@@ -91,14 +91,21 @@ def _shifted(data: ImageData, image_size: int) -> str | None:
     )
 
 
+def are_unequal(data: ImageData) -> bool:
+    """Return whether the largest class has at least ``UNEQUAL`` times as many training images as the smallest."""
+    counts = torch.bincount(data.train.targets, minlength=len(data.classes))
+    return bool(counts.max() >= UNEQUAL * counts.min())
+
+
 def _unequal(data: ImageData) -> str | None:
+    if not are_unequal(data):
+        return None
     counts = torch.bincount(data.train.targets, minlength=len(data.classes))
     least, most = int(counts.argmin()), int(counts.argmax())
-    if counts[most] < UNEQUAL * counts[least]:
-        return None
     return (
         f"classes are unequal, from {counts[least]} training images of {data.classes[least]!r} to {counts[most]} of "
-        f"{data.classes[most]!r}: `spkd evaluate` tells the balanced error"
+        f"{data.classes[most]!r}: the balanced error, the mean of the classes' own, is told too, and --select balanced "
+        "goes by it"
     )
 
 
