@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from helpers import printed
@@ -75,6 +76,64 @@ def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:
         .splitlines()[1]
         .startswith("warning: the teacher (3.00 %) is no better than the student alone (3.00 %)")
     )
+
+
+def with_both(**errors: tuple[float, float | None]) -> list[NetworkRow]:
+    named = {name.replace("_", " "): both for name, both in errors.items()}
+    return [
+        NetworkRow(label, "wrn-10-1", 1, 1, 1.0, error, None, test_balanced_error=balanced)
+        for label, (error, balanced) in named.items()
+    ]
+
+
+def test_where_plain_and_balanced_error_disagree_there_is_no_verdict() -> None:
+    text = str(gain_text(with_both(teacher=(6.0, 9.0), student_alone=(5.0, 10.0), student_sp=(5.5, 8.0))))
+    assert text.splitlines() == [
+        "student sp: a test error 0.50 points higher than alone, but a balanced error 2.00 points lower: the two "
+        "disagree, in this one run; `spkd compare` tests it over seeds",
+        "warning: the teacher (6.00 %, balanced 9.00 %) is no better than the student alone (5.00 %, balanced 10.00 %) "
+        "by the error, and better by the other",
+    ]
+    assert "by the balanced error, and" in str(
+        gain_text(with_both(teacher=(4.0, 11.0), student_alone=(5.0, 10.0), sp=(5.5, 8.0)))
+    )
+
+
+def test_where_plain_and_balanced_error_agree_both_are_told() -> None:
+    text = str(gain_text(with_both(teacher=(6.0, 10.0), student_alone=(5.0, 10.0), sp=(5.5, 12.0))))
+    assert text.startswith(
+        "sp: 0.50 points MORE test errors than alone, and a balanced error 2.00 points higher, in this"
+    )
+    assert (
+        "(6.00 %, balanced 10.00 %) is no better than the student alone (5.00 %, balanced 10.00 %): it may do" in text
+    )
+    better = str(gain_text(with_both(teacher=(1.0, 1.0), student_alone=(5.0, 10.0), sp=(4.5, 9.0))))
+    assert better.startswith("sp: 0.50 points fewer test errors than alone, and a balanced error 1.00 points lower, in")
+    assert "warning" not in better
+
+
+def test_a_lower_weight_is_advised_where_neither_error_gains() -> None:
+    for plain, balanced, advised in ((5.5, 8.0, False), (5.5, 10.5, True), (5.0, 10.5, True), (5.0, 9.0, False)):
+        rows = with_both(student_alone=(5.0, 10.0), student=(plain, balanced))
+        rows[-1] = replace(rows[-1], label="student, sp")
+        assert str(gain_text(rows)).endswith("and a lower --gamma may help") == advised
+
+
+def test_an_unknown_balanced_error_is_no_part_of_a_verdict() -> None:
+    text = str(gain_text(with_both(teacher=(5.0, None), student_alone=(5.0, 10.0), sp=(4.5, 9.0))))
+    assert "the teacher (5.00 %) is no better than the student alone (5.00 %): it may do harm" in text
+    text = str(gain_text(with_both(student_alone=(5.0, None), sp=(4.5, 9.0))))
+    assert text.startswith("sp: 0.50 points fewer test errors than alone, in this one run")
+
+
+def test_the_balanced_test_error_has_a_column_where_there_is_one() -> None:
+    rows = with_both(teacher=(5.0, None), student_alone=(4.0, 9.87))
+    text = printed(network_table(rows))
+    assert ["9.87 %" in text, "balanced" in text] == [True, True]
+    assert "balanced" not in printed(network_table([replace(row, test_balanced_error=None) for row in rows]))
+    narrow = printed(network_table(rows), width=80)
+    assert "9.87 %" in narrow
+    assert "…" not in narrow
 
 
 def test_no_number_is_cut_on_a_terminal_of_80_columns() -> None:

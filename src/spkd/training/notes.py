@@ -21,6 +21,8 @@ LARGE = 4
 """How many times the side that the networks see an image's shorter side has from which on it is called large."""
 UNEQUAL = 3
 """How many times as many images the largest class has from which on classes are called unequal."""
+FEW_HELD_OUT = 20
+"""Validation images of a class below which they are called few."""
 SHIFT = 32
 """Pixels by which TrivialAugment shifts an image at the most, whatever its size."""
 FEW_STEPS = 1000
@@ -28,8 +30,11 @@ FEW_STEPS = 1000
 
 
 def notes_of_images(data: ImageData, image_size: int) -> list[str]:
-    """Return a line where classes are of unequal size, where files are large, and where images are shifted away."""
-    return [note for note in (_unequal(data), _large(data, image_size), _shifted(data, image_size)) if note is not None]
+    """Return a line where classes are of unequal size, where few images of one are held out, where files are large, and
+    where images are shifted away.
+    """
+    notes = (_unequal(data), _few_held_out(data), _large(data, image_size), _shifted(data, image_size))
+    return [note for note in notes if note is not None]
 
 
 def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
@@ -107,6 +112,19 @@ def _unequal(data: ImageData) -> str | None:
         f"{data.classes[most]!r}: the balanced error, the mean of the classes' own, is told too, and --select balanced "
         "goes by it"
     )
+
+
+def _few_held_out(data: ImageData) -> str | None:
+    """Return a line where one validation image of the smallest class decides more of that class than of others."""
+    counts = torch.bincount(data.val.targets, minlength=len(data.classes))
+    least, count = int(counts.argmin()), int(counts.min())
+    if count >= FEW_HELD_OUT or not (are_unequal(data) or counts.max() >= max(FEW_HELD_OUT, UNEQUAL * count)):
+        return None
+    name = data.classes[least]
+    if not count:
+        return f"validation set: no image of {name!r}, so that its error is not known"
+    images = f"{count} image{'s' * (count > 1)} of {name!r}"
+    return f"validation set: {images}, so that one of them is {100 / count:.1f} points of its error"
 
 
 def _large(data: ImageData, image_size: int) -> str | None:
