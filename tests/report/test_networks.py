@@ -6,9 +6,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from helpers import printed
 
-from spkd.quantisation import Int8Report
+from spkd.quantisation import ClassLoss, Int8Report
 from spkd.report.networks import evaluation_table, gain_text, int8_table, int8_text, network_table
 from spkd.studies.records import NetworkRow
 from spkd.training.evaluation import ClassError, Evaluation
@@ -51,16 +52,39 @@ def test_the_balanced_error_is_shown_where_classes_are_unequal() -> None:
         assert ("12.34 %" in text) == shown
 
 
-def test_what_8_bits_cost_is_warned_of_from_a_point_on() -> None:
-    for error, warned in ((4.5, True), (4.0, True), (3.9, False), (1.0, False)):
-        report = Int8Report(Path("m.onnx"), 100, 400, 380, 1.0, 2.0, 3.0, 1234, error, 3.0, 98.765)
-        text = int8_text(report)
-        assert text.startswith("in 8-bit integers 98.77 % of the 1,234 validation images keep their class")
-        assert ("warning: " in text) == warned
-        assert (f"{error - 3:.2f} points more" in text) == warned
-        table = " ".join(printed(int8_table(report)).split())
-        assert f"│ onnx, int8 │ 100 bytes │ 1.00 ms │ {error:.2f} % │" in table
-        assert "│ onnx │ 400 bytes │ 2.00 ms │ 3.00 % │" in table
+def in_8_bits(error: float, balanced: float, few: int = 400) -> Int8Report:
+    """Return the report of a network that errs on 3 and 5 %, in a class of 500 images and one of few."""
+    classes = (ClassLoss("a", 500, 3.5, 3.0), ClassLoss("[b]", few, 9.25, 7.0))
+    return Int8Report(Path("m.onnx"), 100, 400, 380, 1.0, 2.0, 3.0, 1234, error, 3.0, 98.765, balanced, 5.0, classes)
+
+
+@pytest.mark.parametrize(
+    ("error", "balanced", "said"),
+    [
+        (4.5, 6.0, "validation error +1.50 points, balanced error +1.00, "),
+        (4.0, 4.5, "validation error +1.00 points, balanced error −0.50, "),
+        (2.9, 6.0, "validation error −0.10 points, balanced error +1.00, "),
+        (3.9, 5.9, None),
+        (1.0, 1.0, None),
+    ],
+)
+def test_what_8_bits_cost_is_warned_of_from_a_point_on(error: float, balanced: float, said: str | None) -> None:
+    report = in_8_bits(error, balanced)
+    text = int8_text(report)
+    assert text.startswith("in 8-bit integers 98.77 % of the 1,234 validation images keep their class")
+    warned = f"\nwarning: {said}worst class '[b]' +2.25 (400 images); without --int8 the file is exact"
+    assert text.endswith(warned if said else "keep their class")
+    table = " ".join(printed(int8_table(report)).split())
+    assert f"│ onnx, int8 │ 100 bytes │ 1.00 ms │ {error:.2f} % │" in table
+    assert "│ onnx │ 400 bytes │ 2.00 ms │ 3.00 % │" in table
+    assert "balanced" not in table
+
+
+def test_the_balanced_error_of_8_bits_is_in_the_table_where_classes_are_unequal() -> None:
+    table = " ".join(printed(int8_table(in_8_bits(4.0, 6.5, few=333))).split())
+    assert "│ onnx, int8 │ 100 bytes │ 1.00 ms │ 4.00 % │ 6.50 % │" in table
+    assert "│ onnx │ 400 bytes │ 2.00 ms │ 3.00 % │ 5.00 % │" in table
+    assert "│ balanced error │" in table.replace("┃", "│")
 
 
 def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:

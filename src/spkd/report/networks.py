@@ -12,6 +12,7 @@ from rich.table import Table
 from spkd.export import ExportReport
 from spkd.quantisation import Int8Report
 from spkd.report.grid import as_text
+from spkd.report.tables import signed
 from spkd.studies.records import NetworkRow, weak_teacher
 from spkd.training.evaluation import Evaluation
 
@@ -113,8 +114,7 @@ def evaluation_table(measured: Evaluation, *, per_class: bool = False) -> Render
     table.add_column("value", justify="right")
     table.add_row("images", f"{measured.images:,}")
     table.add_row("top-1 error", _percent(measured.top1_error))
-    counts = [one.images for one in measured.per_class if one.images]
-    if max(counts) >= UNEQUAL * min(counts):
+    if _unequal([one.images for one in measured.per_class]):
         table.add_row("balanced error (mean of the classes)", _percent(measured.balanced_error))
     if measured.top5_error is not None:
         table.add_row("top-5 error", _percent(measured.top5_error))
@@ -147,26 +147,41 @@ def export_table(report: ExportReport) -> Table:
 
 def int8_table(report: Int8Report) -> Table:
     """Return a table that sets a file in 8-bit integers beside the network that it came from."""
+    headings, shown = ["size", "CPU latency, one image", "validation error"], 1
+    if _unequal([one.images for one in report.per_class]):
+        headings, shown = [*headings, "balanced error"], 2
     table = Table()
     table.add_column("form")
-    for heading in ("size", "CPU latency, one image", "validation error"):
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for form, size, latency, error in (
-        ("PyTorch", report.source_bytes, report.source_latency_ms, None),
-        ("onnx", report.float_bytes, report.float_latency_ms, report.float_error),
-        ("onnx, int8", report.bytes, report.latency_ms, report.error),
+    for form, size, latency, errors in (
+        ("PyTorch", report.source_bytes, report.source_latency_ms, (None, None)),
+        ("onnx", report.float_bytes, report.float_latency_ms, (report.float_error, report.float_balanced_error)),
+        ("onnx, int8", report.bytes, report.latency_ms, (report.error, report.balanced_error)),
     ):
-        table.add_row(form, decimal(size), f"{latency:.2f} ms", _percent(error))
+        table.add_row(form, decimal(size), f"{latency:.2f} ms", *map(_percent, errors[:shown]))
     return table
 
 
 def int8_text(report: Int8Report) -> str:
-    """Return in words how often 8-bit integers decide otherwise, with a warning where they cost a point or more."""
+    """Return in words how often 8-bit integers decide otherwise, with a warning where they cost a point or more.
+
+    That is of the error or of the balanced error; the class that loses most is named.
+    """
     text = f"in 8-bit integers {report.agreement:.2f} % of the {report.images:,} validation images keep their class"
-    loss = report.error - report.float_error
-    if loss < 1:
+    loss, balanced = report.error - report.float_error, report.balanced_error - report.float_balanced_error
+    if max(loss, balanced) < 1:
         return text
-    return f"{text}\nwarning: {loss:.2f} points more validation errors; without --int8 the file is exact"
+    most = max(report.per_class, key=lambda one: one.error - one.float_error)
+    own = f"{most.name!r} {signed(most.error - most.float_error)} ({most.images} images)"
+    losses = f"validation error {signed(loss)} points, balanced error {signed(balanced)}, worst class {own}"
+    return f"{text}\nwarning: {losses}; without --int8 the file is exact"
+
+
+def _unequal(counts: Sequence[int]) -> bool:
+    """Return whether there are so many more images of one class than of another that the balanced error is shown."""
+    some = [count for count in counts if count]
+    return max(some) >= UNEQUAL * min(some)
 
 
 def _percent(value: float | None) -> str:
