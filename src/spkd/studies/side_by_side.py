@@ -181,8 +181,8 @@ def network_row(label: str, folder: Path, result: dict[str, Any]) -> NetworkRow:
 def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row tells of a run: its errors in percent, the balanced one where it is to be shown, its epochs."""
     balanced = result["test_balanced_error"] if counts_balanced(result) else None
-    facts = {name: result[name] for name in ("test_error", "val_error", "epochs")}
-    return {**facts, "test_balanced_error": balanced}
+    errors = {name: result[name] for name in ("test_error", "val_error")}
+    return {**errors, "test_balanced_error": balanced, "epochs": result.get("epochs")}
 
 
 def _measured(label: str, classifier: Classifier, facts: Mapping[str, Any]) -> NetworkRow:
