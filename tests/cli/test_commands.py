@@ -884,6 +884,11 @@ def test_compare_goes_by_the_measure_that_is_selected(
             kept = rows[result["best_epoch"] - 1]
             column = "val_balanced_error" if select == "balanced" else "val_error"
             assert float(kept[column]) == min(float(row[column]) for row in rows) == result[column]
+    if select == "error":  # and one run was begun by a version without the balanced error
+        begun = out / "kd" / "seed-1" / "result.json"
+        begun.write_text(json.dumps(runs["kd"][1] | {"val_balanced_error": None}))
+        succeed(capsys, "compare", *options)
+        assert json.loads((out / "comparison.json").read_text())["other_rows"] == []
 
 
 def test_distill_tells_both_errors_of_unequal_classes(

@@ -112,7 +112,9 @@ def test_the_other_measure_has_a_column_where_it_is_known() -> None:
     plain = dataclasses.replace(COMPARISON, teacher=teacher, other_rows=BALANCED)
     lines = comparison_markdown(plain).splitlines()
     assert lines[0] == "**Digits**"
-    assert lines[2].startswith("| method | seeds | val. | median | mean ± s.e.m. | balanced | difference to none |")
+    assert lines[2].startswith(
+        "| method | seeds | val. | median | mean ± s.e.m. | balanced ± s.e.m. | difference to none |"
+    )
     assert lines[5] == "| sp | 2 | 1.00 | 2.25 | 2.25 ± 0.25 | 7.50 ± 0.50 | −1.25 | −4.43 to +1.93 | 0.13 | 0.25 |"
     assert (
         "Test error in % of wrn-10-1 on digits; teacher wrn-28-2 (3.60 %); balanced: mean balanced test error"
@@ -130,7 +132,7 @@ def test_a_comparison_by_the_balanced_error_says_so_everywhere() -> None:
     )
     lines = comparison_markdown(comparison).splitlines()
     assert lines[0] == "**Digits, by the balanced error**"
-    assert "| mean ± s.e.m. | error | difference to none |" in lines[2]
+    assert "| mean ± s.e.m. | error ± s.e.m. | difference to none |" in lines[2]
     assert lines[5] == "| sp | 2 | 6.25 | 7.50 | 7.50 ± 0.50 | 2.25 ± 0.25 | −1.75 | −11.28 to +7.78 | 0.23 | 0.46 |"
     assert (
         "Balanced test error in % of wrn-10-1 on digits; teacher wrn-28-2 (9.30 %); error: mean test error" in lines[8]

@@ -46,7 +46,7 @@ def _grid(comparison: Comparison) -> Grid:
     headings = ["method", "seeds", "val.", "median", "mean ± s.e.m.", difference, "95 % interval", "p"]
     rows = [_cells(row) for row in comparison.rows]
     if comparison.other_rows:
-        headings.insert(5, comparison.other_measure)
+        headings.insert(5, f"{comparison.other_measure} ± s.e.m.")
         rows = [
             (*cells[:5], _mean_text(other), *cells[5:])
             for cells, other in zip(rows, comparison.other_rows, strict=True)
@@ -130,7 +130,7 @@ def _caption(comparison: Comparison) -> str:
         if error is not None:
             caption += f" ({error:.2f} %)"
     if comparison.other_rows:
-        caption += f"; {comparison.other_measure}: mean {MEASURES[comparison.other_measure]} ± s.e.m."
+        caption += f"; {comparison.other_measure}: mean {MEASURES[comparison.other_measure]}"
     against = f"against {comparison.baseline}, paired by seed"
     test = f"t-test {against}"
     if _is_corrected(comparison):

@@ -92,11 +92,16 @@ def compare(
         software=_software(state.results.values()),
         measure=measure,
     )
-    if all(counts_balanced(result) for own in results.values() for result in own):
+    if all(_has_both(result) for own in results.values() for result in own):
         comparison = replace(comparison, other_rows=_rows(methods, baseline, results, comparison.other_measure))
     write_json_atomically(out / "comparison.json", asdict(comparison))
     write_text_atomically(out / "comparison.csv", to_csv(comparison))
     return comparison
+
+
+def _has_both(result: Mapping[str, Any]) -> bool:
+    """Return whether a run has both errors to show: one that an earlier version has begun may lack the balanced one."""
+    return counts_balanced(result) and result["val_balanced_error"] is not None
 
 
 def _software(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:

@@ -126,8 +126,7 @@ def teacher_errors(student: Mapping[str, Any]) -> dict[str, float | None]:
 
 def counts_balanced(result: Mapping[str, Any]) -> bool:
     """Return whether balanced errors are to be shown: a run's classes are unequal, or its epoch was kept by them."""
-    matters = result.get("classes_unequal") or result.get("select") == "balanced"
-    return bool(matters) and result.get("val_balanced_error") is not None
+    return bool(result.get("classes_unequal")) or result.get("select") == "balanced"
 
 
 def alone_request(request: Request) -> Request:

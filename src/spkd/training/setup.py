@@ -276,7 +276,7 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
         f"{recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule}, {recipe.precision}"
         + (f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "")
         + (", class weights balanced" if recipe.class_weights == "balanced" else "")
-        + (", the epoch with the lowest balanced error" if recipe.select == "balanced" else "")
+        + (", select balanced" if recipe.select == "balanced" else "")
     )
     return recipe
 
