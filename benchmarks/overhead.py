@@ -44,6 +44,7 @@ def measure(*, smoke: bool) -> dict[str, Any]:
             Distiller(network, None, Objective()),
             stream,
             lambda: iter(()),
+            len(data.classes),
             recipe,
             0,
             "overhead",

@@ -96,6 +96,7 @@ class Bench:
             distiller,
             self.stream(),
             lambda: iter(()),
+            len(self.info.classes),
             recipe,
             0,
             name,

@@ -134,7 +134,7 @@ def training(folder: Path, recipe: Recipe, *, method: str = "sp+kd", compiled: b
     distiller = Distiller(student, teacher, objective).to(device).train()
     place = RunFolder(folder)
     return Training(
-        distiller, stream, lambda: iter(()), recipe, 0, "identity", fabric, place, Display(), compiled=compiled
+        distiller, stream, lambda: iter(()), 10, recipe, 0, "identity", fabric, place, Display(), compiled=compiled
     )
 
 

@@ -63,9 +63,32 @@ def test_the_file_answers_nearly_alike_and_the_report_counts_what_it_does(
     assert report.error == pytest.approx(100 * (found.argmax(1) != targets.numpy()).mean())
     assert report.float_error == pytest.approx(100 * (expected.argmax(1) != targets.numpy()).mean())
     assert report.agreement == pytest.approx(100 * (found.argmax(1) == expected.argmax(1)).mean())
+    for said, (error, balanced) in (
+        (found, (report.error, report.balanced_error)),
+        (expected, (report.float_error, report.float_balanced_error)),
+    ):
+        own = [100 * (said.argmax(1) != place)[targets.numpy() == place].mean() for place in range(4)]
+        assert balanced == pytest.approx(np.mean(own))
+        assert balanced != error, "or the test would not tell the two apart"
+        errors = [one.error if said is found else one.float_error for one in report.per_class]
+        assert errors == pytest.approx(own)
+    assert [(one.name, one.images) for one in report.per_class] == [
+        (name, int((targets == place).sum())) for place, name in enumerate(CLASSES)
+    ]
     assert min(report.latency_ms, report.float_latency_ms, report.source_latency_ms) > 0
     assert report.bytes == report.path.stat().st_size
     assert report.bytes < 0.4 * report.float_bytes
+
+
+def test_a_class_without_images_is_no_part_of_what_8_bits_cost(saved: tuple[Path, Classifier]) -> None:
+    report = export_int8(
+        saved[0],
+        images=torch.rand(3, 1, 8, 8),
+        calibration=(pixels for pixels, _ in batches(1, 32, 0)),
+        labelled=[(images, targets.clamp(max=2)) for images, targets in batches(2, 30, 1)],
+    )
+    assert [one.name for one in report.per_class] == list(CLASSES[:3])
+    assert report.balanced_error == pytest.approx(sum(one.error for one in report.per_class) / 3)
 
 
 def test_the_comparison_shows_how_much_of_it_is_done(saved: tuple[Path, Classifier]) -> None:

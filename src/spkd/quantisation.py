@@ -26,6 +26,24 @@ from spkd.files import write_bytes_atomically
 from spkd.models.cost import latency_ms
 from spkd.models.exported import onnx_runner
 from spkd.models.saved_model import load_classifier
+from spkd.training.evaluation import errors_of_counts
+
+
+@dataclass(frozen=True)
+class ClassLoss:
+    """What 8 bits cost one class.
+
+    Attributes:
+        name: the class.
+        images: how many images of it both were tried on, one or more.
+        error: percent of them that the file in 8 bits gives another class.
+        float_error: the same of the float32 file.
+    """
+
+    name: str
+    images: int
+    error: float
+    float_error: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,9 @@ class Int8Report:
         error: percent of them that the file gives another class than the label.
         float_error: the same of the float32 file.
         agreement: percent of them that both give the same class.
+        balanced_error: mean of the classes' own ``error`` in percent, over those that there are images of.
+        float_balanced_error: the same of the float32 file.
+        per_class: of each of these classes.
     """
 
     path: Path
@@ -57,6 +78,9 @@ class Int8Report:
     error: float
     float_error: float
     agreement: float
+    balanced_error: float
+    float_balanced_error: float
+    per_class: tuple[ClassLoss, ...]
 
 
 def export_int8(
@@ -101,17 +125,21 @@ def export_int8(
     exported = converted(classifier, "onnx", images=images, tolerance=tolerance, info=classifier.info)
     content = quantised(exported.content, calibration, weight_bits)
     run = onnx_runner(content)
-    wrong, float_wrong, differing, number = 0, 0, 0, 0
+    differing = 0
+    names = classifier.info.classes
+    counts = torch.zeros(3, len(names), dtype=torch.int64)  # of each class, images, errors, and errors in float32
     with shown or nullcontext(lambda images: None) as count:
         for pixels, targets in labelled:
             decisions, float_decisions = run(pixels).argmax(dim=1), exported.run(pixels).argmax(dim=1)
-            wrong += int((decisions != targets).sum())
-            float_wrong += int((float_decisions != targets).sum())
+            for place, some in enumerate((targets, targets[decisions != targets], targets[float_decisions != targets])):
+                counts[place] += torch.bincount(some, minlength=len(names))
             differing += int((decisions != float_decisions).sum())
-            number += len(targets)
             count(len(targets))
+    number = int(counts[0].sum())
     if not number:
         raise InputError("labelled: expected at least one image to compare on, got none")
+    images_of, wrong, float_wrong = counts.tolist()
+    errors, float_errors = (errors_of_counts(list(zip(one, images_of, strict=True))) for one in (wrong, float_wrong))
     one = images[:1].to("cpu", torch.float32)
     report = Int8Report(
         path=path,
@@ -122,9 +150,16 @@ def export_int8(
         float_latency_ms=latency_ms(exported.run, one, LATENCY_REPEATS),
         source_latency_ms=latency_ms(classifier, one, LATENCY_REPEATS),
         images=number,
-        error=100.0 * wrong / number,
-        float_error=100.0 * float_wrong / number,
+        error=errors.error,
+        float_error=float_errors.error,
         agreement=100.0 * (number - differing) / number,
+        balanced_error=errors.balanced,
+        float_balanced_error=float_errors.balanced,
+        per_class=tuple(
+            ClassLoss(name, own, 100.0 * lost / own, 100.0 * float_lost / own)
+            for name, own, lost, float_lost in zip(names, images_of, wrong, float_wrong, strict=True)
+            if own
+        ),
     )
     write_bytes_atomically(path, content)
     return report

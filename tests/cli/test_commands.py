@@ -843,3 +843,74 @@ def test_predict_refuses_a_place_that_cannot_be_written_before_it_begins(
     monkeypatch.setattr("spkd.training.prediction.predict", None)
     assert main(["predict", str(teacher), str(tmp_path), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"spkd: error: cannot write {tmp_path}: Is a directory\n"
+
+
+@pytest.fixture(scope="module")
+def unequal(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of small pictures, of one class few, and the run of a teacher of these."""
+    folder, random = tmp_path_factory.mktemp("unequal"), np.random.default_rng(0)
+    for name, count, grey in (("many", 120, 90), ("few", 16, 120)):
+        (folder / "images" / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = (grey + random.integers(-60, 60, size=(8, 8, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / name / f"{index}.png")
+    options = ["--model", f"{tiny}?width=8", "--data", str(folder / "images"), "--grey", "--epochs", "3"]
+    assert main(["train", *options, *CPU, "--out", str(folder / "teacher")]) == 0
+    return folder / "images", folder / "teacher"
+
+
+@pytest.mark.parametrize("select", ["error", "balanced"])
+def test_compare_goes_by_the_measure_that_is_selected(
+    select: str, capsys: pytest.CaptureFixture[str], tiny: str, unequal: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, teacher = unequal
+    out = tmp_path / "compare"
+    options = ["--teacher", str(teacher), "--student", tiny, "--data", str(data), "--grey", "--epochs", "2"]
+    options += ["--methods", "none", "kd", "--seeds", "2", "--select", select, *CPU, "--jobs", "1", "--out", str(out)]
+    assert main(["compare", *options]) == 0
+    said = capsys.readouterr().err.splitlines()
+    for note in ("classes are unequal, from ", "images: 96 training, ", "validation set: 2 images of 'few', so that"):
+        assert sum(line.startswith(note) for line in said) == 1
+    runs = {method: [RunFolder(out / method / f"seed-{seed}").result() for seed in (0, 1)] for method in ("none", "kd")}
+    comparison = json.loads((out / "comparison.json").read_text())
+    keys = ["test_error", "test_balanced_error"]
+    for rows, key in zip(
+        (comparison["rows"], comparison["other_rows"]), keys if select == "error" else keys[::-1], strict=True
+    ):
+        assert {row["method"]: row["test_errors"] for row in rows} == {
+            method: [result[key] for result in own] for method, own in runs.items()
+        }
+    assert comparison["measure"] == select
+    assert comparison["teacher"]["test_balanced_error"] == runs["kd"][0]["test"]["teacher_balanced_error"]
+    title = (out / "comparison.md").read_text().splitlines()[0]
+    assert title.endswith(", by the balanced error**") == (select == "balanced")
+    for own in runs.values():
+        for seed, result in enumerate(own):
+            lines = (out / result["method"] / f"seed-{seed}" / "metrics.csv").read_text().splitlines()
+            rows = list(csv.DictReader(lines))
+            kept = rows[result["best_epoch"] - 1]
+            column = "val_balanced_error" if select == "balanced" else "val_error"
+            assert float(kept[column]) == min(float(row[column]) for row in rows) == result[column]
+    if select == "error":  # and one run was begun by a version without the balanced error
+        begun = out / "kd" / "seed-1" / "result.json"
+        begun.write_text(json.dumps(runs["kd"][1] | {"val_balanced_error": None}))
+        succeed(capsys, "compare", *options)
+        assert json.loads((out / "comparison.json").read_text())["other_rows"] == []
+
+
+def test_distill_tells_both_errors_of_unequal_classes(
+    capsys: pytest.CaptureFixture[str], tiny: str, unequal: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, teacher = unequal
+    out = tmp_path / "run"
+    options = ["--teacher", str(teacher), "--student", tiny, "--data", str(data), "--grey", "--epochs", "1"]
+    assert main(["distill", *options, "--method", "kd", "--alone", *CPU, "--out", str(out)]) == 0
+    said, told = capsys.readouterr()
+    results = [RunFolder(folder).result() for folder in (out, Path(f"{out}-alone"))]
+    measured = [results[0]["test"]["teacher_balanced_error"], *[result["test_balanced_error"] for result in results]]
+    for error in measured:
+        assert f"{error:.2f} %" in said
+    assert "balanced error" in said.splitlines()[-3]
+    of_teacher = f"teacher: error {results[0]['teacher_val_error']:.2f} % (balanced "
+    assert f"{of_teacher}{results[0]['teacher_val_balanced_error']:.2f} %) on the validation images" in told
+    assert f" % (balanced {results[0]['val_balanced_error']:.2f} %)" in told

@@ -77,6 +77,13 @@ def test_a_label_tells_of_how_many_pairs_p_is() -> None:
     assert label == ["at", "n = 3 (2 pairs)", f"p = {fewer.p_value:.2f}"]
 
 
+def test_a_comparison_by_the_balanced_error_is_drawn_with_the_teacher_s() -> None:
+    teacher = {"test_error": 1.9, "test_balanced_error": 2.7}
+    axes = comparison_figure(dataclasses.replace(COMPARISON, teacher=teacher, measure="balanced")).axes[0]
+    assert axes.get_ylabel() == "balanced test error (%)"
+    assert "teacher\n2.70 %" in [text.get_text() for text in axes.texts]
+
+
 @pytest.mark.parametrize(("teacher", "drawn"), [({"test_error": 1.9}, True), ({}, False)])
 def test_the_teachers_error_is_drawn_where_it_is_known(teacher: dict[str, float], drawn: bool) -> None:
     axes = comparison_figure(dataclasses.replace(COMPARISON, teacher=teacher)).axes[0]

@@ -100,6 +100,47 @@ def test_nothing_is_cut_on_a_narrow_terminal() -> None:
     assert "…" not in text
 
 
+BALANCED = (
+    ComparisonRow("none", (0, 1), (9.0, 9.5), (8.0, 8.5), 9.25, 9.25, 0.25),
+    ComparisonRow("sp", (0, 1), (8.0, 7.0), (6.0, 6.5), 7.5, 7.5, 0.5, -1.75, (-11.28, 7.78), 0.2323),
+    ComparisonRow("kd", (0,), (9.0,), (7.0,), 9.0, 9.0, None, 0.0),
+)
+
+
+def test_the_other_measure_has_a_column_where_it_is_known() -> None:
+    teacher = {"spec": "wrn-28-2", "test_error": 3.6, "test_balanced_error": 9.1}
+    plain = dataclasses.replace(COMPARISON, teacher=teacher, other_rows=BALANCED)
+    lines = comparison_markdown(plain).splitlines()
+    assert lines[0] == "**Digits**"
+    assert lines[2].startswith(
+        "| method | seeds | val. | median | mean ± s.e.m. | balanced ± s.e.m. | difference to none |"
+    )
+    assert lines[5] == "| sp | 2 | 1.00 | 2.25 | 2.25 ± 0.25 | 7.50 ± 0.50 | −1.25 | −4.43 to +1.93 | 0.13 | 0.25 |"
+    assert (
+        "Test error in % of wrn-10-1 on digits; teacher wrn-28-2 (3.60 %); balanced: mean balanced test error"
+        in lines[8]
+    )
+    assert "val.: mean validation error, to choose by" in lines[8]
+    said = "(3.60 %, balanced 9.10 %) is no better than the student alone (3.50 %, balanced 9.25 %) by the error, and"
+    assert f"Warning: the teacher {said} better by the other." in "\n".join(lines)
+
+
+def test_a_comparison_by_the_balanced_error_says_so_everywhere() -> None:
+    teacher = {"spec": "wrn-28-2", "test_error": 1.9, "test_balanced_error": 9.3}
+    comparison = dataclasses.replace(
+        COMPARISON, teacher=teacher, rows=BALANCED, other_rows=COMPARISON.rows, measure="balanced"
+    )
+    lines = comparison_markdown(comparison).splitlines()
+    assert lines[0] == "**Digits, by the balanced error**"
+    assert "| mean ± s.e.m. | error ± s.e.m. | difference to none |" in lines[2]
+    assert lines[5] == "| sp | 2 | 6.25 | 7.50 | 7.50 ± 0.50 | 2.25 ± 0.25 | −1.75 | −11.28 to +7.78 | 0.23 | 0.46 |"
+    assert (
+        "Balanced test error in % of wrn-10-1 on digits; teacher wrn-28-2 (9.30 %); error: mean test error" in lines[8]
+    )
+    assert "val.: mean balanced validation error, to choose by" in lines[8]
+    assert "by the balanced error, and better by the other." in "\n".join(lines)
+
+
 @pytest.mark.parametrize(("error", "warned"), [(3.49, False), (3.5, True), (4, True)])
 def test_a_teacher_no_better_than_the_student_alone_is_warned_of(error: float, warned: bool) -> None:
     weak = dataclasses.replace(COMPARISON, teacher={"spec": "wrn-28-2", "test_error": error})

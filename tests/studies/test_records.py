@@ -15,7 +15,7 @@ import scipy.stats
 
 from spkd.errors import InputError
 from spkd.files import write_json_atomically
-from spkd.studies.records import Comparison, comparison_row, to_csv
+from spkd.studies.records import Comparison, comparison_row, to_csv, weak_teacher
 
 NONE = comparison_row("none", [0, 1, 2, 3], [3.4, 3.9, 3.1, 4.0], [2.0, 2.4, 2.1, 2.2])
 SP = comparison_row("sp", [3, 1, 2, 0], [2.2, 2.0, 2.4, 2.3], [1.0, 1.1, 1.2, 1.3], NONE)
@@ -98,6 +98,34 @@ def test_the_json_file_has_the_rows_that_other_programs_read(data: Any) -> None:
     assert [set(wanted) <= set(row) for row in data["rows"]] == [True] * 3
     assert data["rows"][1]["interval"] == list(SP.interval or ())
     assert data["rows"][0]["p_value"] is None
+
+
+def test_csv_has_both_measures_where_both_are_known() -> None:
+    plain = dataclasses.replace(COMPARISON, rows=(NONE, SP), other_rows=(SP, NONE))
+    assert to_csv(plain).splitlines()[:2] == [
+        "method,seed,test_error,val_error,test_balanced_error,val_balanced_error",
+        "none,0,3.4,2.0,2.2,1.0",
+    ]
+    balanced = dataclasses.replace(plain, measure="balanced")
+    headings = "method,seed,test_balanced_error,val_balanced_error,test_error,val_error"
+    assert to_csv(balanced).splitlines()[0] == headings
+
+
+@pytest.mark.parametrize(
+    ("balanced", "weak", "harm"),
+    [
+        ((None, 6.0), True, True),
+        ((6.0, 6.0), True, True),
+        ((5.0, 6.0), True, False),
+    ],
+)
+def test_a_teacher_that_is_weak_by_one_measure_is_not_said_to_do_harm(
+    balanced: tuple[float | None, float | None], weak: bool, harm: bool
+) -> None:
+    said = weak_teacher(3.0, 2.0, balanced)
+    assert (said is not None, "may do harm" in str(said)) == (weak, harm)
+    assert ("balanced" in str(said)) == (None not in balanced)
+    assert (weak_teacher(1.0, 2.0, balanced) is not None) == (balanced == (6.0, 6.0))
 
 
 def test_csv_has_one_line_for_each_run() -> None:

@@ -1,5 +1,6 @@
 """A disk that is full when a checkpoint is due: one line, and the last good checkpoint stays."""
 
+import math
 import resource
 import subprocess
 import sys
@@ -70,3 +71,13 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert tensors == {"optimizer": {"lr": 0.1}}
     assert torch.equal(loaded.best_weights.pop("w"), state.best_weights.pop("w"))
     assert loaded == state
+
+
+def test_a_checkpoint_of_a_version_without_the_balanced_error_is_read(tmp_path: Path) -> None:
+    path, state = tmp_path / "last.ckpt", TrainingState(best_error=2.5, best_balanced_error=3.5, best_epoch=1)
+    save_checkpoint(path, state, {})
+    written = torch.load(path, weights_only=True)
+    del written["state"]["best_balanced_error"]
+    torch.save(written, path)
+    loaded, _ = load_checkpoint(path)
+    assert (loaded.best_error, loaded.best_epoch, loaded.best_balanced_error) == (2.5, 1, math.inf)

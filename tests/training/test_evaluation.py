@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from spkd.errors import InputError
-from spkd.training.evaluation import evaluate, top1_error
+from spkd.training.evaluation import errors_of, evaluate
 
 
 class Lookup(nn.Module):
@@ -183,33 +183,45 @@ def test_batches_of_unlike_size_do_not_weigh_the_mean() -> None:
     assert (parts.top1_error, parts.top5_error) == (whole.top1_error, whole.top5_error)
 
 
-def test_top1_error_equals_the_full_evaluations() -> None:
+def test_errors_equal_the_full_evaluations() -> None:
     torch.manual_seed(2)
     logits, targets = torch.randn(23, 4), torch.randint(0, 4, (23,))
     model = Lookup(logits)
     wrong = sum(int(row.argmax() != target) for row, target in zip(logits, targets, strict=True))
-    assert top1_error(model, in_batches(targets, 5)) == 100 * wrong / 23
-    assert evaluate(model, in_batches(targets, 5), list("abcd")).top1_error == 100 * wrong / 23
+    recall = recall_score(targets, logits.argmax(1), average="macro")
+    whole = evaluate(model, in_batches(targets, 5), list("abcd"))
+    assert errors_of(model, in_batches(targets, 5), 4) == (whole.top1_error, whole.balanced_error)
+    assert whole.top1_error == 100 * wrong / 23
+    assert whole.balanced_error == pytest.approx(100 * (1 - recall))
+
+
+def test_the_balanced_error_is_of_the_classes_that_there_are_and_of_labelled_images() -> None:
+    """Eight images of one class, one of them wrong, one of another, wrong too, and none of two more."""
+    logits = torch.eye(4)[[0] * 7 + [1, 3, 3, 0]]
+    targets = torch.tensor([0] * 8 + [2, -100, -100])
+    assert errors_of(Lookup(logits), in_batches(targets, 3), 4) == (100 * 2 / 9, (12.5 + 100) / 2)
+    with pytest.raises(InputError, match="image"):
+        errors_of(Lookup(logits), in_batches(torch.tensor([-100]), 1), 4)
 
 
 @pytest.mark.parametrize("processes", [2, 7])
-def test_the_top1_error_of_a_part_is_that_of_all(processes: int) -> None:
+def test_the_errors_of_a_part_are_those_of_all(processes: int) -> None:
     """With seven processes two of them have no batch."""
     targets, counts = torch.randint(4, (23,), generator=torch.Generator().manual_seed(0)), []
     batches = in_batches(targets, 5)
     model = Lookup(torch.randn(23, 4, generator=torch.Generator().manual_seed(1)))
     for place in range(processes):
-        top1_error(model, batches[place::processes], lambda own: counts.append(own) or torch.tensor([0, 1]))
+        errors_of(model, batches[place::processes], 4, lambda own: counts.append(own) or torch.tensor([[0, 1]]))
     total = torch.stack(counts).sum(0)
-    assert int(total[1]) == 23
-    assert top1_error(model, batches[:1], lambda own: total) == top1_error(model, batches)
+    assert total[:, 1].tolist() == torch.bincount(targets, minlength=4).tolist()
+    assert errors_of(model, batches[:1], 4, lambda own: total) == errors_of(model, batches, 4)
     with pytest.raises(InputError, match="image"):
-        top1_error(model, [], lambda own: own)
+        errors_of(model, [], 4, lambda own: own)
 
 
 def test_an_image_with_a_nan_logit_is_an_error() -> None:
     logits = torch.tensor([[math.nan, 0.0], [1.0, 0.0]])
-    assert top1_error(Lookup(logits), in_batches(torch.tensor([0, 0]), 2)) == 50.0
+    assert errors_of(Lookup(logits), in_batches(torch.tensor([0, 0]), 2), 2).error == 50.0
 
 
 @pytest.mark.parametrize("measure", ["top1", "all"])
@@ -219,7 +231,7 @@ def test_runs_in_eval_mode_without_gradients_and_gives_every_mode_back(measure: 
     model.norm.eval()
     batches = in_batches(torch.tensor([0, 1, 2]), 2)
     if measure == "top1":
-        top1_error(model, batches)
+        errors_of(model, batches, 3)
     else:
         evaluate(model, batches, list("abc"), teacher)
         assert not any(teacher.seen_training)
@@ -232,7 +244,7 @@ def test_runs_in_eval_mode_without_gradients_and_gives_every_mode_back(measure: 
 def test_modes_come_back_after_an_error() -> None:
     model = Lookup(torch.eye(3)).train()
     with pytest.raises(InputError, match="model: it fails on images of 1 × 1 × 1: IndexError"):
-        top1_error(model, [(torch.full((1, 1, 1, 1), 99.0), torch.tensor([0]))])
+        errors_of(model, [(torch.full((1, 1, 1, 1), 99.0), torch.tensor([0]))], 3)
     assert model.training
     assert model.norm.training
 
@@ -262,7 +274,7 @@ def test_no_images_is_an_error() -> None:
     with pytest.raises(InputError, match="at least one image"):
         evaluate(nn.Identity(), [], ["a"])
     with pytest.raises(InputError, match="at least one image"):
-        top1_error(nn.Identity(), [])
+        errors_of(nn.Identity(), [], 1)
 
 
 def test_a_teacher_s_logits_must_be_finite_too() -> None:
@@ -286,7 +298,7 @@ def test_networks_are_evaluated_whatever_their_logits_come_in() -> None:
     images, targets = torch.rand(6, 1, 1, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     expected = 100 * (images.flatten(1).argmax(1) != targets).double().mean().item()
     assert evaluate(InDict(), [(images, targets)], ["a", "b", "c"]).top1_error == pytest.approx(expected)
-    assert top1_error(InDict(), [(images, targets)]) == pytest.approx(expected)
+    assert errors_of(InDict(), [(images, targets)], 3).error == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_an_error_is_that_of_the_network_that_is_saved(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     own = evaluate_saved(tmp_path / "run", DataOptions(), split="val", teacher=None, accelerator="cpu")
     assert result["images"]["val"] == own.images > 256, "one batch would leave nothing to one of them"
-    assert result["val_error"] == own.top1_error
+    assert (result["val_error"], result["val_balanced_error"]) == (own.top1_error, own.balanced_error)
 
 
 def test_weights_on_which_no_loss_depends_stay_as_they_are_in_several_processes_too(

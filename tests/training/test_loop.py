@@ -29,11 +29,12 @@ from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
 from spkd.training import validation
 from spkd.training.devices import make_fabric
+from spkd.training.evaluation import Errors
 from spkd.training.loop import PENDING_STEPS, Training, _looking_ahead
 from spkd.training.optimizers import make_optimizer
 from spkd.training.options import Runtime
 from spkd.training.progress import Display
-from spkd.training.recipe import Precision, preset
+from spkd.training.recipe import Precision, Select, preset
 from spkd.training.run_folder import RunFolder
 
 
@@ -47,6 +48,7 @@ def made(folder: Path, precision: Precision = "32-true", optimizer: Literal["sgd
         Distiller(network, None, Objective()),
         TrainStream(data.train, image_size=8, flip=False, batch_size=16, seed=0, device=torch.device("cpu")),
         lambda: evaluation_batches(data.val, image_size=8, batch_size=100, device=torch.device("cpu")),
+        len(data.classes),
         replace(preset("digits"), precision=precision, epochs=1, **({"optimizer": optimizer} if optimizer else {})),
         0,
         "identity",
@@ -173,6 +175,26 @@ def test_batches_come_with_the_next(count: int, ahead: int) -> None:
     assert [batch for batch, _ in given] == batches
     following = batches[1:] if ahead else [None] * (count - 1)
     assert [upcoming for _, upcoming in given] == [*following, None][:count]
+
+
+@pytest.mark.parametrize(
+    ("select", "best", "shown"), [("error", 4, "error 9.00"), ("balanced", 3, "balanced error 7.00")]
+)
+def test_the_epoch_that_is_kept_is_the_best_by_the_measure(
+    select: Select, best: int, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Errors(9.0, 20.0), Errors(10.0, 5.0), Errors(10.0, 5.0), Errors(9.0, 19.0), Errors(9.5, 7.0)]
+    training, texts = made(tmp_path), []
+    training._recipe = replace(training._recipe, epochs=5, select=select)
+    given = iter(found)
+    monkeypatch.setattr("spkd.training.loop.errors_unless", lambda *arguments: next(given))
+    monkeypatch.setattr(training._stream, "batches", lambda epoch, start=0: iter(()))
+    monkeypatch.setattr(training._display, "update", lambda done, text, left=None: texts.append(text))
+    assert training.run("", math.inf, None)
+    state = training.state
+    assert (state.best_epoch, (state.best_error, state.best_balanced_error)) == (best, found[best - 1])
+    assert [(row["val_error"], row["val_balanced_error"]) for row in state.rows] == found
+    assert f"val {shown} %" in texts[-1 if select == "balanced" else -2]
 
 
 def test_a_checkpoint_of_another_identity_is_refused(tmp_path: Path) -> None:
@@ -364,7 +386,7 @@ def test_an_image_that_one_process_cannot_read_ends_the_run_of_all_with_a_checkp
     """What the other process says is made up."""
     training = made(tmp_path)
     summed: list[Tensor] = []
-    others = torch.tensor([1, 100, int(not own)])
+    others = torch.tensor([1, 100, *[0] * 18, int(not own)])
 
     def unreadable() -> Iterator[tuple[Tensor, Tensor]]:
         yield next(training._validation())
@@ -381,9 +403,13 @@ def test_an_image_that_one_process_cannot_read_ends_the_run_of_all_with_a_checkp
     training._step(next(training._stream.batches(0)))
     batches = unreadable() if own else training._validation()
     with pytest.raises(UnreadableImage, match="a.png" if own else "b.png"):
-        validation.error_of_all(training._fabric, training.student, batches, training.save)
+        validation.errors_of_all(training._fabric, training.student, batches, 10, training.save)
     assert training._folder.checkpoint.exists()
-    others[2] = 0
-    error = validation.error_of_all(training._fabric, training.student, training._validation(), training.save)
-    assert summed[-1][1:].tolist() == [397, 0]
-    assert error == 100 * int(summed[-1][0]) / 397
+    others[-1] = 0
+    error, balanced = validation.errors_of_all(
+        training._fabric, training.student, training._validation(), 10, training.save
+    )
+    wrong, images = summed[-1][:-1].view(10, 2).double().T
+    assert (int(images.sum()), int(summed[-1][-1])) == (397, 0)
+    assert error == 100 * int(wrong.sum()) / 397
+    assert balanced == pytest.approx(100 * float((wrong / images).mean()))

@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from spkd.data.folder import load_folder
+from spkd.data.images import MemoryImages
+from spkd.data.load import load_data
 from spkd.data.options import Augment, DataOptions
 from spkd.training.notes import notes_of_images
 from spkd.training.options import Request
@@ -27,12 +30,41 @@ def folder(path: Path, counts: Sequence[int], size: tuple[int, int]) -> Path:
 def test_unequal_classes_are_told_of(tmp_path: Path, counts: Sequence[int], said: bool) -> None:
     data = load_folder(folder(tmp_path, counts, (8, 8)))
     notes = notes_of_images(data, 8)
-    assert len(notes) == said
+    assert len(notes) == 2 * said
     if said:
         trained = [int((data.train.targets == label).sum()) for label in (0, 1)]
         assert notes[0].startswith(
             f"classes are unequal, from {trained[1]} training images of 'class 1' to {trained[0]} of 'class 0': "
         )
+
+
+@pytest.mark.parametrize(
+    ("trained", "held", "said"),
+    [
+        ((60, 60), (17, 60), "17 images of 'class 0', so that one of them is 5.9 points of its error"),
+        ((60, 60), (17, 50), None),
+        ((60, 60), (6, 19), None),
+        ((60, 60), (20, 60), None),
+        ((60, 20), (25, 19), "19 images of 'class 1', so that one of them is 5.3 points of its error"),
+        ((60, 20), (25, 20), None),
+        ((60, 20), (2, 1), "1 image of 'class 1', so that one of them is 100.0 points of its error"),
+        ((60, 60), (60, 0), "no image of 'class 1', so that its error is not known"),
+    ],
+)
+def test_few_held_out_images_of_a_class_are_told_of(
+    trained: Sequence[int], held: Sequence[int], said: str | None, tmp_path: Path
+) -> None:
+    def some(counts: Sequence[int]) -> MemoryImages:
+        targets = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
+        return MemoryImages(torch.zeros(len(targets), 3, 8, 8, dtype=torch.uint8), targets)
+
+    data = replace(load_folder(folder(tmp_path, (6, 6), (8, 8))), train=some(trained), val=some(held))
+    told = [note for note in notes_of_images(data, 8) if note.startswith("validation set: ")]
+    assert told == ([] if said is None else [f"validation set: {said}"])
+
+
+def test_equal_classes_are_not_told_of() -> None:
+    assert notes_of_images(load_data(DataOptions()), 8) == []
 
 
 @pytest.mark.parametrize(("size", "said"), [((33, 40), True), ((40, 33), True), ((32, 90), False), ((8, 8), False)])

@@ -547,11 +547,20 @@ def test_a_teacher_s_errors_are_not_measured_twice(tiny: str, teacher: Path, tmp
     first = trained(request(tiny, teacher), tmp_path / "first", taped)
     described = json.loads((tmp_path / "tape" / "tape.json").read_text())
     assert described["teacher"]["teacher_val_error"] == first["teacher_val_error"]
+    assert described["teacher"]["teacher_test_balanced_error"] == first["test"]["teacher_balanced_error"] > 0
     described["teacher"] |= {"teacher_val_error": 12.5, "teacher_test_error": 25.0}
+    described["teacher"] |= {"teacher_val_balanced_error": 15.0, "teacher_test_balanced_error": 30.0}
     (tmp_path / "tape" / "tape.json").write_text(json.dumps(described))
     # By another method, for which the teacher is asked.
     other = trained(request(tiny, teacher, method="kd"), tmp_path / "other", taped)
     assert (other["teacher_val_error"], other["test"]["teacher_error"]) == (12.5, 25.0)
+    assert (other["teacher_val_balanced_error"], other["test"]["teacher_balanced_error"]) == (15.0, 30.0)
+    for split in ("val", "test"):  # as of a version that did not measure it
+        del described["teacher"][f"teacher_{split}_balanced_error"]
+    (tmp_path / "tape" / "tape.json").write_text(json.dumps(described))
+    again = trained(request(tiny, teacher, method="sp"), tmp_path / "again", taped)
+    assert (again["teacher_val_error"], again["test"]["teacher_error"]) == (12.5, 25.0)
+    assert again["teacher_val_balanced_error"] is again["test"]["teacher_balanced_error"] is None
 
 
 def test_of_several_processes_all_ask_the_teacher_or_none(tiny: str, teacher: Path, tmp_path: Path) -> None:

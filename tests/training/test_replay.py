@@ -20,6 +20,7 @@ from spkd.data.seeds import mixed_seed
 from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.distiller import Distiller
 from spkd.training.batches import first_batch, make_stream
+from spkd.training.evaluation import Errors
 from spkd.training.options import Request, Runtime
 from spkd.training.run import run
 from spkd.training.setup import set_up
@@ -80,12 +81,13 @@ def test_a_run_equals_a_plain_loop(
     # Of the teacher before training, of the student after each epoch, of the teacher on the test images.
     errors = iter([40.0, 3.0, 1.0, 1.0, 2.0, 4.0, 50.0])
 
-    def scripted(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *given: object) -> float:
+    def scripted(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *given: object) -> Errors:
         evaluated.append(sum(len(targets) for _, targets in batches))
-        return next(errors)
+        error = next(errors)
+        return Errors(error, 60.0 - error)
 
     for module in ("validation", "teacher"):
-        monkeypatch.setattr(f"spkd.training.{module}.top1_error", scripted)
+        monkeypatch.setattr(f"spkd.training.{module}.errors_of", scripted)
     result = run(wanted, tmp_path / "run", Runtime(accelerator="cpu"), heard)
     assert result is not None
 
@@ -117,7 +119,9 @@ def test_a_run_equals_a_plain_loop(
             for name, value in {"total": losses.total, **losses.terms}.items():
                 sums[name] += value.item() * len(targets) / 100
         told = {f"train_{name}": value for name, value in sums.items()}
-        rows.append({"epoch": epoch + 1, "lr": rate(step), **told, "val_error": (3.0, 1.0, 1.0, 2.0, 4.0)[epoch]})
+        told_error = (3.0, 1.0, 1.0, 2.0, 4.0)[epoch]
+        told |= {"val_error": told_error, "val_balanced_error": 60.0 - told_error}
+        rows.append({"epoch": epoch + 1, "lr": rate(step), **told})
         kept.append({name: value.clone() for name, value in student.state_dict().items()})
 
     with (tmp_path / "run" / "metrics.csv").open() as file:
@@ -126,7 +130,8 @@ def test_a_run_equals_a_plain_loop(
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-9)
     assert evaluated == [*[len(images.val)] * (1 + EPOCHS), len(images.test)]
     assert (result["best_epoch"], result["val_error"], result["test"]["teacher_error"]) == (3, 1.0, 50.0)
-    assert result["teacher_val_error"] == 40.0
+    assert (result["val_balanced_error"], result["test"]["teacher_balanced_error"]) == (59.0, 10.0)
+    assert (result["teacher_val_error"], result["teacher_val_balanced_error"]) == (40.0, 20.0)
     assert "teacher: error 40.00 % on the validation images" in heard.lines
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     student.load_state_dict(kept[2])

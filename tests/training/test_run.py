@@ -94,7 +94,7 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     assert result["images_per_second"] > 0
     assert result["images"] == {"train": 500, "unlabelled": 0, "val": 297, "test": 1000}
     lines = (finished / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "epoch,lr,train_total,train_ce,train_sp,train_kd,val_error"
+    assert lines[0] == "epoch,lr,train_total,train_ce,train_sp,train_kd,val_error,val_balanced_error"
     assert len(lines) == 3
     assert_logged(finished)
     assert (finished / "checkpoints" / "last.ckpt").is_file()
@@ -138,7 +138,7 @@ def test_the_kept_student_is_not_the_last_where_that_is_worse(
     assert result is not None
     assert result["best_epoch"] == 1
     own = evaluate_saved(tmp_path / "run", DataOptions(), split="val", teacher=None, accelerator="cpu")
-    assert own.top1_error == pytest.approx(result["val_error"])
+    assert (own.top1_error, own.balanced_error) == pytest.approx((result["val_error"], result["val_balanced_error"]))
 
 
 def test_the_same_request_gives_the_same_bits_and_another_seed_others(
@@ -635,10 +635,16 @@ def test_networks_that_know_next_to_nothing_are_warned_of(
 def test_chance_is_always_the_commonest_class(tiny: str) -> None:
     setup = set_up(Request(model=tiny))
     val = setup.data.val
-    for fives, chance in ((1, 50.0), (3, 25.0), (9, 10.0)):
+    for fives, chance in ((1, 45.0), (3, 22.5), (9, 9.0)):
         few = torch.cat([torch.where(val.targets == 5)[0][:fives], torch.where(val.targets == 7)[0][:1]])
         unequal = replace(setup, data=replace(setup.data, val=val.select(few)))
-        assert running._near_chance(unequal) == pytest.approx(0.9 * chance)
+        for error, balanced, is_near in (
+            (chance + 0.1, None, True),
+            (chance + 0.1, 45.1, True),
+            (chance + 0.1, 44.9, False),
+            (chance - 0.1, 45.1, False),
+        ):
+            assert running._is_near_chance(unequal, error, balanced) == is_near
 
 
 def test_smoothed_labels_are_learnt_from_and_part_of_the_run(tiny: str, teacher: Path, tmp_path: Path) -> None:
@@ -656,6 +662,17 @@ def test_smoothed_labels_are_learnt_from_and_part_of_the_run(tiny: str, teacher:
     assert smoothed.objective.values(seen, targets, remembered)["ce"].item() == pytest.approx(expected.item(), rel=1e-5)
     with pytest.raises(InputError, match="--label_smoothing must be a number from 0 to below 1, not 1"):
         set_up(distillation(tiny, teacher, label_smoothing=1.0))
+
+
+def test_the_measure_that_an_epoch_is_kept_by_is_part_of_the_run(tiny: str, teacher: Path) -> None:
+    plain, said, balanced = (
+        set_up(distillation(tiny, teacher, **given)) for given in ({}, {"select": "error"}, {"select": "balanced"})
+    )
+    assert "select" not in plain.config()
+    assert balanced.config()["select"] == "balanced"
+    assert plain.identity() == said.identity() != balanced.identity()
+    told = [any(note.endswith(", select balanced") for note in one.notes) for one in (said, balanced)]
+    assert told == [False, True]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

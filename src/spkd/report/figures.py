@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spkd.report.drawing import COLOURS, GREY
-from spkd.report.tables import p_value_text, pairs_text
+from spkd.report.tables import MEASURES, p_value_text, pairs_text
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow
 
 _COLUMNS = 3  # panels beside each other
@@ -69,7 +69,7 @@ def _draw_panel(axes: Axes, comparison: Comparison, title_width: int) -> None:
     _draw_teacher(axes, comparison)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_xlim(-0.6, len(labels) - 0.4)
-    axes.set_ylabel("test error (%)", fontsize=11)
+    axes.set_ylabel(f"{MEASURES[comparison.measure]} (%)", fontsize=11)
     axes.set_title("\n".join(textwrap.wrap(comparison.title, title_width)).replace("$", r"\$"), fontsize=11)
     axes.tick_params(axis="x", length=0, labelsize=10)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
@@ -108,8 +108,8 @@ def _draw_row(axes: Axes, column: int, row: ComparisonRow, colour: str, seeds: l
 
 
 def _draw_teacher(axes: Axes, comparison: Comparison) -> None:
-    error = comparison.teacher.get("test_error")
-    if not isinstance(error, int | float):
+    error = comparison.teacher_error(comparison.measure)
+    if error is None:
         return
     axes.axhline(error, color="black", linestyle=(0, (5, 4)), linewidth=1, zorder=1)
     # Outside the frame, where no dot can be.

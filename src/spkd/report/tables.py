@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from rich.table import Table
@@ -9,8 +10,11 @@ from rich.table import Table
 from spkd.report.grid import Grid, grid_markdown, grid_table
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow, weak_teacher
 from spkd.studies.statistics import holm
+from spkd.training.recipe import Select
 
 NOT_KNOWN = "–"
+MEASURES: Mapping[Select, str] = {"error": "test error", "balanced": "balanced test error"}
+"""What errors are called, by measure."""
 
 
 def p_value_text(p_value: float | None) -> str:
@@ -41,12 +45,19 @@ def _grid(comparison: Comparison) -> Grid:
     difference = f"difference to {comparison.baseline}"
     headings = ["method", "seeds", "val.", "median", "mean ± s.e.m.", difference, "95 % interval", "p"]
     rows = [_cells(row) for row in comparison.rows]
+    if comparison.other_rows:
+        headings.insert(5, f"{comparison.other_measure} ± s.e.m.")
+        rows = [
+            (*cells[:5], _mean_text(other), *cells[5:])
+            for cells, other in zip(rows, comparison.other_rows, strict=True)
+        ]
     if _is_corrected(comparison):
         methods = [row for row in comparison.rows if row.method != comparison.baseline]
         corrected = dict(zip((row.method for row in methods), holm([row.p_value for row in methods]), strict=True))
         headings.append("p (Holm)")
         rows = [(*cells, p_value_text(corrected.get(cells[0]))) for cells in rows]
-    return Grid(comparison.title, tuple(headings), tuple(rows), (_caption(comparison), *_warnings(comparison)))
+    title = comparison.title + (", by the balanced error" if comparison.measure == "balanced" else "")
+    return Grid(title, tuple(headings), tuple(rows), (_caption(comparison), *_warnings(comparison)))
 
 
 def _is_corrected(comparison: Comparison) -> bool:
@@ -63,11 +74,15 @@ def statistics_cells(row: ComparisonRow) -> tuple[str, ...]:
     interval = NOT_KNOWN if row.interval is None else f"{signed(row.interval[0])} to {signed(row.interval[1])}"
     return (
         f"{row.median:.2f}",
-        f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}",
+        _mean_text(row),
         NOT_KNOWN if row.difference is None else signed(row.difference),
         interval,
         p_value_text(row.p_value),
     )
+
+
+def _mean_text(row: ComparisonRow) -> str:
+    return f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}"
 
 
 def pairs_text(row: ComparisonRow) -> str:
@@ -96,21 +111,29 @@ def signed(value: float) -> str:
 
 
 def _warnings(comparison: Comparison) -> tuple[str, ...]:
-    error = comparison.teacher.get("test_error")
-    alone = next((row.median for row in comparison.rows if row.method == BASELINE), None)
-    warning = weak_teacher(float(error), alone) if isinstance(error, int | float) else None
+    def both(measure: Select, rows: Sequence[ComparisonRow]) -> tuple[float | None, float | None]:
+        alone = next((row.median for row in rows if row.method == BASELINE), None)
+        return comparison.teacher_error(measure), alone
+
+    own = {comparison.measure: comparison.rows, comparison.other_measure: comparison.other_rows}
+    error, balanced = (both(measure, own[measure]) for measure in ("error", "balanced"))
+    warning = weak_teacher(*error, balanced)
     return () if warning is None else (f"Warning: {warning}.",)
 
 
 def _caption(comparison: Comparison) -> str:
-    caption = f"Test error in % of {comparison.student} on {comparison.data}"
-    spec, error = comparison.teacher.get("spec"), comparison.teacher.get("test_error")
+    name = MEASURES[comparison.measure]
+    caption = f"{name[0].upper()}{name[1:]} in % of {comparison.student} on {comparison.data}"
+    spec, error = comparison.teacher.get("spec"), comparison.teacher_error(comparison.measure)
     if spec is not None:
         caption += f"; teacher {spec}"
-        if isinstance(error, int | float):
+        if error is not None:
             caption += f" ({error:.2f} %)"
+    if comparison.other_rows:
+        caption += f"; {comparison.other_measure}: mean {MEASURES[comparison.other_measure]}"
     against = f"against {comparison.baseline}, paired by seed"
     test = f"t-test {against}"
     if _is_corrected(comparison):
         test = f"t-tests {against}; p (Holm): corrected for their number"
-    return f"{caption}. val.: mean validation error, to choose by. p: two-sided {test}."
+    validated = "balanced validation error" if comparison.measure == "balanced" else "validation error"
+    return f"{caption}. val.: mean {validated}, to choose by. p: two-sided {test}."

@@ -14,9 +14,9 @@ from spkd.files import slug, write_json_atomically, write_text_atomically
 from spkd.losses.methods import method_label
 from spkd.models.saved_model import find_meant
 from spkd.studies.options import RunnerOptions
-from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, to_csv
+from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, error_key, to_csv
 from spkd.studies.runner import run_study
-from spkd.studies.side_by_side import alone_request, request_with_teacher, teacher_errors
+from spkd.studies.side_by_side import alone_request, counts_balanced, request_with_teacher, teacher_errors
 from spkd.studies.state import planned, read_running
 from spkd.studies.tasks import Recording, Task
 from spkd.studies.work import tape_folder
@@ -24,8 +24,9 @@ from spkd.training.devices import make_fabric
 from spkd.training.identity import input_paths
 from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
+from spkd.training.recipe import Select
 from spkd.training.run_folder import RunFolder, refuse_inputs
-from spkd.training.setup import pinned, set_up
+from spkd.training.setup import Setup, pinned, set_up
 from spkd.training.tape import Tape
 
 
@@ -68,9 +69,7 @@ def compare(
             return None
         request = with_teacher
     here = runtime if options.ray is None else None
-    requests, data_name, warnings = _requests(request, methods, out, here, overwrite=overwrite)
-    for warning in warnings:
-        display().say(warning)
+    requests, first = _requests(request, methods, out, here, overwrite=overwrite)
     tasks = _tasks(requests, seeds)
     if overwrite:
         options = replace(options, retry_failed=True)
@@ -80,23 +79,29 @@ def compare(
     if state.missing:
         return None
     taught_results = [state.results[_name(method, 0)] for method in taught]
+    results = {method: [state.results[_name(method, seed)] for seed in range(seeds)] for method in methods}
+    measure = first.recipe.select
     comparison = Comparison(
-        title=f"{request.model} on {data_name}",
+        title=f"{request.model} on {first.data.name}",
         teacher=_teacher_record(request, taught_results),
         student=request.model,
-        data=data_name,
-        rows=_rows(
-            methods,
-            baseline,
-            {method: [state.results[_name(method, seed)] for seed in range(seeds)] for method in methods},
-        ),
+        data=first.data.name,
+        rows=_rows(methods, baseline, results, measure),
         baseline=baseline,
         command=command,
         software=_software(state.results.values()),
+        measure=measure,
     )
+    if all(_has_both(result) for own in results.values() for result in own):
+        comparison = replace(comparison, other_rows=_rows(methods, baseline, results, comparison.other_measure))
     write_json_atomically(out / "comparison.json", asdict(comparison))
     write_text_atomically(out / "comparison.csv", to_csv(comparison))
     return comparison
+
+
+def _has_both(result: Mapping[str, Any]) -> bool:
+    """Return whether a run has both errors to show: one that an earlier version has begun may lack the balanced one."""
+    return counts_balanced(result) and result["val_balanced_error"] is not None
 
 
 def _software(results: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -154,10 +159,11 @@ def _baseline(methods: Sequence[str], against: str | None) -> str:
 @keeping_last()
 def _requests(
     request: Request, methods: Sequence[str], out: Path, here: Runtime | None, *, overwrite: bool
-) -> tuple[dict[str, Request], str, list[str]]:
-    """Return each method's request, all with one image size and recipe, the data's name, and warnings; try each once.
+) -> tuple[dict[str, Request], Setup]:
+    """Return each method's request, all with one image size and recipe, and the setup that decides these.
 
-    ``here`` is how they run where that is on this machine.
+    Each is tried once. What is to be said of the images, and what is warned of, is said once. ``here`` is how they run
+    where that is on this machine.
 
     Raises:
         InputError: as :func:`spkd.training.setup.set_up` does, when the device or its precision is not to be had here,
@@ -168,10 +174,10 @@ def _requests(
     if here is not None:
         make_fabric(here, first.recipe.precision)
     requests = {method: _with_method(pinned(request, first), method) for method in methods}
-    notes: list[str] = []
+    notes = list(first.notes_of_data)
     for method, one in requests.items():
         setup = set_up(one)
-        notes += setup.notes
+        notes += [note for note in setup.notes if note.startswith("warning:")]
         is_first = True
         for path in sorted((out / slug(method)).glob("seed-*")):
             folder, seed = RunFolder(path), path.name.removeprefix("seed-")
@@ -189,7 +195,9 @@ def _requests(
                     ) from error
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file, not a folder")
-    return requests, first.data.name, [note for note in dict.fromkeys(notes) if note.startswith("warning:")]
+    for note in dict.fromkeys(notes):
+        display().say(note)
+    return requests, first
 
 
 def _tasks(requests: Mapping[str, Request], seeds: int) -> list[Task]:
@@ -217,15 +225,15 @@ def _with_method(request: Request, method: str) -> Request:
 
 
 def _rows(
-    methods: Sequence[str], baseline: str, results: Mapping[str, Sequence[Mapping[str, Any]]]
+    methods: Sequence[str], baseline: str, results: Mapping[str, Sequence[Mapping[str, Any]]], measure: Select
 ) -> tuple[ComparisonRow, ...]:
     def row(method: str, compared_with: ComparisonRow | None) -> ComparisonRow:
         own = results[method]
         return comparison_row(
             method,
             seeds=[result["seed"] for result in own],
-            test_errors=[result["test_error"] for result in own],
-            val_errors=[result["val_error"] for result in own],
+            test_errors=[result[error_key("test", measure)] for result in own],
+            val_errors=[result[error_key("val", measure)] for result in own],
             baseline=compared_with,
         )
 

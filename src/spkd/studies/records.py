@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from spkd.errors import InputError
 from spkd.files import csv_text
 from spkd.studies.statistics import PairedComparison, compare_paired, summarise
+from spkd.training.recipe import Select
 
 BASELINE = "none"
 """The student alone."""
@@ -15,7 +16,7 @@ BASELINE = "none"
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One method's results; errors are top-1 errors in percent.
+    """One method's results; errors are in percent, by one measure: top-1 errors, or balanced ones.
 
     Attributes:
         method: as given on the command line, such as ``sp+kd``.
@@ -53,14 +54,17 @@ class Comparison:
 
     Attributes:
         title: one line, for the head of a table or figure.
-        teacher: facts of the teacher: ``spec``, ``parameters``, ``test_error`` (percent) and
+        teacher: facts of the teacher: ``spec``, ``parameters``, ``test_error``, ``test_balanced_error`` (percent) and
             what else there is.
         student: the student's model spec.
         data: the data's name.
-        rows: one for each method, in the order they were asked for.
+        rows: one for each method, in the order they were asked for, by the measure.
         baseline: the method that the others' differences are to.
         command: the command line that repeats the comparison.
         software: versions by package name.
+        measure: what the errors of ``rows`` are: ``error``, the share of images, or ``balanced``, the mean of the
+            classes' own errors.
+        other_rows: the same by the other measure, where it is shown too.
     """
 
     title: str
@@ -71,6 +75,18 @@ class Comparison:
     baseline: str = BASELINE
     command: str = ""
     software: Mapping[str, str] = field(default_factory=dict)
+    measure: Select = "error"
+    other_rows: tuple[ComparisonRow, ...] = ()
+
+    @property
+    def other_measure(self) -> Select:
+        """What the errors of ``other_rows`` are."""
+        return "error" if self.measure == "balanced" else "balanced"
+
+    def teacher_error(self, measure: Select) -> float | None:
+        """Return the teacher's test error in percent by one measure, None where it is not known."""
+        error = self.teacher.get(error_key("test", measure))
+        return float(error) if isinstance(error, int | float) else None
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,7 @@ class NetworkRow:
         test_error: top-1, in percent; None where it was not measured.
         val_error: likewise, on the validation images.
         epochs: of training, where that is of this run.
+        test_balanced_error: mean of the classes' own test errors, in percent; None where it is not to be shown.
     """
 
     label: str
@@ -96,6 +113,16 @@ class NetworkRow:
     test_error: float | None
     val_error: float | None
     epochs: int | None = None
+    test_balanced_error: float | None = None
+
+
+def error_key(split: str, measure: Select) -> str:
+    """Return what a result calls an error.
+
+    >>> error_key("val", "balanced")
+    'val_balanced_error'
+    """
+    return f"{split}_balanced_error" if measure == "balanced" else f"{split}_error"
 
 
 def comparison_row(
@@ -140,18 +167,38 @@ def comparison_row(
     )
 
 
-def weak_teacher(teacher: float | None, alone: float | None) -> str | None:
+def weak_teacher(
+    teacher: float | None, alone: float | None, balanced: tuple[float | None, float | None] = (None, None)
+) -> str | None:
     """Return a warning where a teacher's error, in percent, is not below that of the student alone; else None.
+
+    ``balanced`` are the balanced errors of both, where they count too. What is no better by one of the two only is not
+    said to do harm.
 
     >>> weak_teacher(42.27, 42.17)
     'the teacher (42.27 %) is no better than the student alone (42.17 %): it may do harm, a better one would teach more'
     >>> weak_teacher(37.85, 42.17)
+    >>> "do harm" in weak_teacher(42.27, 42.17, (50.1, 52.3)), "do harm" in weak_teacher(42.27, 42.17, (52.3, 50.1))
+    (False, True)
     """
-    if teacher is None or alone is None or teacher < alone:
+    if teacher is None or alone is None:
         return None
+    of_teacher, of_alone = balanced
+    if of_teacher is None or of_alone is None:
+        told, others, is_weak = f"{teacher:.2f} %", f"{alone:.2f} %", [teacher >= alone]
+    else:
+        told, others = f"{teacher:.2f} %, balanced {of_teacher:.2f} %", f"{alone:.2f} %, balanced {of_alone:.2f} %"
+        is_weak = [teacher >= alone, of_teacher >= of_alone]
+    if not any(is_weak):
+        return None
+    if all(is_weak):
+        return (
+            f"the teacher ({told}) is no better than the student alone ({others}): it may do harm, a better one would "
+            "teach more"
+        )
+    which = "error" if is_weak[0] else "balanced error"
     return (
-        f"the teacher ({teacher:.2f} %) is no better than the student alone ({alone:.2f} %): it may do harm, a better "
-        "one would teach more"
+        f"the teacher ({told}) is no better than the student alone ({others}) by the {which}, and better by the other"
     )
 
 
@@ -166,7 +213,7 @@ def _paired(errors: Mapping[int, float], baseline: ComparisonRow | None) -> Pair
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return one line for each run: method, seed, test_error, val_error (percent).
+    """Return one line for each run: method, seed, test_error, val_error (percent), by the other measure too if known.
 
     >>> row = comparison_row("sp", [1, 2], [2.5, 3.0], [1.0, 1.5])
     >>> print(to_csv(Comparison("Digits", {}, "wrn-10-1", "digits", (row,))), end="")
@@ -174,9 +221,16 @@ def to_csv(comparison: Comparison) -> str:
     sp,1,2.5,1.0
     sp,2,3.0,1.5
     """
+    measures, sides = [comparison.measure], [comparison.rows]
+    if comparison.other_rows:
+        measures.append(comparison.other_measure)
+        sides.append(comparison.other_rows)
     runs = [
         (row.method, *run)
-        for row in comparison.rows
-        for run in zip(row.seeds, row.test_errors, row.val_errors, strict=True)
+        for row, *others in zip(*sides, strict=True)
+        for run in zip(
+            row.seeds, *(errors for one in (row, *others) for errors in (one.test_errors, one.val_errors)), strict=True
+        )
     ]
-    return csv_text([("method", "seed", "test_error", "val_error"), *runs])
+    headings = [error_key(split, measure) for measure in measures for split in ("test", "val")]
+    return csv_text([("method", "seed", *headings), *runs])

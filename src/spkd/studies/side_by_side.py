@@ -92,7 +92,7 @@ def distill(
         if result is None:
             return None
         # One architecture, measured once: its latency twice would differ by the machine's noise.
-        rows.insert(0, _with_errors(replace(rows[0], label="student alone"), result))
+        rows.insert(0, replace(rows[0], label="student alone", **_facts(result)))
     rows.insert(0, _teacher_row(request, student))
     return rows
 
@@ -117,7 +117,16 @@ def _teacher_row(request: Request, student: dict[str, Any]) -> NetworkRow:
 
 def teacher_errors(student: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the teacher's errors in percent as a student's result has them: on the student's own images."""
-    return {"test_error": student["test"].get("teacher_error"), "val_error": student.get("teacher_val_error")}
+    return {
+        "test_error": student["test"].get("teacher_error"),
+        "val_error": student.get("teacher_val_error"),
+        "test_balanced_error": student["test"].get("teacher_balanced_error") if counts_balanced(student) else None,
+    }
+
+
+def counts_balanced(result: Mapping[str, Any]) -> bool:
+    """Return whether balanced errors are to be shown: a run's classes are unequal, or its epoch was kept by them."""
+    return bool(result.get("classes_unequal")) or result.get("select") == "balanced"
 
 
 def alone_request(request: Request) -> Request:
@@ -165,10 +174,17 @@ def _rehearse(request: Request, teacher: Request, methods: Sequence[str], runtim
 
 def network_row(label: str, folder: Path, result: dict[str, Any]) -> NetworkRow:
     """Measure a saved network's size and speed and put its run's errors beside them."""
-    return _measured(label, load_classifier(folder), result)
+    return _measured(label, load_classifier(folder), _facts(result))
 
 
-def _measured(label: str, classifier: Classifier, result: dict[str, Any]) -> NetworkRow:
+def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row tells of a run: its errors in percent, the balanced one where it is to be shown, its epochs."""
+    balanced = result["test_balanced_error"] if counts_balanced(result) else None
+    errors = {name: result[name] for name in ("test_error", "val_error")}
+    return {**errors, "test_balanced_error": balanced, "epochs": result.get("epochs")}
+
+
+def _measured(label: str, classifier: Classifier, facts: Mapping[str, Any]) -> NetworkRow:
     info = classifier.info
     image = torch.rand(1, info.channels, info.image_size, info.image_size)
     row = NetworkRow(
@@ -180,9 +196,4 @@ def _measured(label: str, classifier: Classifier, result: dict[str, Any]) -> Net
         test_error=None,
         val_error=None,
     )
-    return _with_errors(row, result)
-
-
-def _with_errors(row: NetworkRow, result: dict[str, Any]) -> NetworkRow:
-    errors = {name: result[name] for name in ("test_error", "val_error")}
-    return replace(row, **errors, epochs=result.get("epochs"))
+    return replace(row, **facts)

@@ -27,8 +27,9 @@ class TrainingState:
         sums: running sums of each loss term over this epoch's images, by name.
         images: images of this epoch that are done.
         rows: one row of numbers for each finished epoch, as in ``metrics.csv``.
-        best_error: lowest validation error in percent so far.
-        best_epoch: the epoch (from 1) that had it; the latest of equals.
+        best_error: validation error in percent of the best epoch so far, by the measure that the recipe selects.
+        best_balanced_error: its balanced validation error; infinite where an earlier version did not measure it.
+        best_epoch: that epoch, from 1; the latest of equals.
         best_weights: the student's weights then, on the CPU.
         seconds: time spent in training steps.
         images_total: images trained on in these seconds.
@@ -40,6 +41,7 @@ class TrainingState:
     images: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
     best_error: float = float("inf")
+    best_balanced_error: float = float("inf")
     best_epoch: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -77,40 +77,71 @@ class Evaluation:
     per_class: tuple[ClassError, ...]
 
 
-def top1_error(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], sum_of_all: Callable[[Tensor], Tensor] | None = None
-) -> float:
-    """Return the percentage of images whose largest logit is not the target's.
+class Errors(NamedTuple):
+    """How often a classifier errs, in percent.
+
+    Attributes:
+        error: top-1 error, ``100 · Σ w_c / Σ n_c`` of ``w_c`` wrong among the ``n_c`` images of class c.
+        balanced: mean of the classes' own, ``100 · mean(w_c / n_c)`` over the classes with ``n_c > 0``.
+    """
+
+    error: float
+    balanced: float
+
+
+def errors_of_counts(counts: Sequence[Sequence[int]]) -> Errors:
+    """Return the errors of classes of which so many images were wrong, and so many there are: (k, 2).
+
+    Raises:
+        InputError: when there are no images.
+
+    >>> errors_of_counts([(1, 2), (0, 8), (0, 0)])
+    Errors(error=10.0, balanced=25.0)
+    """
+    images = sum(number for _, number in counts)
+    if images == 0:
+        raise InputError(_NO_IMAGES)
+    own = [100.0 * wrong / number for wrong, number in counts if number]
+    return Errors(100.0 * sum(wrong for wrong, _ in counts) / images, sum(own) / len(own))
+
+
+def errors_of(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classes: int,
+    sum_of_all: Callable[[Tensor], Tensor] | None = None,
+) -> Errors:
+    """Return the percentage of images whose largest logit is not the target's, and the mean of the classes' own.
 
     The model is in eval mode meanwhile and every submodule gets its own mode back. An image with a NaN
-    among its logits counts as an error. One synchronisation with the device, at the end.
+    among its logits counts as an error, one without a label (of a target below 0) not at all. One synchronisation with
+    the device, at the end.
 
     Args:
         model: images (b, c, h, w) to logits (b, k).
         batches: pairs of images and int64 targets (b,), on the model's device.
+        classes: k.
         sum_of_all: where several processes have divided the batches among them, from a process's numbers of errors
-            and images, int64 (2,), to the sums over the processes; some may have no batch.
+            and images of each class, int64 (k, 2), to the sums over the processes; some may have no batch.
 
     Raises:
         InputError: when there are no images, or the model fails on them.
 
     >>> images, targets = torch.eye(3), torch.tensor([0, 1, 0])
-    >>> round(top1_error(nn.Identity(), [(images, targets)]), 2)
-    33.33
+    >>> error, balanced = errors_of(nn.Identity(), [(images, targets)], 3)
+    >>> round(error, 2), balanced
+    (33.33, 25.0)
     """
-    images = 0
-    errors = torch.zeros((), dtype=torch.int64)
+    told: list[Tensor] = []  # of each batch, 2 · target, and 1 more where that is right
     with evaluating(model), torch.no_grad():
         for inputs, targets in batches:
             logits = logits_on("model", model, inputs)
             right = (logits.argmax(dim=1) == targets) & ~logits.isnan().any(dim=1)
-            errors = errors.to(right.device) + (~right).sum()
-            images += len(targets)
-    counts = torch.stack([errors, torch.tensor(images, device=errors.device)])
-    wrong, images = map(int, counts if sum_of_all is None else sum_of_all(counts))
-    if images == 0:
-        raise InputError(_NO_IMAGES)
-    return 100.0 * wrong / images
+            told.append(2 * targets + right)
+    marks = torch.cat(told).cpu() if told else torch.empty(0, dtype=torch.int64)
+    wrong, right = torch.bincount(marks[marks >= 0], minlength=2 * classes).view(-1, 2).unbind(1)
+    counts = torch.stack([wrong, wrong + right], dim=1)
+    return errors_of_counts((counts if sum_of_all is None else sum_of_all(counts)).tolist())
 
 
 def evaluate(
@@ -166,7 +197,7 @@ class _Metrics:
     """Sums over the batches of one evaluation.
 
     torchmetrics is imported here because importing it takes seconds, which a training process that only
-    asks for :func:`top1_error` need not wait for.
+    asks for :func:`errors_of` need not wait for.
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
@@ -204,12 +235,13 @@ class _Metrics:
             counts[pair // self.classes][pair % self.classes] = number
         decided = Counter((pairs % self.classes).repeat(numbers).tolist())
         per_class = tuple(_class_error(classes, place, given, decided[place]) for place, given in enumerate(counts))
-        errors = [one.error for one in per_class if one.error is not None]
-        right = sum(given[place] for place, given in enumerate(counts))
+        error, balanced = errors_of_counts(
+            [(given.total() - given[place], given.total()) for place, given in enumerate(counts)]
+        )
         return Evaluation(
             images=self.images,
-            top1_error=100.0 * (self.images - right) / self.images,
-            balanced_error=sum(errors) / len(errors),
+            top1_error=error,
+            balanced_error=balanced,
             top5_error=None if self.top5_errors is None else 100.0 * self.top5_errors / self.images,
             cross_entropy=self.cross_entropy / self.images,
             calibration_error=100.0 * float(self.calibration.compute()),

@@ -31,7 +31,7 @@ from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
 from spkd.training.step_graph import StepGraph
-from spkd.training.validation import error_of_all, error_unless
+from spkd.training.validation import errors_of_all, errors_unless
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -62,6 +62,7 @@ class Training:
         stream: the training batches.
         validation: gives the validation images in batches, as the student takes them, and their targets; of several
             processes, each gives its own part.
+        classes: how many there are.
         recipe: how to train.
         seed: of the random numbers in a step.
         identity: of all that decides the result; a checkpoint of another one is refused.
@@ -78,6 +79,7 @@ class Training:
         distiller: Distiller,
         stream: TrainStream,
         validation: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+        classes: int,
         recipe: Recipe,
         seed: int,
         identity: str,
@@ -88,7 +90,7 @@ class Training:
         player: Callable[[int, Tensor], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.student = distiller.student
-        self._distiller, self._stream, self._validation = distiller, stream, validation
+        self._distiller, self._stream, self._validation, self._classes = distiller, stream, validation, classes
         self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
         self._folder, self._display = folder, display
         self._crowding = Crowding(fabric.device, display.say)
@@ -304,19 +306,20 @@ class Training:
         """Validate and close the epoch; return False where the run is over before that."""
         state = self.state
         if self._alone:
-            error = error_unless(is_over, self.student, self._readable(self._validation()))
-            if error is None:
+            errors = errors_unless(is_over, self.student, self._readable(self._validation()), self._classes)
+            if errors is None:
                 return False
         else:
             if is_over():
                 self.save()  # the others validate to the end, which may take longer than there is time
-            error = error_of_all(self._fabric, self.student, self._validation(), self.save)
+            errors = errors_of_all(self._fabric, self.student, self._validation(), self._classes, self.save)
         state.epoch, state.batch = state.epoch + 1, 0
         row = {
             "epoch": state.epoch,
             "lr": self._optimizer.param_groups[0]["lr"],
             **{f"train_{name}": value / state.images for name, value in state.sums.items()},
-            "val_error": error,
+            "val_error": errors.error,
+            "val_balanced_error": errors.balanced,
         }
         if writer is not None:
             for name, value in row.items():
@@ -324,8 +327,12 @@ class Training:
                     writer.add_scalar(name, value, state.epoch)
             writer.flush()
         state.rows.append(row)
-        if error <= state.best_error:
-            state.best_error, state.best_epoch = error, state.epoch
+        if self._recipe.select == "balanced":
+            is_best = errors.balanced <= state.best_balanced_error
+        else:
+            is_best = errors.error <= state.best_error
+        if is_best:
+            (state.best_error, state.best_balanced_error), state.best_epoch = errors, state.epoch
             state.best_weights = {
                 name: value.detach().cpu().clone() for name, value in self.student.state_dict().items()
             }
@@ -342,7 +349,8 @@ class Training:
         parts = [f"epoch {epoch}/{self._recipe.epochs}"]
         parts += [f"{name} {value / state.images:.4g}" for name, value in state.sums.items() if name != "total"]
         if state.rows:
-            parts.append(f"val error {state.rows[-1]['val_error']:.2f} %")
+            name = "balanced_error" if self._recipe.select == "balanced" else "error"
+            parts.append(f"val {name.replace('_', ' ')} {state.rows[-1][f'val_{name}']:.2f} %")
         if state.seconds:  # not yet after the first step
             parts.append(f"{state.images_total / state.seconds:,.0f} images/s")
         self._display.update(self._steps_done(), ", ".join(parts))

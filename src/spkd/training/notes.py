@@ -21,6 +21,8 @@ LARGE = 4
 """How many times the side that the networks see an image's shorter side has from which on it is called large."""
 UNEQUAL = 3
 """How many times as many images the largest class has from which on classes are called unequal."""
+FEW_HELD_OUT = 20
+"""Validation images of a class below which they are called few."""
 SHIFT = 32
 """Pixels by which TrivialAugment shifts an image at the most, whatever its size."""
 FEW_STEPS = 1000
@@ -28,8 +30,11 @@ FEW_STEPS = 1000
 
 
 def notes_of_images(data: ImageData, image_size: int) -> list[str]:
-    """Return a line where classes are of unequal size, where files are large, and where images are shifted away."""
-    return [note for note in (_unequal(data), _large(data, image_size), _shifted(data, image_size)) if note is not None]
+    """Return a line where classes are of unequal size, where few images of one are held out, where files are large, and
+    where images are shifted away.
+    """
+    notes = (_unequal(data), _few_held_out(data), _large(data, image_size), _shifted(data, image_size))
+    return [note for note in notes if note is not None]
 
 
 def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
@@ -91,15 +96,35 @@ def _shifted(data: ImageData, image_size: int) -> str | None:
     )
 
 
+def are_unequal(data: ImageData) -> bool:
+    """Return whether the largest class has at least ``UNEQUAL`` times as many training images as the smallest."""
+    counts = torch.bincount(data.train.targets, minlength=len(data.classes))
+    return bool(counts.max() >= UNEQUAL * counts.min())
+
+
 def _unequal(data: ImageData) -> str | None:
+    if not are_unequal(data):
+        return None
     counts = torch.bincount(data.train.targets, minlength=len(data.classes))
     least, most = int(counts.argmin()), int(counts.argmax())
-    if counts[most] < UNEQUAL * counts[least]:
-        return None
     return (
         f"classes are unequal, from {counts[least]} training images of {data.classes[least]!r} to {counts[most]} of "
-        f"{data.classes[most]!r}: `spkd evaluate` tells the balanced error"
+        f"{data.classes[most]!r}: the balanced error, the mean of the classes' own, is told too, and --select balanced "
+        "goes by it"
     )
+
+
+def _few_held_out(data: ImageData) -> str | None:
+    """Return a line where one validation image of the smallest class decides more of that class than of others."""
+    counts = torch.bincount(data.val.targets, minlength=len(data.classes))
+    least, count = int(counts.argmin()), int(counts.min())
+    if count >= FEW_HELD_OUT or not (are_unequal(data) or counts.max() >= max(FEW_HELD_OUT, UNEQUAL * count)):
+        return None
+    name = data.classes[least]
+    if not count:
+        return f"validation set: no image of {name!r}, so that its error is not known"
+    images = f"{count} image{'s' * (count > 1)} of {name!r}"
+    return f"validation set: {images}, so that one of them is {100 / count:.1f} points of its error"
 
 
 def _large(data: ImageData, image_size: int) -> str | None:

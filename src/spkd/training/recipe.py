@@ -15,12 +15,14 @@ Schedule = Literal["step", "cosine"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 TeacherPrecision = Literal["auto", "32-true", "bf16-true"]
 ClassWeights = Literal["none", "balanced"]
+Select = Literal["error", "balanced"]
 _CHOICES = {
     "optimizer": get_args(Optimizer),
     "schedule": get_args(Schedule),
     "precision": get_args(Precision),
     "teacher_precision": get_args(TeacherPrecision),
     "class_weights": get_args(ClassWeights),
+    "select": get_args(Select),
 }
 
 
@@ -47,6 +49,8 @@ class Recipe:
         label_smoothing: share of each label that the cross-entropy spreads evenly over all classes.
         class_weights: 'none', or 'balanced', which weighs each label in the cross-entropy by ``n / (k n_c)``, for ``n``
             training images of ``k`` classes, ``n_c`` of them of its class: all classes weigh the same, 1 in the mean.
+        select: the measure of validation images that decides which epoch is kept (the latest of equals), and that a
+            comparison goes by: 'error', the share of images, or 'balanced', the mean of the classes' own errors.
         precision: '32-true', or mixed: 'bf16-mixed', '16-mixed'.
         teacher_precision: of the frozen teacher: '32-true', 'bf16-true', or 'auto' for bfloat16 where the device is
             quicker in it and it moves nothing that is compared by more than a fiftieth.
@@ -70,6 +74,7 @@ class Recipe:
     clip_norm: float = 0.0
     label_smoothing: float = 0.0
     class_weights: ClassWeights = "none"
+    select: Select = "error"
     precision: Precision = "32-true"
     teacher_precision: TeacherPrecision = "auto"
     losses: LossWeights = field(default_factory=LossWeights)

@@ -17,9 +17,10 @@ from spkd.models.cost import parameter_count
 from spkd.training.batches import own_batches
 from spkd.training.evaluation import evaluate
 from spkd.training.loop import Training
+from spkd.training.notes import are_unequal
 from spkd.training.playback import Player
 from spkd.training.setup import Setup
-from spkd.training.teacher import teacher_error_of
+from spkd.training.teacher import teacher_errors_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -31,7 +32,7 @@ def result_of(
     identity: str,
     fabric: Fabric,
     distiller: Distiller,
-    teacher_error: float | None,
+    teacher_errors: tuple[float, float | None] | None,
     player: Player | None,
 ) -> dict[str, Any]:
     """Evaluate the student once on the test set, and return the result."""
@@ -43,16 +44,24 @@ def result_of(
     measured = evaluate(student, batches, setup.data.classes, teacher)
     # JSON has no infinity, which the cross-entropy of finite logits may be.
     tested = {key: value for key, value in asdict(measured).items() if key != "per_class" and value != math.inf}
-    if (error := teacher_error_of(setup, "test", fabric, player)) is not None:
-        tested["teacher_error"] = error
+    if (errors := teacher_errors_of(setup, "test", fabric, player)) is not None:
+        tested |= dict(zip(("teacher_error", "teacher_balanced_error"), errors, strict=True))
+    teacher_error, teacher_balanced_error = teacher_errors or (None, None)
+    # A run that was begun by an earlier version may have kept an epoch of which it is not known.
+    balanced = state.best_balanced_error if math.isfinite(state.best_balanced_error) else None
     return {
         "kind": "train" if setup.request.teacher is None else "distill",
         "method": setup.request.method,
         "seed": setup.request.seed,
         "epochs": state.epoch,
         "test_error": measured.top1_error,
+        "test_balanced_error": measured.balanced_error,
         "val_error": state.best_error,
+        "val_balanced_error": balanced,
         "teacher_val_error": teacher_error,
+        "teacher_val_balanced_error": teacher_balanced_error,
+        "select": setup.recipe.select,
+        "classes_unequal": are_unequal(setup.data),
         "best_epoch": state.best_epoch,
         "parameters": parameter_count(student),
         "images_per_second": state.images_total / max(state.seconds, 1e-9),

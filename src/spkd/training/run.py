@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ from spkd.training.batches import LOOKED_AT, first_batch, make_stream, own_batch
 from spkd.training.devices import is_full_memory, make_fabric, notes_of_srun, require_one_folder, told_in_one_line
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
+from spkd.training.notes import are_unequal
 from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
 from spkd.training.progress import Display
@@ -32,7 +34,7 @@ from spkd.training.result import result_of
 from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import Setup, set_up
 from spkd.training.tape_setup import announcement, recorder, require_one_tape
-from spkd.training.teacher import cheapest_teacher, distiller_of, teacher_error_of
+from spkd.training.teacher import cheapest_teacher, distiller_of, teacher_errors_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -123,11 +125,11 @@ def _train(
     stream = make_stream(setup, fabric.device, (fabric.global_rank, fabric.world_size))
     distiller, player = _distiller(setup, stream, runtime, fabric, display)
     with contextlib.closing(distiller), contextlib.ExitStack() as held:
-        teacher_error = None
+        teacher_errors = None
         # Lazy weights of a loss are made by the first batch, and the optimizer needs them.
         unmade = any(is_lazy(parameter) for parameter in distiller.parameters())
         if overwrite or unmade or not folder.checkpoint.exists():
-            teacher_error = _look_first(setup, distiller, player, stream, fabric, display)
+            teacher_errors = _look_first(setup, distiller, player, stream, fabric, display)
         if fabric.world_size > 1:
             _await_unused(distiller, player, stream, fabric, display)
         fabric.barrier()
@@ -141,6 +143,7 @@ def _train(
             distiller,
             stream,
             lambda: own_batches(setup.data.val, setup, fabric.device, part=(fabric.global_rank, fabric.world_size)),
+            len(setup.data.classes),
             setup.recipe,
             setup.request.seed,
             identity,
@@ -166,19 +169,20 @@ def _train(
             if not through:
                 return None
         planned = f" ({setup.recipe.epochs} were planned)" if state.epoch < setup.recipe.epochs else ""
+        errors = (state.best_error, state.best_balanced_error)
         display.say(
-            f"kept: epoch {state.best_epoch} of {state.epoch}{planned}, validation error {state.best_error:.2f} %"
+            f"kept: epoch {state.best_epoch} of {state.epoch}{planned}, validation error {_told(setup, *errors)}"
         )
-        if state.best_error > _near_chance(setup):
+        if _is_near_chance(setup, *errors):
             display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
-        if teacher_error is None:
-            teacher_error = teacher_error_of(setup, "val", fabric, player)
+        if teacher_errors is None:
+            teacher_errors = teacher_errors_of(setup, "val", fabric, player)
         setup.student.load_state_dict(state.best_weights)
         if fabric.is_global_zero:
             # Before the test, which a single image may spoil; nothing that was trained is lost then.
             save_classifier(setup.student.cpu(), folder.student)
             setup.student.to(fabric.device)
-        result = result_of(setup, training, identity, fabric, distiller, teacher_error, player)
+        result = result_of(setup, training, identity, fabric, distiller, teacher_errors, player)
         if fabric.is_global_zero:
             folder.write_result(result)
         fabric.barrier()
@@ -261,18 +265,18 @@ def _look_first(
     stream: TrainStream,
     fabric: Fabric,
     display: Display,
-) -> float | None:
+) -> tuple[float, float | None] | None:
     """Check, before anything is written, that a step works, that its outcome can be saved, and that the teacher knows
     these images and teaches.
 
     Returns:
-        The teacher's error on the validation images in percent, None where it is not to be had.
+        The teacher's errors on the validation images, as of :func:`~spkd.training.teacher.teacher_errors_of`.
     """
     savable_state(setup.student)
-    teacher_error = teacher_error_of(setup, "val", fabric, player)
-    if teacher_error is not None:
-        display.say(f"teacher: error {teacher_error:.2f} % on the validation images")
-        if teacher_error > _near_chance(setup):
+    teacher_errors = teacher_errors_of(setup, "val", fabric, player)
+    if teacher_errors is not None:
+        display.say(f"teacher: error {_told(setup, *teacher_errors)} on the validation images")
+        if _is_near_chance(setup, *teacher_errors):
             told = " and is it told right what it was trained with (--teacher_normalisation)"
             why = f"is it the right one{told if setup.request.teacher_weights is not None else ''}?"
             display.say(f"warning: the teacher is little better than chance on these images; {why}")
@@ -290,7 +294,7 @@ def _look_first(
         raise InputError(
             f"model {setup.request.model}: a training step on images of {size} × {size} fails: {one_line(error)}"
         ) from error
-    return teacher_error
+    return teacher_errors
 
 
 def _few(
@@ -318,10 +322,22 @@ def _await_unused(
         display.say(f"no loss depends on {some(unused, 3)}: the processes look for such weights at every step")
 
 
-def _near_chance(setup: Setup) -> float:
-    """Return the error in percent above which a network knows next to nothing: chance is always the commonest class."""
+def _told(setup: Setup, error: float, balanced: float | None) -> str:
+    """Return the errors in words, the balanced one where it matters and is known."""
+    matters = setup.recipe.select == "balanced" or are_unequal(setup.data)
+    is_told = matters and balanced is not None and math.isfinite(balanced)
+    return f"{error:.2f} %" + (f" (balanced {balanced:.2f} %)" if is_told else "")
+
+
+def _is_near_chance(setup: Setup, error: float, balanced: float | None) -> bool:
+    """Return whether a network of these errors knows next to nothing: chance is always the commonest class.
+
+    That errs on all others: ``1 − max n_c / Σ n_c``, and of k classes balanced ``1 − 1 / k``. By both it must be little
+    better.
+    """
     counts = torch.bincount(setup.data.val.targets)
-    return 0.9 * 100 * (1 - float(counts.max() / counts.sum()))
+    chance, balanced_chance = 1 - float(counts.max() / counts.sum()), 1 - 1 / int(counts.count_nonzero())
+    return error > 90 * chance and (balanced is None or balanced > 90 * balanced_chance)
 
 
 def _other_settings(setup: Setup) -> str:

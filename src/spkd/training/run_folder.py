@@ -43,6 +43,7 @@ NOT_SAID = {
     "view": None,
     "label_smoothing": 0.0,
     "class_weights": "none",
+    "select": "error",
 }
 """Options that a configuration without them has at these values: it is that of versions which did not have them."""
 

@@ -67,7 +67,8 @@ class Setup:
         student: the network to train.
         teacher: the trained network; None where there is none, or where a tape holds all that it has to say.
         objective: the loss.
-        notes: lines to say to the user.
+        notes: lines to say to the user, those about the images first.
+        notes_of_data: those about the images.
         tape: what there is in the folder of the tape that was asked for, None where nothing is.
     """
 
@@ -80,6 +81,7 @@ class Setup:
     teacher: Classifier | None
     objective: Objective
     notes: tuple[str, ...]
+    notes_of_data: tuple[str, ...]
     tape: Tape | None = None
 
     @property
@@ -171,12 +173,13 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
     if teacher_size != image_size:
         notes.append(f"the teacher sees the same crops at {teacher_size} × {teacher_size} pixels")
     notes += notes_of_images(data, teacher_size)
+    if data.flip and named_set(request.data) is None:
+        notes.append("training images are mirrored half the time; where that changes a class, give --no_flip")
+    notes_of_data = tuple(notes)
     notes += notes_of_learnt(request, data)
     notes += other_sizes(request, image_size, teacher_size)
     notes += another_view(request, data)
     notes += _unasked_weights(request, data)
-    if data.flip and named_set(request.data) is None:
-        notes.append("training images are mirrored half the time; where that changes a class, give --no_flip")
     normalisation = Normalisation(data.normalisation_mean, data.normalisation_std)
     torch.manual_seed(request.seed)
     student = build_model(
@@ -209,7 +212,17 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         weights = {"cross-entropy": objective.cross_entropy, **{term.name: term.weight for term in objective.terms}}
         notes.append("loss weights: " + ", ".join(f"{name} {weight:g}" for name, weight in weights.items()))
     return Setup(
-        request, recipe, data, image_size, teacher_size, student.classifier, teacher, objective, tuple(notes), tape
+        request,
+        recipe,
+        data,
+        image_size,
+        teacher_size,
+        student.classifier,
+        teacher,
+        objective,
+        tuple(notes),
+        notes_of_data,
+        tape,
     )
 
 
@@ -263,6 +276,7 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
         f"{recipe.optimizer}, lr {recipe.lr:g}, {recipe.schedule}, {recipe.precision}"
         + (f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else "")
         + (", class weights balanced" if recipe.class_weights == "balanced" else "")
+        + (", select balanced" if recipe.select == "balanced" else "")
     )
     return recipe
 

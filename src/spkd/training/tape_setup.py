@@ -24,7 +24,7 @@ from spkd.training.progress import Display
 from spkd.training.setup import Setup
 from spkd.training.tape import Manifest, Tape, TapeDtype
 from spkd.training.tape_room import check_room, no_room
-from spkd.training.teacher import teacher_error_of
+from spkd.training.teacher import teacher_errors_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -135,15 +135,15 @@ def _manifest(
         ends = tuple(candidate.name for candidate in block_ends(setup.teacher or form.network, images))
     except InputError:
         ends = ()  # a network of vectors, whose layers are named by hand
+    errors: dict[str, float | None] = {}
+    for split in ("val", "test"):
+        error, balanced = teacher_errors_of(setup, split, fabric) or (None, None)
+        errors |= {f"teacher_{split}_error": error, f"teacher_{split}_balanced_error": balanced}
     return Manifest(
         identity=setup.tape_identity(),
         dtype=dtype,
         batches_per_epoch=stream.batches_per_epoch,
         precision=form.precision,
         block_ends=ends,
-        teacher={
-            "teacher_val_error": teacher_error_of(setup, "val", fabric),
-            "teacher_test_error": teacher_error_of(setup, "test", fabric),
-            "measured_view": setup.student.info.view,
-        },
+        teacher={**errors, "measured_view": setup.student.info.view},
     )

@@ -16,7 +16,7 @@ from spkd.models.classifier import same_classes
 from spkd.models.inference import InferenceForm, inference_form
 from spkd.training.batches import LOOKED_AT, first_batch, own_batches
 from spkd.training.devices import sum_of_all
-from spkd.training.evaluation import top1_error
+from spkd.training.evaluation import errors_of
 from spkd.training.playback import Player
 from spkd.training.recipe import TeacherPrecision
 from spkd.training.setup import Setup
@@ -58,21 +58,23 @@ def distiller_of(setup: Setup, form: InferenceForm) -> Distiller:
     return Distiller(setup.student, form.network, setup.objective, teacher_micro_batch_size=form.micro_batch_size)
 
 
-def teacher_error_of(
+def teacher_errors_of(
     setup: Setup, split: Literal["val", "test"], fabric: Fabric, player: Player | None = None
-) -> float | None:
-    """Return the teacher's error in percent, from the run's tape where that has it of the view that is seen here.
+) -> tuple[float, float | None] | None:
+    """Return the teacher's error and balanced error in percent, None where they are not to be had.
 
-    All processes must ask for it: each looks at a part of the images. It is None where it is not to be had.
+    They are those of the run's tape where that has them of the view that is seen here; one of an earlier version has no
+    balanced error. All processes must ask for them: each looks at a part of the images.
     """
     if player is not None:
         measured, view = player.tape.manifest.teacher, setup.student.info.view
         known = measured.get(f"teacher_{split}_error")
         if known is not None and measured.get("measured_view", view) == view:
-            return float(known)
+            balanced = measured.get(f"teacher_{split}_balanced_error")
+            return float(known), None if balanced is None else float(balanced)
     images = setup.data.val if split == "val" else setup.data.test
     if setup.teacher is None or not same_classes(setup.teacher, setup.student):
         return None
     part = (fabric.global_rank, fabric.world_size)
     batches = own_batches(images, setup, fabric.device, image_size=setup.teacher_size, part=part)
-    return top1_error(setup.teacher, batches, partial(sum_of_all, fabric))
+    return errors_of(setup.teacher, batches, len(setup.data.classes), partial(sum_of_all, fabric))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spkd.errors import UnreadableImage
 from spkd.processes import first_said, share_buffers
 from spkd.training.devices import sum_of_all
-from spkd.training.evaluation import top1_error
+from spkd.training.evaluation import Errors, errors_of
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 
-def error_unless(is_over: Callable[[], bool], student: nn.Module, batches: Batches) -> float | None:
-    """Return the student's error in percent, None where the run is over before it is known."""
+def errors_unless(is_over: Callable[[], bool], student: nn.Module, batches: Batches, classes: int) -> Errors | None:
+    """Return the student's errors, None where the run is over before they are known."""
 
     def until_then() -> Batches:
         for batch in batches:
@@ -29,7 +29,7 @@ def error_unless(is_over: Callable[[], bool], student: nn.Module, batches: Batch
             yield batch
 
     try:
-        return top1_error(student, until_then())
+        return errors_of(student, until_then(), classes)
     except _Over:
         return None
 
@@ -38,8 +38,10 @@ class _Over(Exception):
     """A run is over in the midst of a validation."""
 
 
-def error_of_all(fabric: Fabric, student: nn.Module, batches: Batches, save: Callable[[], None]) -> float:
-    """Return the error in percent where each process gives the batches of its own part, of the first one's student.
+def errors_of_all(
+    fabric: Fabric, student: nn.Module, batches: Batches, classes: int, save: Callable[[], None]
+) -> Errors:
+    """Return the errors where each process gives the batches of its own part, of the first one's student.
 
     All evaluate, so that none waits for another longer than it may.
 
@@ -55,11 +57,11 @@ def error_of_all(fabric: Fabric, student: nn.Module, batches: Batches, save: Cal
             failures.append(str(error))
 
     def total(counts: Tensor) -> Tensor:
-        counts = sum_of_all(fabric, torch.cat([counts, counts.new_tensor([len(failures)])]))
-        if counts[2]:
+        summed = sum_of_all(fabric, torch.cat([counts.flatten(), counts.new_tensor([len(failures)])]))
+        if summed[-1]:
             save()
             raise UnreadableImage(first_said(failures))
-        return counts[:2]
+        return summed[:-1].view_as(counts)
 
     share_buffers(student)
-    return top1_error(student, readable(), total)
+    return errors_of(student, readable(), classes, total)
