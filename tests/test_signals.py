@@ -2,12 +2,21 @@
 
 import signal
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
 from spkd import signals
 from spkd.signals import stop_signals
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_same_signal_from_two_sides_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
