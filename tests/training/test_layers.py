@@ -44,6 +44,14 @@ def test_a_teacher_that_sees_larger_images_has_other_stages(tmp_path: Path) -> N
     assert find_layers(student="wrn-10-1", select=("stages",), **asked).pairs == trained.pairs == larger.pairs
 
 
+def test_a_teacher_is_made_for_the_size_that_it_sees() -> None:
+    """A transformer with places for so many patches refuses images of another size."""
+    found = find_layers(
+        student="wrn-10-1", teacher="timm/deit_tiny_patch16_224?depth=2", image_size=32, teacher_size=64
+    )
+    assert found.teacher[-1].shape == (1 + 4 * 4, 192)
+
+
 def test_a_teacher_that_sees_smaller_images_is_refused() -> None:
     with pytest.raises(InputError, match="--teacher_size 16 is less than the 32 pixels of the student"):
         find_layers(student="wrn-10-1", teacher="wrn-10-2", teacher_size=16)
