@@ -828,20 +828,34 @@ def test_the_weights_of_an_objective_may_change_during_training() -> None:
 
 
 @pytest.mark.parametrize(
+    "between", [build_objective("kd", [], LossWeights()), build_objective("sp", [PAIR], LossWeights(), cross_entropy=0)]
+)
+def test_an_objective_that_reads_less_may_stand_in_its_place_for_a_time(between: Objective) -> None:
+    first = build_objective("sp+kd", [PAIR], LossWeights())
+    distiller = Distiller(network(), network(6, seed=1), first).eval()
+    images, targets = torch.rand(4, 3, 8, 8), torch.arange(4)
+    before = distiller(images, targets)
+    distiller.objective = between
+    own = Distiller(distiller.student, network(6, seed=1), between).eval()
+    torch.testing.assert_close(distiller(images, targets).total, own(images, targets).total)
+    distiller.objective = first
+    assert torch.equal(distiller(images, targets).total, before.total)
+
+
+@pytest.mark.parametrize(
     ("other", "line"),
     [
-        (build_objective("sp+kd", [TapPair("4", "2")], LossWeights()), r"layers of the student \(4, not 1\)"),
-        (build_objective("sp+kd", [TapPair("1", "4")], LossWeights()), r"layers of the teacher \(4, not 2\)"),
-        (build_objective("kd", [], LossWeights()), r"layers of the student \(nothing, not 1\)"),
+        (build_objective("sp", [TapPair("4", "2")], LossWeights()), r"layers of the student \(4, not 1\)"),
+        (build_objective("sp", [TapPair("1", "4")], LossWeights()), r"layers of the teacher \(4, not 2\)"),
         (
-            build_objective("sp", [PAIR], LossWeights()),
-            r"logits \(the student's, not the student's and the teacher's\)",
+            build_objective("sp+kd", [PAIR], LossWeights()),
+            r"logits \(the student's and the teacher's, not the student's\)",
         ),
         (nn.Identity(), "expected an Objective"),
     ],
 )
 def test_an_objective_that_reads_something_else_is_not_put_in_its_place(other: Any, line: str) -> None:
-    objective = build_objective("sp+kd", [PAIR], LossWeights())
+    objective = build_objective("sp", [PAIR], LossWeights())
     distiller = Distiller(network(), network(6, seed=1), objective)
     with pytest.raises(InputError, match=rf"^objective: .*{line}"):
         distiller.objective = other

@@ -13,7 +13,7 @@ import spkd
 from spkd.data.images import MemoryImages
 from spkd.export import export_model
 from spkd.rows import Rows
-from spkd.training.prediction import Answers
+from spkd.training.prediction import Answers, probabilities_of
 
 ROOT = Path(__file__).parents[1]
 README, GUIDE, PYTHON = ((ROOT / name).read_text() for name in ("README.md", "docs/guide.md", "docs/python.md"))
@@ -42,7 +42,7 @@ def test_the_guide_computes_an_area_under_the_curve_from_what_evaluate_writes(
     images = MemoryImages(torch.zeros(40, 1, 1, 1, dtype=torch.uint8), torch.randint(3, (40,)))
     logits = torch.randn(40, 3)
     with Rows() as rows:
-        Answers(images, ["dog", "cat", "owl"], rows).add(logits, images.targets, None)
+        Answers(images, ["dog", "cat", "owl"], rows).add(probabilities_of(logits), images.targets, None)
         rows.save(tmp_path / "test.csv")
     monkeypatch.chdir(tmp_path)
     [block] = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)

@@ -76,7 +76,7 @@ class Distiller(nn.Module):
 
     Attributes:
         student: as given; may be exchanged for a wrapping of the same network. Another network is an ``InputError``.
-        objective: as given; may be exchanged for one that reads the same of both networks, with other weights, say.
+        objective: as given; may be exchanged for one that reads nothing else of both networks, with other weights, say.
             Another is an ``InputError``.
 
     Raises:
@@ -112,6 +112,7 @@ class Distiller(nn.Module):
         _require_objective(objective)
         self.student = student
         self.objective = objective
+        self._reads = _what_is_read(objective)
         # In a tuple, so that it is no submodule.
         self._teachers = () if teacher is None else (teacher,)
         both = set(student.modules())  # an activation, say, that follows the student's mode
@@ -306,7 +307,7 @@ class Distiller(nn.Module):
         if name == "student" and "_student_taps" in self.__dict__:
             self._follow(value)
         if name == "objective" and "_student_taps" in self.__dict__:
-            self._check_reads_the_same(value)
+            self._check_reads_no_more(value)
         super().__setattr__(name, value)  # type: ignore[arg-type]
 
     def _look_for_another(self) -> None:
@@ -314,11 +315,11 @@ class Distiller(nn.Module):
         if not torch.compiler.is_compiling() and self._student_taps.model is not self.student:
             self._follow(self.student)
 
-    def _check_reads_the_same(self, objective: object) -> None:
-        """Look whether the layers and logits that are read are what another objective needs."""
+    def _check_reads_no_more(self, objective: object) -> None:
+        """Look whether another objective needs nothing but the layers and logits that are read."""
         other = _require_objective(objective)
-        present, wanted = _what_is_read(self.objective), _what_is_read(other)
-        if differing := next((what for what in present if present[what] != wanted[what]), None):
+        present, wanted = self._reads, _what_is_read(other)
+        if differing := next((what for what in present if not wanted[what] <= present[what]), None):
             was, is_now = (" and ".join(sorted(one[differing])) or "nothing" for one in (present, wanted))
             raise InputError(
                 f"objective: another is put in its place, which reads other {differing} ({is_now}, not {was}); make a "

@@ -33,7 +33,7 @@ class Rows:
 
     def __init__(self, beside: Path | None = None) -> None:
         folder = None if beside is None or is_device(beside) else str(Path(os.path.realpath(beside)).parent)
-        self._place = folder or tempfile.gettempdir()
+        self._place = folder
         self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115, closed by __exit__
             KEPT, "w+", encoding="utf-8", newline="\n", dir=folder
         )
@@ -80,4 +80,5 @@ class Rows:
         try:
             yield
         except OSError as error:
-            raise InputError(f"cannot write a temporary file in {self._place}: {error.strerror or error}") from error
+            place = self._place or tempfile.tempdir or "any folder for such"  # known once it was needed
+            raise InputError(f"cannot write a temporary file in {place}: {error.strerror or error}") from error

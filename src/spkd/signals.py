@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 
 STOP = (signal.SIGINT, signal.SIGTERM)
@@ -62,8 +63,14 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Hold back signals to stop: here until the end of the block, in a process started in it until it unblocks them."""
+def signals_blocked(*, spawning: bool) -> Iterator[None]:
+    """Hold back signals to stop: here until the end of the block, in a process started in it until it unblocks them.
+
+    ``spawning`` tells whether such processes are spawned: what then starts before the first of them would unblock
+    the signals in some versions of Python.
+    """
+    if spawning:
+        resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     try:
         yield

@@ -363,7 +363,7 @@ def test_nothing_is_saved_over_the_model_of_a_run(tmp_path: Path, stage: str) ->
         wrn(run.student)
     beside = wrn(tmp_path / "beside")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match=r"run is the folder of a run, .*; save beside it"):
+    with pytest.raises(InputError, match=r"run is a run's, or has a model in student/, .*; save beside it"):
         spkd.save_model(beside, run.path)
     assert sorted(tmp_path.rglob("*")) == before
     spkd.save_model(beside, tmp_path / "beside")  # a model, and no run

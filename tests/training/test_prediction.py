@@ -23,7 +23,7 @@ from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.rows import Rows
 from spkd.training.own_images import load_image
-from spkd.training.prediction import Answers, predict
+from spkd.training.prediction import Answers, predict, probabilities_of
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +126,13 @@ def test_each_column_of_the_answers_is_whose_it_says() -> None:
     logits = torch.tensor([[1.0, 0], [0, 1], [0, 200]])
     with Rows() as rows:
         answers = Answers(images, ["a", "b"], rows)
-        answers.add(logits[:2], images.targets[:2], torch.eye(2).flip(0))
-        answers.add(logits[2:], images.targets[2:], torch.eye(2)[:1])
+        answers.add(probabilities_of(logits[:2]), images.targets[:2], torch.eye(2).flip(0))
+        answers.add(probabilities_of(logits[2:]), images.targets[2:], torch.eye(2)[:1])
         assert list(rows.lines()) == [
             "image,label,class,probability,teacher,p(a),p(b)\n",
-            "0,a,a,0.731059,b,0.731059,0.268941\n",
-            "1,a,b,0.731059,a,0.268941,0.731059\n",
-            "2,b,b,1,a,1.3839e-87,1\n",  # e to the power of -200
+            "0,a,a,0.731059,b,0.73105857863,0.26894142137\n",
+            "1,a,b,0.731059,a,0.26894142137,0.73105857863\n",
+            "2,b,b,1,a,1.38389652674e-87,1\n",  # e to the power of -200
         ]
 
 
@@ -155,7 +155,7 @@ def test_a_row_has_the_file_the_wanted_classes_and_where_asked_all_probabilities
         assert line[0] == one.path
         assert list(map(float, line[5:])) == pytest.approx([power / sum(powers) for power in powers], rel=1e-4)
         ranked = sorted(zip(line[5:], network.info.classes, strict=True), key=lambda pair: -float(pair[0]))
-        assert line[1:5] == [cell for share, name in ranked[:2] for cell in (name, share)]
+        assert line[1:5] == [cell for share, name in ranked[:2] for cell in (name, f"{float(share):.6g}")]
 
 
 def test_logits_that_are_not_finite_are_refused(teacher: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

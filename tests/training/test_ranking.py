@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spkd.training.evaluation import ClassError, Evaluation
+from spkd.training.prediction import probabilities_of
 from spkd.training.ranking import Ranking, has_room
 
 
@@ -28,7 +29,7 @@ def test_the_areas_are_those_of_all_pairs_of_images(classes: int, count: int, si
     targets = torch.randint(classes, (count,), generator=generator)
     ranking = Ranking(count, classes)
     for some, theirs in zip(logits.split(size), targets.split(size), strict=True):
-        ranking.add(some, theirs)
+        ranking.add(probabilities_of(some), theirs)
     shares = logits.double().softmax(dim=1).tolist()
     for place, area in enumerate(ranking.areas()):
         expected = area_by_pairs(shares, targets.tolist(), place)
@@ -38,13 +39,13 @@ def test_the_areas_are_those_of_all_pairs_of_images(classes: int, count: int, si
 def test_sure_answers_are_ranked_too() -> None:
     """In float32 all but the last would have the same probability of the first class, 1."""
     ranking = Ranking(4, 2)
-    ranking.add(torch.tensor([[30.0, 0], [28, 0], [26, 0], [0, 0]]), torch.tensor([0, 0, 1, 1]))
+    ranking.add(probabilities_of(torch.tensor([[30.0, 0], [28, 0], [26, 0], [0, 0]])), torch.tensor([0, 0, 1, 1]))
     assert ranking.areas() == [1.0, 1.0]
 
 
 def test_the_areas_stand_beside_the_errors() -> None:
     ranking = Ranking(2, 3)
-    ranking.add(torch.eye(2, 3), torch.tensor([0, 1]))
+    ranking.add(probabilities_of(torch.eye(2, 3)), torch.tensor([0, 1]))
     classes = tuple(ClassError(name, 1, 0.0, precision=100.0) for name in "abc")
     measured = Evaluation(2, 0.0, 0.0, None, 0.5, 1.0, None, classes)
     found = ranking.put_into(measured)

@@ -38,6 +38,7 @@ from spkd.studies.side_by_side import alone_request, distill
 from spkd.taps import Taps
 from spkd.training import run as running
 from spkd.training.batches import make_stream, own_batches
+from spkd.training.criterion import balancing_weights
 from spkd.training.identity import input_paths
 from spkd.training.loop import Training
 from spkd.training.options import Request, Runtime
@@ -47,7 +48,7 @@ from spkd.training.result import hardware
 from spkd.training.run import default_out, run
 from spkd.training.run_folder import RunFolder
 from spkd.training.saved import evaluate_saved
-from spkd.training.setup import balancing_weights, pinned, set_up
+from spkd.training.setup import pinned, set_up
 
 CPU = Runtime(accelerator="cpu")
 
@@ -693,8 +694,7 @@ def test_the_labels_of_rare_classes_weigh_more(smoothing: float, tiny: str, teac
     expected = 0.0
     for log_p, target in zip(student(images).log_softmax(1).tolist(), targets.tolist(), strict=True):
         if target != -100:
-            smooth = sum(weight * value for weight, value in zip(weights, log_p, strict=True)) / 10
-            expected -= (1 - smoothing) * weights[target] * log_p[target] + smoothing * smooth
+            expected -= weights[target] * ((1 - smoothing) * log_p[target] + smoothing * sum(log_p) / 10)
     remembered = weighed.objective.remember(Taps(plain.teacher, weighed.objective.teacher_taps)(images))
     seen = Taps(student, weighed.objective.student_taps)(images)
     found = weighed.objective.values(seen, targets, remembered)["ce"].item()
@@ -793,12 +793,13 @@ def test_a_moving_average_is_another_teacher_than_what_lies_beside_it(tiny: str,
     state = load_file(teacher / "student" / "model.safetensors")
     torch.save({"state_dict": state}, tmp_path / "alone.pt")
     torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / "both.pt")
+    torch.save({"state_dict": state, "ema": state}, tmp_path / "other.pt")  # under no name that is known
     request = replace(distillation(tiny, teacher), teacher=f"{tiny}?width=16")
-    alone, both = (
+    alone, both, other = (
         set_up(replace(request, teacher_weights=str(tmp_path / name))).tape_identity()
-        for name in ("alone.pt", "both.pt")
+        for name in ("alone.pt", "both.pt", "other.pt")
     )
-    assert "teacher_weights_taken" not in alone
+    assert not any("teacher_weights_taken" in identity for identity in (alone, other))
     assert both["teacher_weights_taken"] == "moving average"
 
 

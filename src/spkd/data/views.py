@@ -134,6 +134,7 @@ def in_batches(
     if workers < most:
         _tell_of_memory(workers, most)
     resizing()  # or every worker would import it for itself, at every epoch
+    how = _start_method() if workers else None
     on_gpu = device.type == "cuda"
     loader: DataLoader[Any] = DataLoader(
         views,
@@ -141,12 +142,12 @@ def in_batches(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=on_gpu,
-        multiprocessing_context=_start_method() if workers else None,
+        multiprocessing_context=how,
         # Its own, or each pass would draw a number from the generator that dropout uses.
         generator=torch.Generator(),
     )
     try:
-        for batch in _started(loader):
+        for batch in _started(loader, spawning=how == "spawn"):
             if isinstance(batch, _Unreadable):
                 raise UnreadableImage(str(batch))
             pixels, targets = batch
@@ -193,11 +194,11 @@ def _start_method() -> str:
     return "fork" if can_fork else "spawn"
 
 
-def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+def _started(loader: DataLoader[Any], *, spawning: bool) -> Iterator[Any]:
     """Start the workers, which go on after a Ctrl-C or a scheduler's SIGTERM to the group: the parent finishes its
     step, saves, and ends them.
     """
-    with signals_blocked(), warnings.catch_warnings():
+    with signals_blocked(spawning=spawning), warnings.catch_warnings():
         # Python 3.12 and later warn of every fork in a process with threads.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         return iter(loader)

@@ -61,7 +61,7 @@ def check_not_exchanged(student: Tensor | Sequence[Tensor], teacher: Tensor | Se
     if not torch._C._are_functorch_transforms_active():
         raise InputError(
             "student and teacher look exchanged: the teacher's tensors require a gradient and the student's do not, so "
-            "that nothing would be learnt; give the student's first, or detach() the teacher's"
+            "that nothing would be learnt; give the student's first, or to measure only, detach() both"
         )
 
 

@@ -86,7 +86,7 @@ def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = 
     ('cat', 'dog')
     """
     if _is_of_run(Path(folder)):
-        raise InputError(f"folder: {folder} is the folder of a run, which has a student of its own; save beside it.")
+        raise InputError(f"folder: {folder} is a run's, or has a model in student/, which this hides; save beside it.")
     wrapped = levels(network)
     own = next((level for level in wrapped if isinstance(level, Classifier)), None)
     if own is not None:
@@ -116,7 +116,10 @@ def _is_of_run(folder: Path) -> bool:
     if is_file(folder / "student" / "model.json"):
         return True
     config = folder / "config.yaml"
-    return is_file(config) and config.read_bytes().startswith(RUN_MARK.encode())
+    try:
+        return is_file(config) and config.read_bytes().startswith(RUN_MARK.encode())
+    except OSError:
+        return False  # nobody's who may write there
 
 
 def _built(info: ModelInfo) -> nn.Module:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -51,7 +52,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """
     content = _read(path)
     if isinstance(content, Mapping):
-        key = next((key for key in (*_AVERAGED, *_INSIDE) if _holds_tensors(content.get(key))), None)
+        key = _place(content)
         inside = content if key is None else content[key]
         tensors = {str(key): value for key, value in inside.items() if isinstance(value, Tensor)}
         if tensors:
@@ -73,6 +74,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     )
 
 
+def takes_average(path: Path) -> bool:
+    """Return whether a file's moving average is taken in the place of weights beside it."""
+    content = _read(path)
+    return (
+        isinstance(content, Mapping)
+        and _place(content) in _AVERAGED
+        and any(_holds_tensors(content.get(key)) for key in _INSIDE)
+    )
+
+
 def refuse_unreadable(weights: str | None) -> None:
     """Look into a file of weights, if it is one, before what may take long.
 
@@ -81,6 +92,11 @@ def refuse_unreadable(weights: str | None) -> None:
     """
     if weights is not None and is_file(weights):
         read_checkpoint(Path(weights))
+
+
+def _place(content: Mapping[Any, object]) -> str | None:
+    """Return the key below which a file's state dict lies; None where it is the content itself."""
+    return next((key for key in (*_AVERAGED, *_INSIDE) if _holds_tensors(content.get(key))), None)
 
 
 def _holds_tensors(content: object) -> bool:

@@ -26,7 +26,7 @@ from spkd.training.options import Request, Runtime
 from spkd.training.progress import display
 from spkd.training.recipe import Select
 from spkd.training.run_folder import RunFolder, refuse_inputs
-from spkd.training.setup import Setup, pinned, set_up
+from spkd.training.setup import pinned, set_up
 from spkd.training.tape import Tape
 
 
@@ -69,7 +69,7 @@ def compare(
             return None
         request = with_teacher
     here = runtime if options.ray is None else None
-    requests, first = _requests(request, methods, out, here, overwrite=overwrite)
+    requests, data_name, measure = _requests(request, methods, out, here, overwrite=overwrite)
     tasks = _tasks(requests, seeds)
     if overwrite:
         options = replace(options, retry_failed=True)
@@ -80,12 +80,11 @@ def compare(
         return None
     taught_results = [state.results[_name(method, 0)] for method in taught]
     results = {method: [state.results[_name(method, seed)] for seed in range(seeds)] for method in methods}
-    measure = first.recipe.select
     comparison = Comparison(
-        title=f"{request.model} on {first.data.name}",
+        title=f"{request.model} on {data_name}",
         teacher=_teacher_record(request, taught_results),
         student=request.model,
-        data=first.data.name,
+        data=data_name,
         rows=_rows(methods, baseline, results, measure),
         baseline=baseline,
         command=command,
@@ -159,8 +158,8 @@ def _baseline(methods: Sequence[str], against: str | None) -> str:
 @keeping_last()
 def _requests(
     request: Request, methods: Sequence[str], out: Path, here: Runtime | None, *, overwrite: bool
-) -> tuple[dict[str, Request], Setup]:
-    """Return each method's request, all with one image size and recipe, and the setup that decides these.
+) -> tuple[dict[str, Request], str, Select]:
+    """Return each method's request, all with one image size and recipe, the data's name, and what epochs are kept by.
 
     Each is tried once. What is to be said of the images, and what is warned of, is said once. ``here`` is how they run
     where that is on this machine.
@@ -197,7 +196,7 @@ def _requests(
         raise InputError(f"--out {out} is a file, not a folder")
     for note in dict.fromkeys(notes):
         display().say(note)
-    return requests, first
+    return requests, first.data.name, first.recipe.select
 
 
 def _tasks(requests: Mapping[str, Request], seeds: int) -> list[Task]:

@@ -35,7 +35,7 @@ class Worker:
         self.job: Job | None = None
         self.connection, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_serve, args=(theirs,))
-        with environment_of_children(environment), signals_blocked():
+        with environment_of_children(environment), signals_blocked(spawning=True):
             self._process.start()
         theirs.close()
 

@@ -233,7 +233,7 @@ class _Metrics:
         pairs, numbers = np.unique(torch.cat(self.pairs).cpu().numpy(), return_counts=True)
         for pair, number in zip(pairs.tolist(), numbers.tolist(), strict=True):
             counts[pair // self.classes][pair % self.classes] = number
-        decided = Counter((pairs % self.classes).repeat(numbers).tolist())
+        decided = sum(counts, start=Counter())
         per_class = tuple(_class_error(classes, place, given, decided[place]) for place, given in enumerate(counts))
         error, balanced = errors_of_counts(
             [(given.total() - given[place], given.total()) for place, given in enumerate(counts)]

@@ -19,7 +19,7 @@ from spkd.imports import code_digest, import_object
 from spkd.losses.methods import term_names
 from spkd.models.saved_model import description_digest, find_meant, read_info
 from spkd.models.spec import names_architecture
-from spkd.models.weights import read_checkpoint
+from spkd.models.weights import takes_average
 from spkd.models.weights_source import has_foreign_weights, loaded_digest
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe
@@ -97,7 +97,7 @@ def weights_taken(
         taken[f"{option}_from"] = "elsewhere"
     if spec is not None and (digest := loaded_digest(spec, weights, data.channels, image_size)) is not None:
         taken[f"{option}_loaded"] = digest
-    if weights is not None and is_file(weights) and read_checkpoint(Path(weights))[1]:
+    if weights is not None and is_file(weights) and takes_average(Path(weights)):
         taken[f"{option}_taken"] = "moving average"
     return taken
 

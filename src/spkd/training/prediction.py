@@ -71,21 +71,20 @@ class Answers:
         self._rows = rows
         self._has_begun = False
 
-    def add(self, logits: Tensor, targets: Tensor, teacher: Tensor | None) -> None:
-        """Take the logits of the next batch, its targets, and the teacher's logits where it is asked."""
+    def add(self, shares: Tensor, targets: Tensor, teacher: Tensor | None) -> None:
+        """Take the probabilities of the next batch, its targets, and the teacher's logits where it is asked."""
         if not self._has_begun:
             headings = ["image", "label", "class", "probability", *["teacher"] * (teacher is not None)]
             self._rows.add([*headings, *_headings(self._classes)])
             self._has_begun = True
-        columns = [targets, *(one.argmax(dim=1) for one in (logits, teacher) if one is not None)]
+        columns = [targets, *(one.argmax(dim=1) for one in (shares, teacher) if one is not None)]
         numbers = zip(*(column.tolist() for column in columns), strict=True)
-        for (label, decision, *taught), shares in zip(numbers, _probabilities(logits).tolist(), strict=True):
-            texts = list(map(_text, shares))
-            said = [texts[decision], *(self._classes[place] for place in taught), *texts]
+        for (label, decision, *taught), own in zip(numbers, shares.tolist(), strict=True):
+            said = [_text(own[decision]), *(self._classes[place] for place in taught), *map(_exact, own)]
             self._rows.add([next(self._names), self._classes[label], self._classes[decision], *said])
 
 
-def _probabilities(logits: Tensor) -> Tensor:
+def probabilities_of(logits: Tensor) -> Tensor:
     """Return the softmax, in float64: in float32 many a small probability would be 0, or the largest ones alike."""
     return logits.cpu().double().softmax(dim=1)
 
@@ -97,6 +96,10 @@ def _headings(classes: Sequence[str]) -> list[str]:
 
 def _text(probability: float) -> str:
     return f"{probability:.6g}"
+
+
+def _exact(probability: float) -> str:
+    return f"{probability:.12g}"  # near 1 the last places tell which of two is the surer
 
 
 def predict(
@@ -151,14 +154,14 @@ def predict(
         for pixels, _ in batches:
             logits = logits_on("model", classifier, pixels)
             check_finite("model", logits)
-            shares = _probabilities(logits)
+            shares = probabilities_of(logits)
             largest = shares.topk(top, dim=1)
             for own, values, places in zip(shares, largest.values.tolist(), largest.indices.tolist(), strict=True):
                 one = Prediction(paths[len(found)], tuple(info.classes[place] for place in places), tuple(values))
                 found.append(one)
                 if rows is not None:
                     pairs = zip(one.classes, map(_text, values), strict=True)
-                    every = map(_text, own.tolist()) if probabilities else ()
+                    every = map(_exact, own.tolist()) if probabilities else ()
                     rows.add([one.path, *(cell for pair in pairs for cell in pair), *every])
             count(len(pixels))
     return Predictions(tuple(found), (*notes, *opened.notes))

@@ -19,7 +19,7 @@ def has_room(images: int, classes: int) -> bool:
 
 
 class Ranking:
-    """The area under the ROC curve of each class against all others, from the softmax of logits.
+    """The area under the ROC curve of each class against all others, from their probabilities.
 
     It is the probability that of two images, one of the class and one of another, the former is given the higher
     probability of the class; equal ones count as a half.
@@ -35,10 +35,10 @@ class Ranking:
         self._targets = torch.empty(images, dtype=torch.int64)
         self._done = 0
 
-    def add(self, logits: Tensor, targets: Tensor) -> None:
-        """Take the logits (b, k) and the targets (b,) of a batch."""
+    def add(self, shares: Tensor, targets: Tensor) -> None:
+        """Take the probabilities (b, k) and the targets (b,) of a batch."""
         places = slice(self._done, self._done + len(targets))
-        self._shares[:, places] = logits.cpu().double().softmax(dim=1).T
+        self._shares[:, places] = shares.T
         self._targets[places] = targets.cpu()
         self._done += len(targets)
 

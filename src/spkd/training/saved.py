@@ -31,7 +31,7 @@ from spkd.training.identity import data_place
 from spkd.training.normalisation import read_normalisation
 from spkd.training.options import Runtime
 from spkd.training.own_images import SPLITS, numbered_as, part_of
-from spkd.training.prediction import Answers
+from spkd.training.prediction import Answers, probabilities_of
 from spkd.training.progress import Display
 from spkd.training.ranking import Ranking, has_room
 from spkd.training.run_folder import config_of, images_changed
@@ -115,10 +115,12 @@ def evaluate_saved(
 
         def each(logits: Tensor, targets: Tensor, said: Tensor | None) -> None:
             probable.append(are_probabilities(logits))
+            if answers is not None or ranking is not None:
+                shares = probabilities_of(logits)
             if answers is not None:
-                answers.add(logits, targets, said)
+                answers.add(shares, targets, said)
             if ranking is not None:
-                ranking.add(logits, targets)
+                ranking.add(shares, targets)
             count(len(targets))
 
         with counting(shown, "evaluating", len(images)) as count:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spkd.data.images import ImageData
 from spkd.data.load import load_data, named_set
@@ -28,6 +28,7 @@ from spkd.models.weights import refuse_unreadable
 from spkd.models.weights_source import has_pretrained, is_of_library
 from spkd.pairing import pair_taps, pair_with_ends
 from spkd.taps import TapPair
+from spkd.training.criterion import criterion_of
 from spkd.training.identity import (
     absolute,
     absolute_network,
@@ -377,19 +378,4 @@ def _objective(request: Request, pairs: tuple[TapPair, ...], recipe: Recipe, dat
     """Return the objective; random numbers that a loss starts from are those of the seed, with a teacher or a tape."""
     seed = mixed_seed(Use.LOSSES, request.seed)
     torch.manual_seed(seed)
-    return build_objective(request.method, pairs, recipe.losses, criterion=_criterion(recipe, data), seed=seed)
-
-
-def _criterion(recipe: Recipe, data: ImageData) -> nn.CrossEntropyLoss | None:
-    """Return what takes the place of the plain cross-entropy, None where nothing does."""
-    weights = balancing_weights(data) if recipe.class_weights == "balanced" else None
-    if weights is None and not recipe.label_smoothing:
-        return None
-    return nn.CrossEntropyLoss(weights, label_smoothing=recipe.label_smoothing, reduction="none")
-
-
-def balancing_weights(data: ImageData) -> Tensor:
-    """Return ``n / (k n_c)`` for each class, of the training images with a label; 0 for a class without any."""
-    counts = torch.bincount(data.train.targets, minlength=len(data.classes)).float()
-    weights = counts.sum() / (counts.count_nonzero() * counts)
-    return weights.where(counts > 0, 0.0)
+    return build_objective(request.method, pairs, recipe.losses, criterion=criterion_of(recipe, data), seed=seed)
