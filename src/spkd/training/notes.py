@@ -109,8 +109,8 @@ def _unequal(data: ImageData) -> str | None:
     least, most = int(counts.argmin()), int(counts.argmax())
     return (
         f"classes are unequal, from {counts[least]} training images of {data.classes[least]!r} to {counts[most]} of "
-        f"{data.classes[most]!r}: the balanced error, the mean of the classes' own, is told too, and --select balanced "
-        "goes by it"
+        f"{data.classes[most]!r}: the balanced error, the mean of the classes' own, is told too; --select balanced "
+        "goes by it, --class_weights balanced trains for it"
     )
 
 
