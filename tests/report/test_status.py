@@ -7,7 +7,12 @@ from spkd.report.status import status_table, status_text
 from spkd.studies.state import TaskState
 
 STATES = (
-    TaskState("none/seed-0", "training", "done", result={"test_error": 2.5}),
+    TaskState(
+        "none/seed-0",
+        "training",
+        "done",
+        result={"test_error": 2.5, "test_balanced_error": 4.0, "classes_unequal": True},
+    ),
     TaskState("tape", "recording", "done", result={"steps": 3}),
     TaskState("sp/seed-0", "training", "running", host="node7", since=1000.0),
     TaskState("at/seed-0", "training", "running", host="node7", since=4600.0, epochs=(12, 200)),
@@ -21,7 +26,7 @@ def test_every_task_has_a_line_with_what_matters(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("spkd.report.status.time.time", lambda: 4700.0)
     lines = printed(status_table(STATES), width=140).splitlines()
     expected = {
-        "none/seed-0": "test error 2.50 %",
+        "none/seed-0": "test error 2.50 % (balanced 4.00 %)",
         "tape": "done",
         "sp/seed-0": "for 1:01:40 on node7",
         "at/seed-0": "12 of 200 epochs, for 1:40 on node7",

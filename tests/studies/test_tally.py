@@ -46,9 +46,9 @@ def test_the_time_left_follows_from_tasks_of_the_same_kind(monkeypatch: pytest.M
     assert shown.last == (1, "running: a, b", None)
     now[0] = 10.0
     schedule.finish("a", {"test_error": 2.5})
-    counted.finish(tasks[0], {"test_error": 2.5})
+    counted.finish(tasks[0], {"test_error": 2.5, "test_balanced_error": 4.0, "select": "balanced"})
     counted.show()
-    assert shown.lines[-1] == "[2/6] a: test error 2.50 %"
+    assert shown.lines[-1] == "[2/6] a: test error 2.50 % (balanced 4.00 %)"
     # Nothing is known of measurements yet: b has none of its 10 s left, c, m and n take 10 s each, one at a time.
     assert shown.last == (2, "running: b", 30.0)
     schedule.next(never)

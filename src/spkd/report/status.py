@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spkd.report.grid import as_text
+from spkd.studies.outcome import outcome_text
 from spkd.studies.state import TaskState
 from spkd.training.progress import duration_text
 
@@ -47,5 +48,4 @@ def _detail(state: TaskState) -> str:
         return f"after {progress}"
     if state.state == "failed":
         return f"{state.reason} ({ago} ago)"
-    error = state.result.get("test_error")
-    return "" if error is None else f"test error {error:.2f} %"
+    return outcome_text(state.result)

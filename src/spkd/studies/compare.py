@@ -14,9 +14,10 @@ from spkd.files import slug, write_json_atomically, write_text_atomically
 from spkd.losses.methods import method_label
 from spkd.models.saved_model import find_meant
 from spkd.studies.options import RunnerOptions
+from spkd.studies.outcome import counts_balanced
 from spkd.studies.records import BASELINE, Comparison, ComparisonRow, comparison_row, error_key, to_csv
 from spkd.studies.runner import run_study
-from spkd.studies.side_by_side import alone_request, counts_balanced, request_with_teacher, teacher_errors
+from spkd.studies.side_by_side import alone_request, request_with_teacher, teacher_errors
 from spkd.studies.state import planned, read_running
 from spkd.studies.tasks import Recording, Task
 from spkd.studies.work import tape_folder

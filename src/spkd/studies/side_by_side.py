@@ -18,6 +18,7 @@ from spkd.losses.methods import term_names
 from spkd.models.classifier import Classifier
 from spkd.models.cost import latency_ms, multiply_adds, parameter_count
 from spkd.models.saved_model import find_meant, load_classifier, save_classifier
+from spkd.studies.outcome import counts_balanced
 from spkd.studies.records import NetworkRow
 from spkd.training.devices import make_fabric
 from spkd.training.identity import input_paths
@@ -122,11 +123,6 @@ def teacher_errors(student: Mapping[str, Any]) -> dict[str, float | None]:
         "val_error": student.get("teacher_val_error"),
         "test_balanced_error": student["test"].get("teacher_balanced_error") if counts_balanced(student) else None,
     }
-
-
-def counts_balanced(result: Mapping[str, Any]) -> bool:
-    """Return whether balanced errors are to be shown: a run's classes are unequal, or its epoch was kept by them."""
-    return bool(result.get("classes_unequal")) or result.get("select") == "balanced"
 
 
 def alone_request(request: Request) -> Request:

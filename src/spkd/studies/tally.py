@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from spkd.studies.outcome import outcome_text
 from spkd.studies.schedule import Schedule
 from spkd.studies.tasks import Task
 from spkd.training.progress import Display
@@ -49,8 +50,7 @@ class Tally:
         seconds = self._end(task)
         if task.name not in self._finished:
             self._seconds.setdefault(task.kind, []).append(seconds)
-            error = result.get("test_error")
-            self._say(task, "done" if error is None else f"test error {error:.2f} %")
+            self._say(task, outcome_text(result) or "done")
 
     def fail(self, task: Task, reason: str) -> None:
         """Count a task as failed, and say why."""

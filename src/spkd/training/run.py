@@ -95,7 +95,8 @@ def run(
         if finished is not None:
             if fabric.is_global_zero:
                 folder.begin(setup.config(), identity, overwrite=False)
-            display.say(f"{folder.path} is finished already: test error {finished['test_error']:.2f} %")
+            errors = _told(setup, finished["test_error"], finished.get("test_balanced_error"))
+            display.say(f"{folder.path} is finished already: test error {errors}")
             return finished
         for note in (*setup.notes, *notes_of_srun()):
             display.say(note)
