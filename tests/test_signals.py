@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from spkd import signals
-from spkd.signals import stop_signals
+from spkd.signals import signals_blocked, stop_signals
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +42,17 @@ def test_the_second_signal_is_left_to_the_block_around(monkeypatch: pytest.Monke
         now[0] = 2.0
         signal.raise_signal(signal.SIGTERM)
         assert (inner, outer) == ([signal.SIGTERM], [signal.SIGTERM])
+
+
+def test_what_spawning_starts_first_leaves_signals_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In some versions of Python multiprocessing's tracker of resources unblocked them when it started."""
+    begun = []
+
+    def ensure_running() -> None:
+        begun.append(signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP))
+
+    monkeypatch.setattr(signals.resource_tracker, "ensure_running", ensure_running)
+    for spawning in (False, True):
+        with signals_blocked(spawning=spawning):
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= set(signals.STOP)
+        assert len(begun) == spawning

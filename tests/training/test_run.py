@@ -35,7 +35,7 @@ from spkd.files import locked
 from spkd.imports import import_object
 from spkd.models.saved_model import save_classifier
 from spkd.studies.side_by_side import alone_request, distill
-from spkd.taps import Taps
+from spkd.taps import Activations, Taps
 from spkd.training import run as running
 from spkd.training.batches import make_stream, own_batches
 from spkd.training.criterion import balancing_weights
@@ -699,6 +699,15 @@ def test_the_labels_of_rare_classes_weigh_more(smoothing: float, tiny: str, teac
     seen = Taps(student, weighed.objective.student_taps)(images)
     found = weighed.objective.values(seen, targets, remembered)["ce"].item()
     assert found == pytest.approx(expected / 8, rel=1e-5)
+
+
+def test_weights_of_classes_go_to_the_device_and_into_no_checkpoint(tiny: str) -> None:
+    setup = set_up(Request(model=tiny, overrides={"class_weights": "balanced"}))
+    assert not setup.objective.state_dict()
+    assert [name for name, _ in setup.objective.named_buffers()] == ["criterion.of_labels"]
+    assert setup.objective.to("meta")(
+        Activations(torch.zeros(4, 10, device="meta"), {}), torch.zeros(4, dtype=torch.int64, device="meta"), {}
+    ).total.is_meta
 
 
 def test_all_classes_that_have_images_weigh_the_same_together(tiny: str) -> None:
