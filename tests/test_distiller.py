@@ -589,6 +589,12 @@ def test_several_gpus_by_data_parallel_are_refused() -> None:
         Distiller(wrapped, network(seed=1), objective())
     with pytest.raises(InputError, match=r"teacher: nn\.DataParallel"):
         Distiller(network(), wrapped, objective())
+    module = distiller()
+    given_back = nn.DataParallel(module.student)
+    module.student = given_back
+    given_back.device_ids = [0, 1]
+    with pytest.raises(InputError, match=r"student: nn\.DataParallel"):
+        module.student = given_back
 
 
 def test_a_student_without_values_leaves_the_teacher_its_own() -> None:
@@ -908,3 +914,27 @@ def test_a_student_in_eval_mode_is_told_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         module.train().check(*batch())
+
+
+def test_labels_that_weigh_nothing_are_not_asked_to_fit() -> None:
+    images, targets = batch()
+    module = Distiller(network(), network(6, seed=1), build_objective("sp", [PAIR], LossWeights(), cross_entropy=0))
+    module.check(images, targets)
+    with pytest.raises(
+        InputError, match=r"^targets: give None, as the cross-entropy, which cannot read these, weighs 0"
+    ):
+        module.check(images, targets + 1000)
+    module.check(images, None)
+
+
+def test_a_cross_entropy_that_weighs_nothing_need_not_be_finite() -> None:
+    images, targets = batch()
+
+    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.full((len(logits),), float("nan"))
+
+    given = build_objective("sp", [PAIR], LossWeights(), cross_entropy=0, criterion=criterion)
+    Distiller(network(), network(6, seed=1), given).check(images, targets)
+    given = build_objective("sp", [PAIR], LossWeights(), criterion=criterion)
+    with pytest.raises(InputError, match=r"term 'ce': expected a finite loss"):
+        Distiller(network(), network(6, seed=1), given).check(images, targets)

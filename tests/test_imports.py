@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,28 @@ def test_the_code_of_a_package_s_module_is_that_of_what_it_imports_of_the_packag
             del sys.modules[name]
     assert len(set(digests)) == 5
     assert digests[4] == digests[5] == digests[6]
+
+
+def test_a_file_that_was_interrupted_is_run_again(tmp_path: Path) -> None:
+    """As by the button that stops a cell of a notebook."""
+    other = write(tmp_path / "theirs.py", "import beside\nclass Name: pass")
+    write(tmp_path / "beside.py", "")
+    import_object(f"{other}:Name")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write(folder / "beside.py", "")
+    here = tmp_path / "again"
+    text = f"class Half: pass\nfrom pathlib import Path\nif not Path({str(here)!r}).exists(): raise KeyboardInterrupt\n"
+    file = write(folder / "m.py", text + "class Whole: pass\n")
+    with pytest.raises(KeyboardInterrupt):
+        import_object(f"{file}:Half")
+    assert Path(str(sys.modules["beside"].__file__)).parent == tmp_path  # the other file's, as before
+    here.touch()
+    assert import_object(f"{file}:Whole").__name__ == "Whole"
+
+
+def test_threads_are_not_given_half_a_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "slow.py", "import time\ntime.sleep(0.3)\nclass Name: pass\n")
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(import_object, [f"{file}:Name"] * 4))
+    assert len(set(found)) == 1

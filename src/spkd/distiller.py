@@ -119,11 +119,7 @@ class Distiller(nn.Module):
         own = [] if teacher is None else [module for module in teacher.modules() if module not in both]
         self._teacher_modules = tuple(own)
         for name, one in (("student", student), ("teacher", teacher)):
-            if isinstance(one, nn.DataParallel) and len(one.device_ids) > 1:
-                raise InputError(
-                    f"{name}: nn.DataParallel runs a layer once for each GPU, so that it cannot be read; use "
-                    "DistributedDataParallel, with a process for each."
-                )
+            _refuse_data_parallel(name, one)
         _check_all_are_averaged(student, objective)
         self._student_taps = Taps(
             student, objective.student_taps, differentiated=True, logits=objective.reads_student_logits
@@ -254,11 +250,14 @@ class Distiller(nn.Module):
             if division is not None:
                 check_all_or_none(targets, images, division)
             if targets is not None and self.objective.criterion is None:
-                check_targets(student.logits, targets, len(images), division)
+                weighs = self.objective.cross_entropy > 0
+                check_targets(student.logits, targets, len(images), division, weighs)
             values = self.objective.values(student, targets, said, division)
             for name, logits in self.objective.softened(student, targets, said):
                 check_logits(name, logits)
-            counted = {"ce", *(term.name for term in self.objective.terms if term.weight)}
+            counted = {term.name for term in self.objective.terms if term.weight}
+            if self.objective.cross_entropy:
+                counted.add("ce")
             with torch.autocast(images.device.type, enabled=False):  # backwards, as in a training
                 check_terms(self.student, {name: value for name, value in values.items() if name in counted}, division)
 
@@ -340,6 +339,7 @@ class Distiller(nn.Module):
                 "student: another network is put in its place, whose layers are not read; make a new Distiller of it, "
                 "and its optimizer anew."
             )
+        _refuse_data_parallel("student", student)
         _check_all_are_averaged(student, self.objective)
         taps.model = student
 
@@ -348,6 +348,14 @@ def _require_objective(objective: object) -> Objective:
     if not isinstance(objective, Objective):
         raise InputError(f"objective: expected an Objective, as build_objective makes it, got {objective!r}")
     return objective
+
+
+def _refuse_data_parallel(name: str, network: nn.Module | None) -> None:
+    if isinstance(network, nn.DataParallel) and len(network.device_ids) > 1:
+        raise InputError(
+            f"{name}: nn.DataParallel runs a layer once for each GPU, so that it cannot be read; use "
+            "DistributedDataParallel, with a process for each (torchrun, accelerate launch)."
+        )
 
 
 def _what_is_read(objective: Objective) -> dict[str, set[str]]:

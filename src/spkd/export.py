@@ -22,7 +22,7 @@ from spkd.models.classifier import ModelInfo, require_unit_range
 from spkd.models.cost import latency_ms
 from spkd.models.exported import Runner, onnx_runner, told_beside
 from spkd.models.saved_model import load_classifier
-from spkd.modes import evaluating
+from spkd.modes import evaluating, usual_defaults
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18  # what PyTorch's exporter writes natively; onnxruntime reads it since 1.14
@@ -190,7 +190,7 @@ def converted(
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise InputError(f"tolerance: expected a number above 0, got {tolerance}; the default is {TOLERANCE:g}")
     images = _at_least_three(images)
-    with evaluating(network):
+    with evaluating(network), usual_defaults():
         batches = [images[:size] for size in (1, 2, len(images))]
         with torch.no_grad():
             expected = [network(batch) for batch in batches]

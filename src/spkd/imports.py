@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from spkd.errors import InputError, nearest, one_line
 from spkd.files import is_file
 
 _USER = "spkd_user_"  # begins the names of modules that are made of a file
+_IMPORTING = threading.RLock()  # one file at a time: another thread would be given half a module
 _LIBRARIES = frozenset({"torch", "torchvision", "timm", "spkd", *sys.stdlib_module_names})
 _WORDS: dict[str, object] = {"true": True, "false": False, "none": None, "null": None}
 
@@ -254,8 +256,11 @@ def _import_file(name: str) -> ModuleType:
     except OSError as error:
         raise InputError(f"file {name} cannot be read: {error.strerror}; check its permissions") from error
     module_name = f"{_USER}{path.stem}_{digest}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
+    with _IMPORTING:
+        return sys.modules.get(module_name) or _run_file(name, path, module_name)
+
+
+def _run_file(name: str, path: Path, module_name: str) -> ModuleType:
     _append_to_path(path.parent)
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
@@ -271,8 +276,12 @@ def _import_file(name: str) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         failed = error
-    twice = next((other for other in others if other in sys.modules), None)
-    sys.modules.update(others)
+    except BaseException:  # Ctrl-C, after which the next call is to run it again
+        del sys.modules[module_name]
+        raise
+    finally:
+        twice = next((other for other in others if other in sys.modules), None)
+        sys.modules.update(others)
     if twice is not None or failed is not None:
         del sys.modules[module_name]
     if twice is not None:

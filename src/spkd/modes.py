@@ -1,4 +1,4 @@
-"""Look at a network without changing it."""
+"""Look at a network without changing it, and make one whatever the defaults are."""
 
 from __future__ import annotations
 
@@ -37,6 +37,27 @@ def evaluating(*models: nn.Module | None) -> Iterator[None]:
                 module.train(training)
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def usual_defaults() -> Iterator[None]:
+    """Make tensors on the CPU and of float32 where nothing else is said, whatever default device or dtype is set.
+
+    >>> torch.set_default_dtype(torch.float64)
+    >>> with usual_defaults():
+    ...     nn.Linear(1, 1).weight.dtype
+    torch.float32
+    >>> torch.get_default_dtype()
+    torch.float64
+    >>> torch.set_default_dtype(torch.float32)
+    """
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

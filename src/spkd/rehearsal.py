@@ -117,12 +117,22 @@ def check_all_or_none(targets: Tensor | None, images: Tensor, division: Division
         )
 
 
-def check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None) -> None:
+def check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None, weighs: bool = True) -> None:
     """Look whether the student has a logit for every target of a batch, of which this process has ``images``.
 
     Raises:
-        InputError: when a target has none, or is no probability.
+        InputError: when a target has none, or is no probability; where the cross-entropy weighs nothing, the line says
+            that there need be no targets.
     """
+    try:
+        _check_targets(logits, targets, images, division)
+    except InputError as error:
+        if weighs:
+            raise
+        raise InputError("targets: give None, as the cross-entropy, which cannot read these, weighs 0.") from error
+
+
+def _check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None) -> None:
     # Of a divided batch every process sees what the others do, so that all of them fail or none.
     if division is not None:
         targets, images = division.gather(targets), sum(division.sizes)

@@ -914,3 +914,14 @@ def test_distill_tells_both_errors_of_unequal_classes(
     of_teacher = f"teacher: error {results[0]['teacher_val_error']:.2f} % (balanced "
     assert f"{of_teacher}{results[0]['teacher_val_balanced_error']:.2f} %) on the validation images" in told
     assert f" % (balanced {results[0]['val_balanced_error']:.2f} %)" in told
+
+
+def test_a_table_in_a_file_is_plain_whatever_colours_a_notebook_asks_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    printed = succeed(capsys, "taps", "--student", "wrn-10-1")
+    assert "group3" in printed
+    assert "\x1b" not in printed
+    assert "…" not in printed

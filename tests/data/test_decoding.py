@@ -7,7 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from spkd.data.decoding import PATIENCE, _scaled, decoding_fault, header_size, map_files, read_if_square, read_image
+from spkd.data.decoding import (
+    PATIENCE,
+    _scaled,
+    decoding_fault,
+    header_size,
+    map_files,
+    most_of_16_bits,
+    read_if_square,
+    read_image,
+)
 from spkd.data.formats import EXTENSIONS
 from spkd.errors import InputError
 
@@ -162,6 +171,17 @@ def test_the_scale_is_the_format_s_and_not_the_image_s(tmp_path):
     assert read_hwc(floats)[0, :, 0].tolist() == [0, 100, 255]
     dark = saved(Image.fromarray(np.array([[0, 200, 255]], dtype=np.uint16)), tmp_path / "a.png")
     assert read_hwc(dark)[0, :, 0].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("most", [255, 256])
+def test_a_pgm_of_16_bits_is_one_however_dark(tmp_path, most):
+    """Pillow opens it as 32-bit integers, of which it says nothing."""
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 3 1 65535\n" + np.array([0, 200, most], dtype=">u2").tobytes())
+    with Image.open(path) as image:
+        assert image.mode == "I"
+    assert read_hwc(str(path))[0, :, 0].tolist() == [0, 1, 1]
+    assert most_of_16_bits(str(path)) == most
 
 
 def test_cmyk_and_bilevel(tmp_path):

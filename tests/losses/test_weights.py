@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from spkd.errors import InputError
@@ -32,6 +33,13 @@ def test_ends_of_the_ranges() -> None:
         LossWeights(alpha=1.5)
     with pytest.raises(InputError, match="temperature must be above 0"):
         LossWeights(temperature=0)
+
+
+@pytest.mark.parametrize("value", [np.int64(32), np.float32(32), np.float64(32), 32])
+def test_numbers_of_numpy_are_numbers(value: Any) -> None:
+    gamma = LossWeights(gamma=value).gamma
+    assert gamma == 32
+    assert type(gamma) is float
 
 
 def test_importing_them_does_not_import_torch() -> None:

@@ -18,6 +18,7 @@ from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.saved_model import description_digest, load_classifier, read_info, save_classifier, save_model
 from spkd.models.weights_source import model_defaults
+from spkd.models.wrn import WideResNet
 from spkd.training.run_folder import RunFolder
 
 HALF = Normalisation((0.5,), (0.25,))
@@ -460,3 +461,29 @@ def test_a_network_of_another_precision_is_held_against_its_spec_too(tmp_path: P
     assert next(load_classifier(tmp_path / "saved").parameters()).dtype == torch.float32
     with pytest.raises(InputError, match="answers otherwise than the network"):
         save_model(network, tmp_path / "again", replace(info, spec=f"{tmp_path}/net.py:other"))
+
+
+def test_a_default_device_or_type_changes_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = WideResNet(10, 1, num_classes=2)
+    save_model(network, tmp_path, ModelInfo("wrn-10-1", ("a", "b"), 3, 8, HALF))
+    images = torch.rand(2, 3, 8, 8)
+    expected = load_classifier(tmp_path)(images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            loaded = load_classifier(tmp_path)
+            save_model(network, tmp_path / "again", ModelInfo("wrn-10-1", ("a", "b"), 3, 8, HALF))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(loaded(images), expected)
+    assert json.loads((tmp_path / "again" / "model.json").read_text()) == json.loads(
+        (tmp_path / "model.json").read_text()
+    )
+
+
+def test_a_class_of_a_notebook_is_to_be_in_a_file(tmp_path: Path) -> None:
+    info = ModelInfo("__main__:Net", ("a", "b"), 3, 8, HALF)
+    with pytest.raises(InputError, match=r"write the code to a file, and name path/file\.py:Net\.$"):
+        save_model(Small(3), tmp_path / "m", info)
+    assert not (tmp_path / "m").exists()

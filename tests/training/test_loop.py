@@ -28,6 +28,7 @@ from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
 from spkd.training import validation
+from spkd.training.checkpoint import load_checkpoint, save_checkpoint
 from spkd.training.devices import make_fabric
 from spkd.training.evaluation import Errors
 from spkd.training.loop import PENDING_STEPS, Training, _looking_ahead
@@ -271,6 +272,39 @@ def test_a_weight_may_get_its_first_gradient_later_than_others() -> None:
         optimizer.step()
         reference.step()
         torch.testing.assert_close([early, late], theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("precision", "clip_norm", "kind", "fused"),
+    [
+        ("32-true", 0.0, "cpu", True),
+        ("32-true", 1.0, "cpu", True),
+        ("bf16-mixed", 1.0, "cpu", True),
+        ("16-mixed", 0.0, "cpu", True),
+        ("16-mixed", 1.0, "cpu", False),
+        ("16-mixed", 0.0, "mps", False),
+    ],
+)
+def test_where_a_step_is_fused(optimizer: str, precision: str, clip_norm: float, kind: str, fused: bool) -> None:
+    recipe = replace(preset("digits"), optimizer=optimizer, precision=precision, clip_norm=clip_norm)
+
+    class Placed(torch.nn.Parameter):
+        device = torch.device(kind)
+
+    assert make_optimizer([Placed(torch.ones(2))], recipe).param_groups[0]["fused"] == fused
+
+
+def test_how_a_step_is_computed_is_the_device_s_and_not_the_checkpoint_s(tmp_path: Path) -> None:
+    training = made(tmp_path)
+    training.save()
+    path = training._folder.checkpoint
+    state, tensors = load_checkpoint(path)
+    tensors["optimizer"]["param_groups"][0]["fused"] = False  # as of an Apple GPU
+    save_checkpoint(path, state, tensors)
+    again = made(tmp_path)
+    assert again.restore()
+    assert again._optimizer.param_groups[0]["fused"] is True
 
 
 def test_random_numbers_differ_between_processes_and_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

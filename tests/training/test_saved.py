@@ -1,6 +1,7 @@
 """A trained network taken up again."""
 
 import csv
+import io
 import json
 import math
 import os
@@ -408,6 +409,30 @@ def test_a_large_square_jpeg_is_not_taken_for_a_small_one(tmp_path: Path) -> Non
     image = load_image(tmp_path / "a.jpg", info)
     assert torch.equal(image, load_image(tmp_path / "a.jpg", replace(info, view="centre")))
     assert not torch.equal(image, load_image(tmp_path / "a.jpg", replace(info, view="whole")))
+
+
+@pytest.mark.parametrize("view", [None, "whole"])
+def test_a_picture_that_is_open_already_is_the_same(tmp_path: Path, view: View | None) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).resize((300, 200)).save(tmp_path / "a.jpg", exif=exif)
+    info = ModelInfo("wrn-10-1", ("a", "b"), 3, 8, Normalisation((0.5,), (0.5,)), view)
+    expected = load_image(tmp_path / "a.jpg", info)
+    memory = io.BytesIO((tmp_path / "a.jpg").read_bytes())
+    with (tmp_path / "a.jpg").open("rb") as file:
+        assert torch.equal(load_image(file, info), expected)
+        assert torch.equal(load_image(memory, info), expected)
+        assert torch.equal(load_image(memory, info), expected)  # from its beginning again
+        assert not file.closed
+    with Image.open(tmp_path / "a.jpg") as image:
+        shown = load_image(image, info)
+        assert image.size == (300, 200)
+        assert image.getexif()[0x0112] == 6
+    # Read whole, and not at a part of its size.
+    torch.testing.assert_close(shown, expected, rtol=0, atol=0.05)
+    with pytest.raises(InputError, match=r"^image in memory cannot be read \(not an image"):
+        load_image(io.BytesIO(b"no picture"), info)
 
 
 @pytest.mark.parametrize("view", [None, "centre"])

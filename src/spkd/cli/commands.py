@@ -420,7 +420,7 @@ def _print(renderable: Any) -> None:
         def on_broken_pipe(self) -> None:
             raise  # as print() does, for there is one answer to it
 
-    console = Plain(highlight=False)
-    if not console.is_terminal:
-        console = Plain(highlight=False, width=140)
+    # A notebook, or what runs tests elsewhere, tells rich to colour, whatever the output is.
+    is_shown = sys.stdout.isatty()
+    console = Plain(highlight=False) if is_shown else Plain(highlight=False, force_terminal=False, width=140)
     console.print(renderable)

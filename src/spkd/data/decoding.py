@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ Result = TypeVar("Result")
 
 Bytes = NDArray[np.uint8]
 
+Picture = str | BinaryIO | Image.Image
+"""The path of a picture's file, the file opened to read bytes, or ``io.BytesIO``, or what Pillow has opened."""
+
 _BLOCK = 32
 
 TOLD_EVERY = 10.0
@@ -35,13 +38,13 @@ _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EH
 _log = logging.getLogger(__name__)
 
 
-def read_image(path: str, channels: int, side: int | None = None) -> Tensor:
-    """Read an image file of any mode, turned upright as its EXIF data say.
+def read_image(picture: Picture, channels: int, side: int | None = None) -> Tensor:
+    """Read an image of any mode, turned upright as its EXIF data say.
 
     Transparent pixels show white, 16-bit values are scaled to 8 bits, palettes and CMYK become RGB.
 
     Args:
-        path: the file.
+        picture: the path of its file, or what is open already, which stays so.
         channels: 3 for RGB, 1 for grey.
         side: how many pixels its shorter side must have. A JPEG that keeps them is decoded at a half, a quarter or an
             eighth of its size, which is several times as quick; all else is read whole.
@@ -50,18 +53,23 @@ def read_image(path: str, channels: int, side: int | None = None) -> Tensor:
         uint8, shape (channels, h, w).
 
     Raises:
-        UnreadableImage: when the file cannot be read (one line, names the file).
+        UnreadableImage: when it cannot be read (one line, names the file).
     """
     try:
-        pixels = torch.from_numpy(patiently(_decoded, path, channels, side))
+        pixels = torch.from_numpy(patiently(_decoded, picture, channels, side))
     except Exception as error:  # a broken file makes decoders raise errors of any kind
-        raise UnreadableImage(f"image {path} cannot be read ({reason(error)})") from error
+        name = picture if isinstance(picture, str) else "in memory"
+        raise UnreadableImage(f"image {name} cannot be read ({reason(error)})") from error
     # Left as a view: the channels lie last in memory, the order in which resizing is quickest.
     return pixels.permute(2, 0, 1) if channels == 3 else pixels.unsqueeze(0)
 
 
-def _decoded(path: str, channels: int, side: int | None) -> Bytes:
-    with _opened(path) as image:
+def _decoded(picture: Picture, channels: int, side: int | None) -> Bytes:
+    if isinstance(picture, Image.Image):
+        own = picture.copy()
+        own.format = picture.format
+        return _pixels(own, channels)
+    with _opened(picture) as image:
         if side is not None:
             image.draft(image.mode, (side, side))
         return _pixels(image, channels)
@@ -96,16 +104,18 @@ def _decoded_if_square(path: str, size: int) -> Bytes | None:
         return _pixels(image, channels=3) if image.size == (size, size) else None
 
 
-def header_size(path: str) -> tuple[int, int] | None:
+def header_size(picture: Picture) -> tuple[int, int] | None:
     """Return an image's (width, height) as stored, from its header alone; None when there is none."""
     try:
-        return patiently(_size, path)
+        return patiently(_size, picture)
     except Exception:
         return None
 
 
-def _size(path: str) -> tuple[int, int]:
-    with _opened(path) as image:
+def _size(picture: Picture) -> tuple[int, int]:
+    if isinstance(picture, Image.Image):
+        return picture.size
+    with _opened(picture) as image:
         width, height = image.size
         return width, height
 
@@ -123,7 +133,7 @@ def _most_of_16_bits(path: str) -> int | None:
         if not image.mode.startswith("I"):
             return None
         most = int(np.asarray(image).max())
-        return most if image.mode != "I" or most > 255 else None
+        return most if _is_of_16_bits(image, most) else None
 
 
 def decoding_fault(path: str) -> str | None:
@@ -189,10 +199,10 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
         return results
 
 
-def _opened(path: str) -> Image.Image:
-    if not stat.S_ISREG(Path(path).stat().st_mode):  # a pipe, say, which would be waited for
+def _opened(file: str | BinaryIO) -> Image.Image:
+    if isinstance(file, str) and not stat.S_ISREG(Path(file).stat().st_mode):  # a pipe, say, which would be waited for
         raise OSError("not a file")
-    return Image.open(path, formats=FORMATS)
+    return Image.open(file, formats=FORMATS)
 
 
 def _pixels(image: Image.Image, channels: int) -> Bytes:
@@ -214,6 +224,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, colours)
 
 
+def _is_of_16_bits(image: Image.Image, most: float) -> bool:
+    """Return whether an image of integers has 16 bits, of which ``most`` is the greatest value in it.
+
+    Some formats of 16 bits open as 32-bit integers: PGM always, and then scaled to all 16; of others the values tell.
+    """
+    return image.mode != "I" or image.format == "PPM" or most > 255
+
+
 def _scaled(image: Image.Image) -> Image.Image:
     """Return an image of one channel of more than 8 bits in 8 bits, white where it is transparent."""
     # In place, since an image may have hundreds of millions of pixels, and several are read at once.
@@ -228,7 +246,7 @@ def _scaled(image: Image.Image) -> Image.Image:
             scale = 255.0 if values.max() <= 1 else 1.0
         else:
             values = stored.astype(np.float64)
-            scale = 255 / 65535 if values.max() > 255 else 1.0  # some 16-bit formats open as 32-bit integers
+            scale = 255 / 65535 if _is_of_16_bits(image, values.max()) else 1.0
         values *= scale
         np.clip(np.rint(values, out=values), 0, 255, out=values)
     eight = values.astype(np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
 
 from spkd.errors import InputError
 
@@ -33,11 +34,12 @@ class LossWeights:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
             if not is_number or not math.isfinite(value) or value < 0:
                 raise InputError(
                     f"{field.name} must be a finite number of at least 0, got {value}; try {field.default}"
                 )
+            object.__setattr__(self, field.name, float(value))  # of NumPy, say
         if self.alpha > 1:
             raise InputError(f"alpha must lie between 0 and 1, got {self.alpha}; try 0.9")
         if self.temperature == 0:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from spkd.modes import evaluating, keeping_buffers
+from spkd.modes import evaluating, keeping_buffers, usual_defaults
 from spkd.outputs import logits_of
 
 KEPT = 16
@@ -65,4 +65,5 @@ def _device(network: nn.Module) -> torch.device:
 def _picture(channels: int, image_size: int) -> Tensor:
     """Return waves in [0, 1], other ones in each channel: (1, channels, image_size, image_size)."""
     count = channels * image_size**2
-    return (torch.arange(count).mul(0.37).sin() / 2 + 0.5).view(1, channels, image_size, image_size)
+    with usual_defaults():
+        return (torch.arange(count).mul(0.37).sin() / 2 + 0.5).view(1, channels, image_size, image_size)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from spkd.errors import InputError, one_line
-from spkd.modes import evaluating
+from spkd.modes import evaluating, usual_defaults
 from spkd.outputs import logits_of
 
 
@@ -71,8 +71,8 @@ def count_logits(network: nn.Module, spec: str, channels: int, image_size: int) 
 
 def _grey_logits(network: nn.Module, spec: str, channels: int, image_size: int) -> Tensor:
     # Two, since some take a batch of one for an image without a batch.
-    images = torch.full((2, input_channels(network, channels, image_size), image_size, image_size), 0.5)
-    with evaluating(network):
+    with evaluating(network), usual_defaults():
+        images = torch.full((2, input_channels(network, channels, image_size), image_size, image_size), 0.5)
         try:
             logits = logits_of(network(images))
         except InputError:

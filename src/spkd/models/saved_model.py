@@ -28,6 +28,7 @@ from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.network import count_logits, input_channels
 from spkd.models.spec import names_architecture, parse_spec, rebuild
 from spkd.models.weights import load_exactly, read_tensors
+from spkd.modes import usual_defaults
 from spkd.taps import levels
 
 _FORMAT = 1
@@ -96,6 +97,11 @@ def save_model(network: nn.Module, folder: str | Path, info: ModelInfo | None = 
         wrapped = levels(network)
     if info is None:
         raise InputError("info: expected a ModelInfo, which tells what builds the network and what its classes are.")
+    if info.spec.startswith("__main__:"):
+        raise InputError(
+            f"info: {info.spec} is known to this process alone; write the code to a file, and name "
+            f"path/file.py:{info.spec.removeprefix('__main__:')}."
+        )
     info = replace(info, spec=parse_spec(info.spec).spec)  # with the whole path of a file
     again = _built(info)
     names = again.state_dict().keys()
@@ -124,7 +130,7 @@ def _is_of_run(folder: Path) -> bool:
 
 def _built(info: ModelInfo) -> nn.Module:
     """Return the architecture that ``info`` names, with random weights; the random generators stay as they are."""
-    with torch.random.fork_rng(devices=[]):
+    with usual_defaults(), torch.random.fork_rng(devices=[]):
         return rebuild(
             parse_spec(info.spec),
             classes=len(info.classes),
@@ -167,7 +173,8 @@ def load_classifier(folder: str | Path) -> Classifier:
     network = _built(info)
     load_exactly(network, read_tensors(path), f"{path} and {info.spec}")
     check_answer(network, saved)
-    return Classifier(network, info).eval()
+    with usual_defaults():
+        return Classifier(network, info).eval()
 
 
 def saved_info(folder: str | Path) -> ModelInfo:

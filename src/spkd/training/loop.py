@@ -150,6 +150,8 @@ class Training:
                 f"{path} was made with other weights, code or images", "give --overwrite to begin anew"
             )
         self._distiller.load_state_dict(tensors["distiller"])
+        for saved, own in zip(tensors["optimizer"]["param_groups"], self._optimizer.param_groups, strict=True):
+            saved["fused"] = own["fused"]  # which this device decides
         self._optimizer.load_state_dict(tensors["optimizer"])
         lay_as_weights(self._optimizer)
         self._fabric.strategy.precision.load_state_dict(tensors["precision"])

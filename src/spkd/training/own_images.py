@@ -7,14 +7,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from spkd.data.augment import fixed_view, side_for_view, to_unit_range
 from spkd.data.checked_files import SMALL
-from spkd.data.decoding import header_size, read_image
+from spkd.data.decoding import Picture, header_size, read_image
 from spkd.data.folder import image_files
 from spkd.data.images import ImageData, Images, joined
 from spkd.data.load import load_data, named_set
@@ -129,30 +130,33 @@ def numbered_as(info: ModelInfo, images: Images, data: ImageData, say: Callable[
     return images.relabelled(torch.tensor([ours.index(name) for name in theirs])[images.targets])
 
 
-def load_image(path: str | Path, info: ModelInfo) -> Tensor:
+def load_image(picture: str | Path | BinaryIO | Image.Image, info: ModelInfo) -> Tensor:
     """Return a picture as the model with this ``info`` is to see it: float32, (1, channels, s, s), in [0, 1].
 
     It is read as in training (upright as its EXIF data say, transparent pixels white, 16 bits as 8) and cut and resized
     as in evaluation.
 
     Args:
-        path: the file.
+        picture: the path of its file, the file opened to read bytes, or ``io.BytesIO`` with its content, or a picture
+            that Pillow has opened. What is open stays so. Of a path or an open file a large JPEG is read at a part of
+            its size, as in training, of which Pillow's picture, read whole, may differ by about a grey level.
         info: :attr:`~spkd.models.classifier.Classifier.info` of a loaded model. Where that does not tell which view it
             was made for, a square of at most 96 pixels is given whole, and of others the centre.
 
     Raises:
-        InputError: when the file cannot be read.
+        InputError: when it cannot be read.
     """
-    view = info.view or _usual_view(str(path))
+    given = str(picture) if isinstance(picture, (str, Path)) else picture
+    view = info.view or _usual_view(given)
     try:
-        image = read_image(str(path), info.channels, side_for_view(info.image_size, view))
+        image = read_image(given, info.channels, side_for_view(info.image_size, view))
     except UnreadableImage as error:
         raise InputError(error.brief) from error  # of a single file, which is not to be left out
     return to_unit_range(fixed_view(image, info.image_size, view)).unsqueeze(0).contiguous()
 
 
-def _usual_view(path: str) -> View:
-    width, height = header_size(path) or (0, 0)
+def _usual_view(picture: Picture) -> View:
+    width, height = header_size(picture) or (0, 0)
     return "whole" if width == height <= SMALL else "centre"
 
 
