@@ -15,6 +15,7 @@ from spkd.data.augment import (
     _draw_part,
     crop_views,
     draw_crops,
+    draw_share,
     fixed_view,
     pad_reflect,
     padding,
@@ -223,3 +224,14 @@ def test_a_random_part_lies_anywhere_and_its_area_is_uniform():
 )
 def test_of_an_image_too_long_for_any_part_the_middle_is_shown(height, width, part):
     assert all(_draw_part(height, width, random.Random(seed), CROP_SCALE) == part for seed in range(5))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_shares_have_the_mean_and_the_variance_of_their_distribution_and_no_precision_rounds_them(alpha):
+    shares = torch.tensor([draw_share(alpha, seed) for seed in range(4000)])
+    for dtype in (torch.bfloat16, torch.float16):
+        assert torch.equal(shares.to(dtype).float(), shares)
+        assert torch.equal((1 - shares).to(dtype).float(), 1 - shares)
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert shares.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(variance / 4000))
+    assert shares.var().item() == pytest.approx(variance, rel=0.1)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from spkd.data.augment import pad_reflect, resize
+from spkd.data.augment import draw_share, pad_reflect, resize
 from spkd.data.images import FileImages, MemoryImages
-from spkd.data.seeds import mixed_seed
+from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.data.views import FixedViews, _tell_of_memory, in_batches
 from spkd.errors import InputError, RunFailed
@@ -458,3 +458,75 @@ def test_readers_leave_signals_to_stop_to_the_run_from_the_first_moment_on(file_
     (((told,), _),) = in_batches(HeldBack(file_images, (16,), "whole"), [torch.arange(2)], CPU, 1)
     assert told.all()
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+
+
+class TestMixing:
+    """Held against the same stream without it, and the formula in float64."""
+
+    @pytest.fixture
+    def pictures(self, images):
+        return images.select(torch.arange(7))
+
+    def mixed(self, images, batch_size=3, **options):
+        return stream(images, batch_size, mixup=0.7, classes=50, **options)
+
+    @pytest.mark.parametrize("start", [0, 1])
+    def test_each_image_is_mixed_with_the_one_before_it_and_its_label_too(self, pictures, start):
+        plain, mixed = stream(pictures, 3).batches(2, start), self.mixed(pictures).batches(2, start)
+        shares = []
+        for number, (one, other) in enumerate(zip(plain, mixed, strict=True), start):
+            share = draw_share(0.7, mixed_seed(Use.MIX, 0, 2, number))
+            for place in range(len(one.images)):
+                expected = share * one.images[place].double() + (1 - share) * one.images[place - 1].double()
+                torch.testing.assert_close(other.images[place].double(), expected, rtol=0, atol=1e-6)
+                row = [0.0] * 50
+                row[one.targets[place]] += share
+                row[one.targets[place - 1]] += 1 - share
+                assert other.targets[place].tolist() == row
+            assert other.shown is other.images
+            shares.append(share)
+        assert len(set(shares)) == len(shares)
+
+    def test_parts_of_a_batch_are_those_of_the_whole(self, pictures):
+        whole = list(self.mixed(pictures, 7).batches(1))
+        parts = [list(self.mixed(pictures, 7, part=(part, 3)).batches(1)) for part in range(3)]
+        for batch, own in zip(whole, zip(*parts, strict=True), strict=True):
+            for field in range(3):
+                assert torch.equal(batch[field], torch.cat([part[field] for part in own]))
+
+    def test_both_sizes_are_mixed_alike(self, file_images):
+        plain = stream(file_images, 3, size=12, teacher_size=20).batches(0)
+        mixed = self.mixed(file_images, size=12, teacher_size=20).batches(0)
+        for number, (one, other) in enumerate(zip(plain, mixed, strict=True)):
+            share = draw_share(0.7, mixed_seed(Use.MIX, 0, 0, number))
+            for view, size in (("images", 12), ("shown", 20)):
+                own = getattr(one, view)
+                torch.testing.assert_close(getattr(other, view), share * own + (1 - share) * own.roll(1, 0))
+                assert own.shape[-1] == size
+
+    def test_an_image_without_a_label_leaves_its_share_out(self):
+        images = memory_images(4)
+        images = images.relabelled(torch.tensor([-100, -100, -100, 3]))
+        for batch in self.mixed(images, 4).batches(0):
+            share = draw_share(0.7, mixed_seed(Use.MIX, 0, 0, 0))
+            assert sorted(batch.targets.sum(1).tolist()) == sorted([0, 0, share, 1 - share])
+
+    def test_a_batch_of_one_is_its_own_neighbour(self):
+        plain, mixed = stream(memory_images(2), 1).epoch(0), self.mixed(memory_images(2), 1).epoch(0)
+        for (images, targets), (same, shares) in zip(plain, mixed, strict=True):
+            torch.testing.assert_close(same, images)
+            assert shares[0, targets[0]] == 1
+
+    def test_workers_do_not_matter(self, pictures):
+        own, others = (self.mixed(pictures, workers=workers, augment="rand") for workers in (0, 2))
+        assert content(own.epoch(2)) == content(others.epoch(2))
+
+
+def test_an_epoch_is_drawn_as_is_said(images):
+    images = images.select(torch.arange(7)).relabelled(torch.tensor([0, 0, 0, 0, 0, 0, 1]))
+    seen = [target for _, targets in stream(images, 3, draw="balanced").epoch(1) for target in targets.tolist()]
+    assert sorted(seen) in ([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1])
+    assert (
+        content(stream(images, 3, draw="balanced").epoch(1, start=1))
+        == content(stream(images, 3, draw="balanced").epoch(1))[1:]
+    )

@@ -54,9 +54,12 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("options", [{}, {"mixup": 1.0, "draw": "balanced"}])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_float32_played_is_live_bit_for_bit(tiny: str, teacher: Path, tmp_path: Path, precision: str) -> None:
-    wanted = request(tiny, teacher, overrides={"precision": precision})
+def test_float32_played_is_live_bit_for_bit(
+    tiny: str, teacher: Path, tmp_path: Path, precision: str, options: dict[str, Any]
+) -> None:
+    wanted = request(tiny, teacher, data=DataOptions(**options), overrides={"precision": precision})
     taped = replace(CPU, tape=str(tmp_path / "tape"), tape_dtype="float32")
     live = trained(wanted, tmp_path / "live")
     trained(wanted, tmp_path / "recorded", taped)
@@ -482,9 +485,12 @@ def test_what_decides_the_teacher_s_words_is_in_the_identity(tiny: str, teacher:
         "image_size": replace(wanted, data=replace(wanted.data, image_size=12)),
         "batch_size": replace(wanted, overrides={**wanted.overrides, "batch_size": 32}),
         "seed": replace(wanted, seed=1),
+        "mixup": replace(wanted, data=replace(wanted.data, mixup=1.0)),
+        "draw": replace(wanted, data=replace(wanted.data, draw="sqrt")),
     }
     for field, other in changed.items():
-        assert {name for name, value in set_up(other).tape_identity().items() if value != own[name]} == {field}
+        theirs = set_up(other).tape_identity()
+        assert {name for name in own | theirs if theirs.get(name) != own.get(name)} == {field}
     assert "reflect pad" in own["augmentation"]
     description = teacher / "student" / "model.json"
     before = description.read_text()

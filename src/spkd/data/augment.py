@@ -74,6 +74,41 @@ def draw_crops(count: int, margin: int, flip: bool, seed: int) -> Crops:
     return Crops(top, left, mirrored & flip)
 
 
+def draw_share(alpha: float, seed: int) -> float:
+    """Return how much of a mixed image is its own, from Beta(``alpha``, ``alpha``), in whole 256ths.
+
+    These, and what is left to 1, no half precision rounds.
+
+    >>> draw_share(1.0, 0) * 256 == round(draw_share(1.0, 0) * 256)
+    True
+    """
+    return round(256 * random.Random(seed).betavariate(alpha, alpha)) / 256
+
+
+def mix_images(images: Tensor, share: float) -> Tensor:
+    """Mix each of (b + 1, ...) images but the first with the one before it, of which 1 - ``share`` is seen."""
+    return torch.lerp(images[:-1], images[1:], share)
+
+
+def mix_labels(targets: Tensor, share: float, classes: int) -> Tensor:
+    """Return the classes' shares in images that are mixed so.
+
+    Args:
+        targets: of b + 1 images, int64; one below 0 is no label.
+        share: of each image's own.
+        classes: how many there are, k.
+
+    Returns:
+        float32, (b, k), which add up to 1 in each row where both images have a label.
+
+    >>> mix_labels(torch.tensor([2, 0, 0]), 0.75, 3)
+    tensor([[0.7500, 0.0000, 0.2500],
+            [1.0000, 0.0000, 0.0000]])
+    """
+    labels = targets.unsqueeze(1) == torch.arange(classes, device=targets.device)
+    return mix_images(labels.float(), share)
+
+
 def pad_reflect(pixels: Tensor, margin: int) -> Tensor:
     """Pad (n, c, h, w) on each side with its mirror image, the border itself not repeated; any dtype."""
     if margin == 0:

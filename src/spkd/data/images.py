@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spkd.data.decoding import file_size, look_into, map_files, read_image
-from spkd.data.options import CROP_SCALE, Augment, View
+from spkd.data.options import CROP_SCALE, Augment, Draw, View
 from spkd.errors import InputError
 
 READ_FILES = 64
@@ -132,6 +132,8 @@ class ImageData:
         flip: whether an image and its mirror image are of one class.
         crop_scale: least share of an image's area that a training view shows, where images are not small and alike.
         augment: what else is done to training images.
+        mixup: alpha of the share by which training images are mixed, 0 where they are not.
+        draw: how often images of a class come in an epoch.
         chosen_view: what is to be seen of an image in evaluation, None where nothing was said.
         normalisation_mean: mean of each channel, of pixels in [0, 1].
         normalisation_std: standard deviation of each channel, of pixels in [0, 1].
@@ -154,6 +156,8 @@ class ImageData:
     unlabelled: Images | None = None
     crop_scale: float = CROP_SCALE
     augment: Augment = "none"
+    mixup: float = 0.0
+    draw: Draw = "plain"
     chosen_view: View | None = None
 
     @property

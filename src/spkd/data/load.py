@@ -58,6 +58,8 @@ def _load(named: tuple[DataOptions, bool]) -> ImageData:
         flip=data.flip and not options.no_flip,
         crop_scale=options.crop_scale,
         augment=options.augment,
+        mixup=options.mixup,
+        draw=options.draw,
         chosen_view=options.view,
     )
 

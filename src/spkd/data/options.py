@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,6 +14,9 @@ View = Literal["whole", "centre"]
 
 Augment = Literal["none", "trivial", "rand"]
 """What is done to training images besides crops and mirror images: nothing, TrivialAugment or RandAugment."""
+
+Draw = Literal["plain", "sqrt", "balanced"]
+"""How often a class's images come in an epoch: by their number, by its square root, or as often as any other's."""
 
 LARGEST_SIZE = 4096
 """Greatest side length, in pixels, at which images are shown to a network."""
@@ -38,6 +42,10 @@ class DataOptions:
             square. Images that are all small squares of one size are shifted by an eighth at the most.
         augment: what else is done to training images, at random: trivial (TrivialAugment: one of fourteen changes of
             colour, sharpness or shape, of any strength), rand (RandAugment: two of these, each weaker), or none.
+        mixup: alpha of mixup: every training image is mixed with another of its batch, and its label too, by a share
+            from Beta(alpha, alpha); 1 draws all shares alike, 0 leaves images as they are.
+        draw: how often images of a class come in an epoch, which has as many as there are: plain (each image once),
+            balanced (those of every class as often), or sqrt (by the square root of their number).
         view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
             out), or whole, squeezed to a square (default: as a
             trained network was made to see them, else centre, and of small squares the whole).
@@ -56,6 +64,8 @@ class DataOptions:
     grey: bool = False
     crop_scale: float = CROP_SCALE
     augment: Augment = "none"
+    mixup: float = 0.0
+    draw: Draw = "plain"
     view: View | None = None
     download: bool = False
     skip_bad_images: bool = False
@@ -73,6 +83,10 @@ class DataOptions:
             raise InputError(f"crop_scale: expected a share above 0 and up to 1, got {self.crop_scale:g}")
         if self.augment not in get_args(Augment):
             raise InputError(f"augment: expected {', '.join(get_args(Augment))}, got {self.augment!r}")
+        if not (math.isfinite(self.mixup) and self.mixup >= 0):
+            raise InputError(f"mixup: expected 0 or a finite number above it, got {self.mixup:g}; try 1")
+        if self.draw not in get_args(Draw):
+            raise InputError(f"draw: expected {', '.join(get_args(Draw))}, got {self.draw!r}")
         if self.view not in (None, "whole", "centre"):
             raise InputError(f"view: expected 'whole' or 'centre', got {self.view!r}")
         if self.workers is not None and self.workers < 0:

@@ -15,6 +15,7 @@ class Use(IntEnum):
     STEP = 3
     LOSSES = 4
     AUGMENT = 5
+    MIX = 6
 
 
 def mixed_seed(*parts: int) -> int:

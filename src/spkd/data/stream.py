@@ -13,9 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spkd.data.augment import Crops, crop_views, draw_crops, pad_reflect, padding, resize, to_unit_range
+from spkd.data.augment import (
+    Crops,
+    crop_views,
+    draw_crops,
+    draw_share,
+    mix_images,
+    mix_labels,
+    pad_reflect,
+    padding,
+    resize,
+    to_unit_range,
+)
+from spkd.data.draws import drawn_order
 from spkd.data.images import Images, MemoryImages, usual_view
-from spkd.data.options import CROP_SCALE, Augment, View
+from spkd.data.options import CROP_SCALE, Augment, Draw, View
 from spkd.data.seeds import Use, mixed_seed
 from spkd.data.views import FixedViews, SmallViews, TrainViews, in_batches
 from spkd.errors import InputError
@@ -26,7 +38,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: float32 in [0, 1], shape (b, c, image_size, image_size).
-        targets: their classes, int64, shape (b,).
+        targets: their classes, int64, shape (b,); where images are mixed the shares of all classes, float32, (b, k).
         shown: the same views at the teacher's size; ``images`` themselves where that is the same.
     """
 
@@ -38,10 +50,11 @@ class Batch(NamedTuple):
 class TrainStream:
     """Shuffled, augmented batches, the same for the same images, seed and epoch.
 
-    Every epoch gives every image once, in an order of its own. Images in memory live on the device and are
-    augmented there in batches: reflect padding by an eighth of the side, a random crop, a random flip. Others
-    are read by worker processes: a random resized crop and a random flip of each. What ``augment`` does besides is done
-    by these too, to images in memory as well.
+    Every epoch gives every image once, in an order of its own, unless ``draw`` says otherwise. Images in memory live on
+    the device and are augmented there in batches: reflect padding by an eighth of the side, a random crop, a random
+    flip. Others are read by worker processes: a random resized crop and a random flip of each. What ``augment`` does
+    besides is done by these too, to images in memory as well. With ``mixup`` each image of a batch is then mixed with
+    the one before it, the first with the last, all of a batch by one share (Zhang et al., *mixup*, ICLR 2018).
 
     A last batch of fewer images is given too, unless it would be a single image, on which batch norm cannot
     train (with a batch size of 1 all are given).
@@ -53,6 +66,9 @@ class TrainStream:
         flip: whether images may be mirrored.
         crop_scale: least share of the area of an image in a file that a view shows, in (0, 1].
         augment: what else is done to them, as :func:`~spkd.data.augment.augmented` does it.
+        mixup: alpha of the Beta(alpha, alpha) that these shares are drawn from; 0 mixes nothing.
+        draw: how often images of a class come, as of :func:`~spkd.data.draws.drawn_order`.
+        classes: how many there are, which is only needed to mix them.
         batch_size: images in a batch.
         seed: of the order and the augmentation.
         device: where the batches are wanted.
@@ -81,6 +97,9 @@ class TrainStream:
         device: torch.device,
         crop_scale: float = CROP_SCALE,
         augment: Augment = "none",
+        mixup: float = 0.0,
+        draw: Draw = "plain",
+        classes: int = 0,
         workers: int | None = 0,
         part: tuple[int, int] = (0, 1),
         least: int = 1,
@@ -98,6 +117,7 @@ class TrainStream:
         self._flip = flip
         self._crop_scale = crop_scale
         self._augment = augment
+        self._mixup, self._draw, self._classes = mixup, draw, classes
         self._batch_size = batch_size
         self._seed = seed
         self._device = device
@@ -147,7 +167,12 @@ class TrainStream:
         if not 0 <= start <= self.batches_per_epoch:
             raise InputError(f"start: expected 0 to {self.batches_per_epoch} batches, got {start}")
         generator = torch.Generator().manual_seed(mixed_seed(Use.ORDER, self._seed, epoch))
-        order = torch.randperm(len(self._images), generator=generator)
+        order = drawn_order(self._images.targets, self._draw, generator)
+        batches = self._views(order, epoch, start)
+        return self._mixing(batches, epoch, start) if self._mixup else batches
+
+    def _views(self, order: Tensor, epoch: int, start: int) -> Iterator[Batch]:
+        """Iterate over the batches of an epoch's order, not mixed yet."""
         if not isinstance(self._images, MemoryImages):
             views = TrainViews(
                 self._images, self._sizes, self._flip, self._crop_scale, self._augment, self._seed, epoch
@@ -171,9 +196,23 @@ class TrainStream:
         return self._from_workers(small, self._parts_of(order, start))
 
     def _parts_of(self, order: Tensor, start: int) -> list[Tensor]:
-        """Return this process's part of every batch from ``start`` on."""
+        """Return this process's part of every batch from ``start`` on.
+
+        Where images are mixed it begins with the one that its first is mixed with.
+        """
         whole = _parts(order, self._batch_size)[start : self.batches_per_epoch]
-        return [torch.tensor_split(batch, self._parts)[self._part] for batch in whole]
+        own = [torch.tensor_split(batch, self._parts)[self._part] for batch in whole]
+        if not self._mixup:
+            return own
+        before = [torch.tensor_split(batch.roll(1), self._parts)[self._part][:1] for batch in whole]
+        return [torch.cat(both) for both in zip(before, own, strict=True)]
+
+    def _mixing(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
+        for number, (images, targets, shown) in enumerate(batches, start):
+            share = draw_share(self._mixup, mixed_seed(Use.MIX, self._seed, epoch, number))
+            mixed = mix_images(images, share)
+            also = mixed if shown is images else mix_images(shown, share)
+            yield Batch(mixed, mix_labels(targets, share, self._classes), also)
 
     def _from_workers(self, views: TrainViews | SmallViews, batches: list[Tensor]) -> Iterator[Batch]:
         for pixels, targets in in_batches(views, batches, self._device, self._workers):

@@ -40,6 +40,8 @@ NOT_SAID = {
     "grey": False,
     "crop_scale": CROP_SCALE,
     "augment": "none",
+    "mixup": 0.0,
+    "draw": "plain",
     "view": None,
     "label_smoothing": 0.0,
     "class_weights": "none",
