@@ -7,6 +7,8 @@ import json
 import math
 import re
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +17,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import save_grey
+from helpers import Counted, save_grey
 from torch import Tensor, nn
 
 import spkd.export
+from spkd.calibration import calibrated, temperature_of
 from spkd.errors import InputError
 from spkd.export import export_model, export_network, export_path
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
+from spkd.training.counting import counting
 
 
 class Small(nn.Module):
@@ -337,3 +341,83 @@ def test_no_image_of_the_check_is_in_the_file(saved: tuple[Path, Classifier], fo
         parts = [report.path.read_bytes()] if file is None else [file.read(name) for name in file.namelist()]
     for image in images:
         assert not any(image.numpy().tobytes() in part for part in parts)
+
+
+def labelled(seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Return batches of images and targets of three classes."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.rand(40, 1, 8, 8, generator=generator), torch.randint(3, (40,), generator=generator)) for _ in range(3)
+    ]
+
+
+def told(batches: list[tuple[Tensor, Tensor]], classifier: Classifier, wrong: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the same images, with the classifier's own decisions but for so many of each batch as targets."""
+    with torch.no_grad():
+        decided = [(images, classifier(images).argmax(1)) for images, _ in batches]
+    return [(images, torch.cat([(one[:wrong] + 1) % 3, one[wrong:]])) for images, one in decided]
+
+
+@pytest.mark.parametrize(("format", "suffix", "run"), [("onnx", ".onnx", run_onnx), ("torch", ".pt2", run_torch)])
+def test_calibrated_logits_are_the_network_s_divided_by_the_temperature(
+    saved: tuple[Path, Classifier], format: str, suffix: str, run: Callable[[Path, Tensor], np.ndarray]
+) -> None:
+    folder, classifier = saved
+    batches = told(labelled(0), classifier, wrong=8)
+    shown = Counted()
+    report = export_model(
+        folder,
+        format=format,
+        images=torch.rand(6, 1, 8, 8),
+        labelled=iter(batches),
+        shown=counting(shown, "calibrating", 120),
+    )
+    assert shown.steps == [("calibrating", 120), 40, 80, 120]
+    assert report.calibration is not None
+    temperature = report.calibration.temperature
+    images, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    with torch.no_grad():
+        expected = classifier(images)
+    assert temperature == pytest.approx(temperature_of(expected, targets), rel=1e-6)
+    assert abs(temperature - 1) > 0.2, "or the test would not tell division from none"
+    for count in (1, 2, 40):
+        answer = run(report.path, images[:count])
+        assert temperature * answer == pytest.approx(expected[:count].numpy(), abs=1e-4)
+        assert (answer.argmax(1) == expected[:count].argmax(1).numpy()).all()
+    assert report.relative_difference < 1e-4
+    if format == "torch":
+        extra = {"classes.json": "", "images.txt": "", "temperature.txt": ""}
+        torch.export.load(report.path, extra_files=extra)
+        kept, classes = extra["temperature.txt"], extra["classes.json"]
+    else:
+        metadata = {entry.key: entry.value for entry in onnx.load(report.path).metadata_props}
+        kept, classes = metadata["temperature"], metadata["classes"]
+    assert (float(kept), json.loads(classes)) == (temperature, ["null", "eins", "zwei"])
+
+
+def test_without_labelled_images_there_is_no_temperature(saved: tuple[Path, Classifier]) -> None:
+    report = export_model(saved[0], images=torch.rand(3, 1, 8, 8))
+    assert report.calibration is None
+    assert sorted(entry.key for entry in onnx.load(report.path).metadata_props) == ["classes", "images"]
+
+
+def test_a_calibrated_file_is_checked_against_the_divided_logits(tmp_path: Path, images: Tensor) -> None:
+    logits = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    found = calibrated(nn.Identity(), [(logits, torch.tensor([0, 0, 0, 1]))], "ab")
+    network = OtherWhenExported().eval()
+    options = {"images": images, "tolerance": 1.0, "calibration": replace(found, temperature=4.0)}
+    report = export_network(network, tmp_path / "x.onnx", **options)
+    assert report.max_difference == pytest.approx(0.01 / 4, rel=0.05)
+    with torch.no_grad():
+        largest = float(network(images).abs().max())
+    assert report.relative_difference == pytest.approx(0.01 / largest, rel=0.05)
+
+
+def test_images_that_are_all_right_leave_the_earlier_file(saved: tuple[Path, Classifier]) -> None:
+    folder, classifier = saved
+    path = export_model(folder, images=torch.rand(3, 1, 8, 8)).path
+    before = path.read_bytes()
+    batches = told(labelled(0), classifier, wrong=0)
+    with pytest.raises(InputError, match=r"temperature: none above .*120 of 120 images are right"):
+        export_model(folder, images=torch.rand(3, 1, 8, 8), labelled=batches)
+    assert path.read_bytes() == before

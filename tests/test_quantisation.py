@@ -14,6 +14,7 @@ import torch
 from helpers import Counted, save_grey
 from torch import Tensor, nn
 
+from spkd.calibration import temperature_of
 from spkd.errors import InputError
 from spkd.export import converted, export_model
 from spkd.models.classifier import Classifier
@@ -237,3 +238,46 @@ def test_what_cannot_be_quantised_leaves_the_earlier_file(
 def test_a_wrong_name_is_answered_before_the_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape("ending in .onnx")):
         export_int8(tmp_path, tmp_path / "x.pt2", images=torch.rand(1), calibration=[], labelled=[])
+
+
+def test_logits_in_8_bits_are_divided_by_the_temperature_that_they_have(
+    saved: tuple[Path, Classifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, classifier = saved
+    images = torch.rand(6, 1, 8, 8)
+    pixels = torch.cat([pixels for pixels, _ in batches(3, 40, 1)])
+    with torch.no_grad():
+        decided = classifier(pixels).argmax(1)
+    targets = torch.cat([(decided[:30] + 1) % 4, decided[30:]])
+    given = {
+        "images": images,
+        "calibration": [pixels],
+        "labelled": [(pixels[:70], targets[:70]), (pixels[70:], targets[70:])],
+    }
+    plain = export_int8(folder, **given)
+    assert plain.calibration is None
+    logits = answers(plain.path, pixels)
+    shown, timed = Counted(), []
+    monkeypatch.setattr("spkd.quantisation.latency_ms", lambda run, *_: timed.append(run(pixels)) or 1.0)
+    report = export_int8(folder, **given, calibrate=True, shown=counting(shown, "comparing", 120))
+    assert shown.steps == [("comparing", 120), 70, 120]
+    assert report.calibration is not None
+    temperature = report.calibration.temperature
+    assert temperature == pytest.approx(temperature_of(torch.from_numpy(logits), targets), rel=1e-6)
+    with torch.no_grad():
+        assert temperature != pytest.approx(temperature_of(classifier(pixels), targets), rel=1e-6)
+    assert abs(temperature - 1) > 0.2, "or the test would not tell division from none"
+    assert temperature * answers(report.path, pixels) == pytest.approx(logits, rel=1e-6)
+    assert np.array_equal(timed[0], answers(report.path, pixels)), "the latency is that of the file"
+    assert report.calibration.before.top1_error == report.error == plain.error
+    assert (report.float_error, report.agreement, report.per_class) == (
+        plain.float_error,
+        plain.agreement,
+        plain.per_class,
+    )
+    model, before = onnx.load(report.path), onnx.load(plain.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert (model.graph.input, model.graph.output) == (before.graph.input, before.graph.output)
+    told, told_before = ({one.key: one.value for one in file.metadata_props} for file in (model, before))
+    assert told == {**told_before, "temperature": repr(temperature)}
+    assert report.bytes == report.path.stat().st_size

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from spkd.calibration import Calibration, temperature_of
     from spkd.distiller import Distiller, Remembered
     from spkd.errors import InputError
     from spkd.export import ExportReport, export_model
@@ -40,6 +41,7 @@ _HOMES = {
     "UNLABELLED": "spkd.losses.objective",
     "Activations": "spkd.taps",
     "AttentionTransferLoss": "spkd.losses.attention",
+    "Calibration": "spkd.calibration",
     "Candidate": "spkd.pairing",
     "ClassError": "spkd.training.evaluation",
     "Classifier": "spkd.models.classifier",
@@ -72,12 +74,14 @@ _HOMES = {
     "similarity_matrix": "spkd.functional",
     "similarity_preserving_loss": "spkd.functional",
     "soft_target_loss": "spkd.functional",
+    "temperature_of": "spkd.calibration",
 }
 
 __all__ = [
     "UNLABELLED",
     "Activations",
     "AttentionTransferLoss",
+    "Calibration",
     "Candidate",
     "ClassError",
     "Classifier",
@@ -111,6 +115,7 @@ __all__ = [
     "similarity_matrix",
     "similarity_preserving_loss",
     "soft_target_loss",
+    "temperature_of",
 ]
 
 

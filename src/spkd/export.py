@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from spkd.calibration import Calibration, calibrated
 from spkd.errors import InputError, nearest, one_line
 from spkd.export_options import TOLERANCE
 from spkd.files import write_bytes_atomically
@@ -27,6 +28,8 @@ from spkd.modes import evaluating, usual_defaults
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18  # what PyTorch's exporter writes natively; onnxruntime reads it since 1.14
 LATENCY_REPEATS = 30
+_EXTRA_FILES = {"classes": "classes.json", "images": "images.txt", "temperature": "temperature.txt"}
+"""What a ``torch`` file calls what is told beside it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ExportReport:
         relative_difference: the same relative to the largest logit, which ``tolerance`` bounds.
         latency_torch_ms: median time of one image in PyTorch on the CPU.
         latency_exported_ms: the same of the file, in onnxruntime for ``onnx``, with as many threads.
+        calibration: the temperature that its logits were divided by, and what that changed; None where they were not.
     """
 
     path: Path
@@ -52,6 +56,7 @@ class ExportReport:
     relative_difference: float
     latency_torch_ms: float
     latency_exported_ms: float
+    calibration: Calibration | None = None
 
 
 def export_model(
@@ -61,6 +66,8 @@ def export_model(
     *,
     images: Tensor,
     tolerance: float = TOLERANCE,
+    labelled: Iterable[tuple[Tensor, Tensor]] | None = None,
+    shown: AbstractContextManager[Callable[[int], object]] | None = None,
 ) -> ExportReport:
     """Export the classifier saved in ``folder``, a run folder or a saved model.
 
@@ -76,17 +83,28 @@ def export_model(
         format: ``onnx`` or ``torch``.
         images: real images (n, channels, image_size, image_size) in [0, 1] for the check.
         tolerance: greatest difference of a logit from PyTorch's, relative to the greatest absolute logit.
+        labelled: batches of such images and targets, which the network has not learnt, as of a validation: the logits
+            are divided by the temperature that :func:`spkd.calibration.temperature_of` gives of these, and the metadata
+            hold it under ``temperature``, the extra files as ``temperature.txt``. None leaves them as they are.
+        shown: entered while these are gone through; gives what takes the number of images of each batch then
+            (:func:`spkd.training.counting.counting`).
 
     Raises:
-        InputError: when there is no saved model, the images are others, the network cannot be converted, its logits are
-            not finite, the exported ones differ by more than the tolerance, or the file cannot be written. Nothing is
-            written then.
+        InputError: when there is no saved model, the images are others, there is no best temperature, the network
+            cannot be converted, its logits are not finite, the exported ones differ by more than the tolerance, or the
+            file cannot be written. Nothing is written then.
     """
     # Before the network is loaded: a mistyped option is answered at once.
     path = export_path(Path(folder), None if out is None else Path(out), format)
     classifier = load_classifier(folder)
     require_own_images(classifier.info, images)
-    return export_network(classifier, path, format, images=images, tolerance=tolerance, info=classifier.info)
+    found = None
+    if labelled is not None:
+        with shown or nullcontext(lambda images: None) as count:
+            found = calibrated(classifier, labelled, classifier.info.classes, count)
+    return export_network(
+        classifier, path, format, images=images, tolerance=tolerance, info=classifier.info, calibration=found
+    )
 
 
 def require_own_images(info: ModelInfo, images: Tensor) -> None:
@@ -133,19 +151,21 @@ def export_network(
     images: Tensor,
     tolerance: float = TOLERANCE,
     info: ModelInfo | None = None,
+    calibration: Calibration | None = None,
 ) -> ExportReport:
     """Export any network from images to logits; :func:`export_model` says what the file is like.
 
     The file's content is run on the images in batches of one, of two and of all (fewer than three are
     repeated), and moved into place only when every logit is within ``tolerance`` times the largest
     absolute logit of PyTorch's. The network is left as it was, its mode included. Without ``info`` the file tells
-    nothing of classes and images.
+    nothing of classes and images. With a ``calibration`` all logits are those divided by its temperature.
 
     Raises:
         InputError: when there are no images, the network cannot be converted, its logits are not finite, the
             exported ones differ, or the file cannot be written. Nothing is written then.
     """
-    exported = converted(network, format, images=images, tolerance=tolerance, info=info)
+    temperature = None if calibration is None else calibration.temperature
+    exported = converted(network, format, images=images, tolerance=tolerance, info=info, temperature=temperature)
     report = ExportReport(
         path=path,
         format=format,
@@ -155,6 +175,7 @@ def export_network(
         relative_difference=exported.relative_difference,
         latency_torch_ms=latency_ms(network, images[:1].to("cpu", torch.float32), LATENCY_REPEATS),
         latency_exported_ms=latency_ms(exported.run, images[:1].to("cpu", torch.float32), LATENCY_REPEATS),
+        calibration=calibration,
     )
     write_bytes_atomically(path, exported.content)
     return report
@@ -177,10 +198,31 @@ class Converted:
     relative_difference: float
 
 
+class _Tempered(nn.Module):
+    """A network whose logits are divided by a temperature."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits / self.temperature
+
+
 def converted(
-    network: nn.Module, format: str, *, images: Tensor, tolerance: float, info: ModelInfo | None
+    network: nn.Module,
+    format: str,
+    *,
+    images: Tensor,
+    tolerance: float,
+    info: ModelInfo | None,
+    temperature: float | None = None,
 ) -> Converted:
     """Convert a network and check the outcome, as :func:`export_network` says, without writing anything.
+
+    Its logits are divided by a ``temperature``.
 
     Raises:
         InputError: as :func:`export_network` does.
@@ -190,13 +232,15 @@ def converted(
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise InputError(f"tolerance: expected a number above 0, got {tolerance}; the default is {TOLERANCE:g}")
     images = _at_least_three(images)
+    if temperature is not None:
+        network = _Tempered(network, temperature)
     with evaluating(network), usual_defaults():
         batches = [images[:size] for size in (1, 2, len(images))]
         with torch.no_grad():
             expected = [network(batch) for batch in batches]
         # Made up, since a file of torch.export keeps what it was traced with, and the images are the user's.
         example = torch.rand(batches[1].shape, generator=torch.Generator().manual_seed(0))
-        content, run = _in_format(network, example, format, info)
+        content, run = _in_format(network, example, format, told_beside(info, temperature))
     difference = _check(run, batches, expected, tolerance, format)
     relative = difference / max(1e-30, *(float(logits.abs().max()) for logits in expected))
     return Converted(content, run, difference, relative)
@@ -244,15 +288,15 @@ def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance
     return largest
 
 
-def _in_format(network: nn.Module, example: Tensor, format: str, info: ModelInfo | None) -> tuple[bytes, Runner]:
-    """Return the file's content, and a function that runs it."""
+def _in_format(network: nn.Module, example: Tensor, format: str, told: dict[str, str]) -> tuple[bytes, Runner]:
+    """Return the content of a file, which tells this beside the network, and a function that runs it."""
     shapes = ({0: Dim("batch")},)
     try:
         with quiet():
             program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
             if format == "torch":
-                return _torch_file(program, info)
-            return _onnx_file(program, shapes, info)
+                return _torch_file(program, told)
+            return _onnx_file(program, shapes, told)
     # A network of the user's own may fail to convert in any way.
     except Exception as error:
         raise InputError(
@@ -261,13 +305,13 @@ def _in_format(network: nn.Module, example: Tensor, format: str, info: ModelInfo
         ) from error
 
 
-def _torch_file(program: ExportedProgram, info: ModelInfo | None) -> tuple[bytes, Runner]:
+def _torch_file(program: ExportedProgram, told: dict[str, str]) -> tuple[bytes, Runner]:
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
                 node.meta.pop("stack_trace", None)  # names files and quotes lines of this machine
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files=told_beside(info, classes="classes.json", images="images.txt"))
+    torch.export.save(program, file, extra_files={_EXTRA_FILES[name]: text for name, text in told.items()})
     module = torch.export.load(io.BytesIO(file.getvalue())).module()
 
     def run(images: Tensor) -> Tensor:
@@ -278,7 +322,7 @@ def _torch_file(program: ExportedProgram, info: ModelInfo | None) -> tuple[bytes
     return file.getvalue(), run
 
 
-def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], info: ModelInfo | None) -> tuple[bytes, Runner]:
+def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], told: dict[str, str]) -> tuple[bytes, Runner]:
     import onnx
 
     exported = torch.onnx.export(
@@ -295,7 +339,7 @@ def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], info: Mo
         raise RuntimeError("torch.onnx.export gave no program")
     model = exported.model_proto
     _remove_traces(model)
-    onnx.helper.set_model_props(model, told_beside(info, classes="classes", images="images"))
+    onnx.helper.set_model_props(model, told)
     content = model.SerializeToString()
     return content, onnx_runner(content)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spkd.calibration import Calibration, calibrated
 from spkd.errors import InputError, one_line
 from spkd.export import (
     LATENCY_REPEATS,
@@ -23,8 +24,9 @@ from spkd.export import (
 )
 from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
 from spkd.files import write_bytes_atomically
+from spkd.models.classifier import ModelInfo
 from spkd.models.cost import latency_ms
-from spkd.models.exported import onnx_runner
+from spkd.models.exported import onnx_runner, told_beside
 from spkd.models.saved_model import load_classifier
 from spkd.training.evaluation import errors_of_counts
 
@@ -65,6 +67,8 @@ class Int8Report:
         balanced_error: mean of the classes' own ``error`` in percent, over those that there are images of.
         float_balanced_error: the same of the float32 file.
         per_class: of each of these classes.
+        calibration: the temperature that the logits in 8 bits were divided by, and what that changed; None where they
+            were not.
     """
 
     path: Path
@@ -81,6 +85,7 @@ class Int8Report:
     balanced_error: float
     float_balanced_error: float
     per_class: tuple[ClassLoss, ...]
+    calibration: Calibration | None = None
 
 
 def export_int8(
@@ -92,6 +97,7 @@ def export_int8(
     labelled: Iterable[tuple[Tensor, Tensor]],
     tolerance: float = TOLERANCE,
     weight_bits: WeightBits = WEIGHT_BITS,
+    calibrate: bool = False,
     shown: AbstractContextManager[Callable[[int], object]] | None = None,
 ) -> Int8Report:
     """Export the classifier saved in ``folder`` as an ONNX file that computes in 8-bit integers.
@@ -113,6 +119,8 @@ def export_int8(
             between the two forms is still to be made.
         tolerance: of the float32 conversion; see :func:`spkd.export.export_network`.
         weight_bits: of the weights: 7, or 8 for a file that only processors with VNNI will run.
+        calibrate: whether the logits, float32 again, are divided by the temperature that those in 8 bits have on
+            ``labelled`` (:func:`spkd.calibration.temperature_of`).
         shown: entered while the errors are measured; gives what takes the number of images of each batch then
             (:func:`spkd.training.counting.counting`).
 
@@ -126,18 +134,26 @@ def export_int8(
     content = quantised(exported.content, calibration, weight_bits)
     run = onnx_runner(content)
     differing = 0
+    said: list[tuple[Tensor, Tensor]] = []  # logits in 8 bits and targets, where they are to be calibrated
     names = classifier.info.classes
     counts = torch.zeros(3, len(names), dtype=torch.int64)  # of each class, images, errors, and errors in float32
     with shown or nullcontext(lambda images: None) as count:
         for pixels, targets in labelled:
-            decisions, float_decisions = run(pixels).argmax(dim=1), exported.run(pixels).argmax(dim=1)
+            logits = run(pixels)
+            decisions, float_decisions = logits.argmax(dim=1), exported.run(pixels).argmax(dim=1)
             for place, some in enumerate((targets, targets[decisions != targets], targets[float_decisions != targets])):
                 counts[place] += torch.bincount(some, minlength=len(names))
             differing += int((decisions != float_decisions).sum())
+            if calibrate:
+                said.append((logits, targets))
             count(len(targets))
     number = int(counts[0].sum())
     if not number:
         raise InputError("labelled: expected at least one image to compare on, got none")
+    found = calibrated(nn.Identity(), said, names) if calibrate else None
+    if found is not None:
+        content = _tempered(content, classifier.info, found.temperature)
+        run = onnx_runner(content)
     images_of, wrong, float_wrong = counts.tolist()
     errors, float_errors = (errors_of_counts(list(zip(one, images_of, strict=True))) for one in (wrong, float_wrong))
     one = images[:1].to("cpu", torch.float32)
@@ -160,6 +176,7 @@ def export_int8(
             for name, own, lost, float_lost in zip(names, images_of, wrong, float_wrong, strict=True)
             if own
         ),
+        calibration=found,
     )
     write_bytes_atomically(path, content)
     return report
@@ -215,3 +232,19 @@ def quantised(content: bytes, calibration: Iterable[Tensor], weight_bits: Weight
     model.metadata_props.extend(onnx.load_from_string(content).metadata_props)
     quantised: bytes = model.SerializeToString()
     return quantised
+
+
+def _tempered(content: bytes, info: ModelInfo, temperature: float) -> bytes:
+    """Return an ONNX file's content with its logits divided by a temperature, in float32, which its metadata tell."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    graph = model.graph
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["spkd.undivided" if name == "logits" else name for name in names]
+    graph.initializer.append(onnx.helper.make_tensor("spkd.temperature", onnx.TensorProto.FLOAT, [], [temperature]))
+    graph.node.append(onnx.helper.make_node("Div", ["spkd.undivided", "spkd.temperature"], ["logits"]))
+    onnx.helper.set_model_props(model, told_beside(info, temperature))
+    tempered: bytes = model.SerializeToString()
+    return tempered

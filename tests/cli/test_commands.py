@@ -682,6 +682,31 @@ def test_export_in_8_bits_tells_what_it_costs_on_validation_images(
         assert line in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", [[], ["--format", "torch"], ["--int8"]])
+def test_export_calibrates_on_validation_images(
+    capsys: pytest.CaptureFixture[str],
+    teacher: Path,
+    tmp_path: Path,
+    form: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spkd.training.progress.PLAIN_INTERVAL", 0.0)
+    assert main(["export", str(teacher), "--calibrate", *form, "--out", str(tmp_path)]) == 0
+    shown, told = capsys.readouterr()
+    title = "comparing" if form == ["--int8"] else "calibrating"
+    assert re.fullmatch(rf"{title}: 297 of 297, [\d,]+ images/s, 0:00 left", told.splitlines()[-1])
+    measured = r"calibration error ([\d.]+ %) \(was [\d.]+ %\), cross-entropy ([\d.]+) \(was ([\d.]+)\)"
+    line = rf"^temperature [\d.]+ ± [\d.]+: {measured}, on the 297 validation images that it was chosen on$"
+    ((error, loss, loss_before),) = re.findall(line, shown, re.MULTILINE)
+    assert float(loss) < float(loss_before)
+    (path,) = tmp_path.iterdir()
+    assert f"written: {path}" in shown
+    if path.suffix == ".onnx":
+        table = succeed(capsys, "evaluate", str(path), "--data", "digits", "--split", "val", *CPU)
+        assert re.search(rf"cross-entropy +│ +{loss} ", table)
+        assert re.search(rf"calibration error +│ +{error} ", table)
+
+
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_export_writes_a_file_with_the_student_s_answers(
     capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path, form: str

@@ -36,6 +36,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--epochs", "-3"], "--epochs must be at least 1"),
         (["train", "--optimizer", "adam"], "--optimizer must be one of sgd, adamw, not 'adam'. Did you mean 'adamw'"),
         (["export", "x", "--weight_bits", "9"], "--weight_bits must be one of 7, 8, not '9'"),
+        (["export", "x", "--calibrate", "--check_images", "x.png"], "--calibrate needs labelled images to measure on"),
         (["export", "x", "--weight_bits", "8"], "--weight_bits is of 8-bit integers: give --int8"),
         (["train", "--precision", "fp8"], "--precision must be one of 32-true, bf16-mixed, 16-mixed"),
         (["train", "--milestones", "0.5", "x"], "--milestones must be a finite number, not 'x'"),
@@ -236,7 +237,7 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
         "evaluate": ["--teacher", "--per_class", "--accelerator"],
         "predict": ["--top", "--out", "--accelerator", "--skip_bad_images", "--workers"],
         "taps": ["--teacher", "--student", "--taps", "--teacher_size"],
-        "export": ["--format", "--out"],
+        "export": ["--format", "--out", "--calibrate"],
     }
     for option in [*shared, *expected[command]]:
         assert option in text, option

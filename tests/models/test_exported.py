@@ -23,7 +23,7 @@ from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.rows import Rows
 from spkd.training.evaluation import Evaluation
-from spkd.training.own_images import images_to_quantise_with, own_data
+from spkd.training.own_images import images_to_quantise_with, own_data, validation_images
 from spkd.training.prediction import predict
 from spkd.training.saved import evaluate_saved
 
@@ -90,6 +90,22 @@ def test_eight_bits_are_evaluated_too(teacher: Path, tmp_path: Path) -> None:
     report = export_int8(teacher, tmp_path / "m.onnx", images=images, calibration=calibration, labelled=batches)
     measured = evaluate_saved(report.path, data, split="val", teacher=None, accelerator="cpu")
     assert measured.top1_error == report.error
+
+
+def test_a_calibrated_file_is_evaluated_with_its_temperature(teacher: Path, tmp_path: Path) -> None:
+    data = DataOptions("digits")
+    labelled, number = validation_images(teacher, data, print)
+    images = next(validation_images(teacher, data, print)[0])[0][:8]
+    report = export_model(teacher, tmp_path / "m.onnx", images=images, labelled=labelled)
+    assert report.calibration is not None
+    before, after = report.calibration.before, report.calibration.after
+    assert before.images == number == 297
+    for network, told in ((report.path, after), (teacher, before)):
+        measured = evaluate_saved(network, data, split="val", teacher=None, accelerator="cpu")
+        assert measured.top1_error == told.top1_error
+        assert measured.cross_entropy == pytest.approx(told.cross_entropy, rel=1e-4)
+        assert measured.calibration_error == pytest.approx(told.calibration_error, abs=1e-2)
+    assert abs(after.cross_entropy / before.cross_entropy - 1) > 1e-3, "or the test would not tell the two apart"
 
 
 @pytest.mark.parametrize("view", [None, "whole", "centre"])

@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 from helpers import printed
 
+from spkd.calibration import Calibration
 from spkd.quantisation import ClassLoss, Int8Report
-from spkd.report.networks import evaluation_table, gain_text, int8_table, int8_text, network_table
+from spkd.report.networks import (
+    calibration_text,
+    evaluation_table,
+    gain_text,
+    int8_table,
+    int8_text,
+    network_table,
+)
 from spkd.studies.records import NetworkRow
 from spkd.training.evaluation import ClassError, Evaluation
 
@@ -85,6 +93,28 @@ def test_the_balanced_error_of_8_bits_is_in_the_table_where_classes_are_unequal(
     assert "│ onnx, int8 │ 100 bytes │ 1.00 ms │ 4.00 % │ 6.50 % │" in table
     assert "│ onnx │ 400 bytes │ 2.00 ms │ 3.00 % │ 5.00 % │" in table
     assert "│ balanced error │" in table.replace("┃", "│")
+
+
+@pytest.mark.parametrize(
+    ("temperature", "error", "warning"),
+    [
+        (1.25, 0.1, None),
+        (1.25, 0.13, "25 wrong answers among 1,250 images cannot tell it from 1: the probabilities may be as good"),
+        (0.8, 0.11, "25 wrong answers among 1,250 images cannot tell it from 1: the probabilities may be as good"),
+        (0.8, 0.09, None),
+        (2.0, 0.39, None),
+        (2.0, 0.41, "25 wrong answers among 1,250 images tell it roughly: more validation images tell it better"),
+    ],
+)
+def test_a_temperature_that_the_images_tell_badly_is_warned_of(
+    temperature: float, error: float, warning: str | None
+) -> None:
+    before = Evaluation(1250, 2.0, 2.0, None, 0.51234, 4.321, None, ())
+    after = replace(before, cross_entropy=0.41234, calibration_error=1.234)
+    text, *warned = calibration_text(Calibration(temperature, error, before, after)).splitlines()
+    said = "calibration error 1.23 % (was 4.32 %), cross-entropy 0.4123 (was 0.5123), on the 1,250 validation images"
+    assert text == f"temperature {temperature:.3g} ± {error:.2g}: {said} that it was chosen on"
+    assert [line.startswith(f"warning: {warning}") for line in warned] == [True] * (warning is not None)
 
 
 def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:

@@ -30,7 +30,14 @@ from spkd.models.saved_model import load_classifier, save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.training.evaluation import Evaluation
 from spkd.training.options import Request, Runtime
-from spkd.training.own_images import data_to_evaluate_on, images_to_quantise_with, load_image, own_data, real_images
+from spkd.training.own_images import (
+    data_to_evaluate_on,
+    images_to_quantise_with,
+    load_image,
+    own_data,
+    real_images,
+    validation_images,
+)
 from spkd.training.progress import Display
 from spkd.training.run import run
 from spkd.training.run_folder import MARK
@@ -240,7 +247,12 @@ def test_at_most_ten_thousand_images_are_compared_evenly_spread(teacher: Path, m
     assert (number, len(val)) == (5, 297)
     assert targets.tolist() == val.targets[places].tolist()
     assert torch.equal((255 * pixels).round().byte(), torch.stack([val.image(place) for place in places]))
-    assert said == ["compared on 5 of the 297 validation images, evenly spread"]
+    assert said == ["measured on 5 of the 297 validation images, evenly spread"]
+    alone, number = validation_images(teacher, DataOptions(), said.append)
+    (again, same), *more = alone
+    assert (number, more, said[1:]) == (5, [], said[:1])
+    assert torch.equal(again, pixels)
+    assert torch.equal(same, targets)
 
 
 def test_a_network_agrees_with_itself(teacher: Path) -> None:

@@ -245,26 +245,45 @@ def taps(options: Namespace) -> int:
     return 0
 
 
+@keeping_last()
 def export(options: Namespace) -> int:
     """Write a saved network to a file to deploy."""
     from spkd.export import export_model, export_path
-    from spkd.report.networks import export_table
-    from spkd.training.own_images import images_in, own_data, real_images
+    from spkd.report.networks import calibration_text, export_table
+    from spkd.training.counting import counting
+    from spkd.training.own_images import images_in, own_data, real_images, validation_images
+    from spkd.training.progress import display
 
     if options.int8:
         return _export_int8(options)
     if options.weight_bits is not None:
         raise InputError("--weight_bits is of 8-bit integers: give --int8, or leave it out")
+    if options.calibrate and options.check_images:
+        raise InputError("--calibrate needs labelled images to measure on: give --data, not --check_images")
     export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
+    labelled, number, shown = None, 0, display(brief=True)
     if options.check_images:
         useless = [name for name, value in _pick(DataOptions, options).items() if value is not None]
         if useless:
             raise InputError(f"--check_images takes files as they are: leave out --{useless[0]}")
         images = images_in(options.check_images, options.folder, CHECKED)
     else:
-        images = real_images(options.folder, own_data(options.folder, _pick(DataOptions, options)), CHECKED)
-    report = export_model(options.folder, options.out, options.format, images=images, tolerance=options.tolerance)
+        data = own_data(options.folder, _pick(DataOptions, options))
+        images = real_images(options.folder, data, CHECKED)
+        if options.calibrate:
+            labelled, number = validation_images(options.folder, data, say=shown.say)
+    report = export_model(
+        options.folder,
+        options.out,
+        options.format,
+        images=images,
+        tolerance=options.tolerance,
+        labelled=labelled,
+        shown=counting(shown, "calibrating", number),
+    )
     _print(export_table(report))
+    if report.calibration is not None:
+        _say(calibration_text(report.calibration))
     _say(
         f"largest difference of a logit: {report.relative_difference:.1g} of the largest logit "
         f"(allowed: {options.tolerance:g})"
@@ -273,11 +292,10 @@ def export(options: Namespace) -> int:
     return 0
 
 
-@keeping_last()
 def _export_int8(options: Namespace) -> int:
     from spkd.export import export_path
     from spkd.quantisation import export_int8
-    from spkd.report.networks import int8_table, int8_text
+    from spkd.report.networks import calibration_text, int8_table, int8_text
     from spkd.training.counting import counting
     from spkd.training.own_images import images_to_quantise_with, own_data, real_images
     from spkd.training.progress import display
@@ -299,10 +317,13 @@ def _export_int8(options: Namespace) -> int:
         labelled=labelled,
         tolerance=options.tolerance,
         weight_bits=options.weight_bits or WEIGHT_BITS,
+        calibrate=options.calibrate,
         shown=counting(shown, "comparing", number),
     )
     _print(int8_table(report))
     _say(int8_text(report))
+    if report.calibration is not None:
+        _say(calibration_text(report.calibration))
     _say(f"written: {report.path}")
     return 0
 

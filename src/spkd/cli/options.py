@@ -201,6 +201,11 @@ def export_parser() -> ArgumentParser:
         f"(default: {WEIGHT_BITS})"
     )
     parser.add_argument("--weight_bits", type=WeightBits | None, default=None, help=text)
+    text = (
+        "divide the logits by the temperature at which the probabilities fit validation images best, and tell what "
+        "that changes; no decision does"
+    )
+    parser.add_argument("--calibrate", action="store_true", help=text)
     _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2, in 8 bits model-int8.onnx)")
     parser.add_argument(
         "--tolerance",

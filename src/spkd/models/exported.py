@@ -95,12 +95,14 @@ def _runner(session: Any) -> Runner:
     return run
 
 
-def told_beside(info: ModelInfo | None, *, classes: str, images: str) -> dict[str, str]:
-    """Return what is written beside an exported network, under these names: its classes as JSON, its images in words.
+def told_beside(info: ModelInfo | None, temperature: float | None) -> dict[str, str]:
+    """Return what is written beside an exported network: its ``classes`` as JSON, its ``images`` in words, and the
+    ``temperature`` that its logits were divided by.
 
-    Without ``info`` nothing is.
+    What is None is not.
     """
-    return {} if info is None else {classes: json.dumps(info.classes), images: _images(info)}
+    told = {} if info is None else {"classes": json.dumps(info.classes), "images": _images(info)}
+    return told if temperature is None else {**told, "temperature": repr(temperature)}
 
 
 def _images(info: ModelInfo) -> str:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.table import Table
 
+from spkd.calibration import Calibration
 from spkd.export import ExportReport
 from spkd.quantisation import Int8Report
 from spkd.report.grid import as_text
@@ -18,6 +19,8 @@ from spkd.training.evaluation import Evaluation
 
 UNEQUAL = 1.5
 """How many times the images of the smallest class the largest has from which on the balanced error is shown."""
+UNSURE = 0.2
+"""The standard error of a temperature, as a part of it, above which it is warned of."""
 
 
 def network_table(rows: Sequence[NetworkRow]) -> Table:
@@ -178,6 +181,22 @@ def int8_text(report: Int8Report) -> str:
     own = f"{most.name!r} {signed(most.error - most.float_error)} ({most.images} images)"
     losses = f"validation error {signed(loss)} points, balanced error {signed(balanced)}, worst class {own}"
     return f"{text}\nwarning: {losses}; without --int8 the file is exact"
+
+
+def calibration_text(found: Calibration) -> str:
+    """Return in words what a temperature changed, with a warning where the images tell too little of it."""
+    before, after, wide = found.before, found.after, found.standard_error
+    text = (
+        f"temperature {found.temperature:.3g} ± {wide:.2g}: calibration error {_percent(after.calibration_error)} (was "
+        f"{_percent(before.calibration_error)}), cross-entropy {after.cross_entropy:.4f} (was "
+        f"{before.cross_entropy:.4f}), on the {after.images:,} validation images that it was chosen on"
+    )
+    wrong = f"{round(after.images * after.top1_error / 100):,} wrong answers among {after.images:,} images"
+    if abs(found.temperature - 1) < 2 * wide:
+        return f"{text}\nwarning: {wrong} cannot tell it from 1: the probabilities may be as good without --calibrate"
+    if wide > UNSURE * found.temperature:
+        return f"{text}\nwarning: {wrong} tell it roughly: more validation images tell it better"
+    return text
 
 
 def _unequal(counts: Sequence[int]) -> bool:

@@ -33,7 +33,7 @@ SPLITS = ("test", "val", "train", "all")
 CALIBRATION = 512
 """Images that the ranges of a quantised network's activations are taken from, at most."""
 COMPARED = 10_000
-"""Images that a quantised network is compared on, at most: an error is sure to half a point then."""
+"""Images that a network is measured on before it is exported, at most: an error is sure to half a point then."""
 Batches = Iterator[tuple[Tensor, Tensor]]
 _NOT_OF_A_RUN = {"image_size", "download", "workers"}
 
@@ -181,9 +181,7 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
     Raises:
         InputError: when there is no such network, or its images have another number of channels.
     """
-    info = saved_info(folder)
-    data = load_data(options)
-    _check_channels(info, data, options)
+    info, data = _network_and_images(folder, options)
     few = _evenly(part_of(data, "test"), count)
     return torch.cat([pixels for pixels, _ in _seen(few, info, options.workers)])
 
@@ -193,9 +191,8 @@ def images_to_quantise_with(
 ) -> tuple[Iterator[Tensor], Batches, int]:
     """Return training images to calibrate with and labelled validation images, as the network in ``folder`` takes them.
 
-    They are up to ``CALIBRATION`` and ``COMPARED`` in number, evenly spread over their sets, and without augmentation.
-    ``say`` is given a line where the images are of some of the network's classes only, have changed since training, or
-    are not all of the validation images.
+    The former are up to ``CALIBRATION`` in number, evenly spread over their set, and without augmentation; the latter
+    and ``say`` are as of :func:`validation_images`.
 
     Returns:
         Batches (n, channels, h, w) in [0, 1]; pairs of such batches and targets, numbered as the network does; and how
@@ -204,17 +201,35 @@ def images_to_quantise_with(
     Raises:
         InputError: when there is no such network, or it does not know the images.
     """
-    info = saved_info(folder)
-    data = load_data(options)
-    _check_channels(info, data, options)
+    info, data = _network_and_images(folder, options)
+    learnt = _seen(_evenly(data.train, CALIBRATION), info, options.workers)
+    return (pixels for pixels, _ in learnt), *_validation(folder, info, data, options, say)
+
+
+def validation_images(folder: str | Path, options: DataOptions, say: Callable[[str], None]) -> tuple[Batches, int]:
+    """Return labelled validation images, as the network in ``folder`` takes and numbers them, and how many they are.
+
+    They are up to ``COMPARED`` in number, evenly spread over their set. ``say`` is given a line where the images are of
+    some of the network's classes only, have changed since training, or are not all of the validation images.
+
+    Raises:
+        InputError: when there is no such network, or it does not know the images.
+    """
+    return _validation(folder, *_network_and_images(folder, options), options, say)
+
+
+def _validation(
+    folder: str | Path, info: ModelInfo, data: ImageData, options: DataOptions, say: Callable[[str], None]
+) -> tuple[Batches, int]:
     if images_changed(folder, data, options):
-        say(f"warning: the images have changed since {folder} was trained; errors may be of ones that it has learnt")
+        say(
+            f"warning: the images have changed since {folder} was trained; it may have learnt some of those that it is "
+            "measured on"
+        )
     labelled = _evenly(numbered_as(info, data.val, data, say), COMPARED)
     if len(labelled) < len(data.val):
-        say(f"compared on {len(labelled):,} of the {len(data.val):,} validation images, evenly spread")
-    learnt = _evenly(data.train, CALIBRATION)
-    calibration, validation = (_seen(images, info, options.workers) for images in (learnt, labelled))
-    return (pixels for pixels, _ in calibration), validation, len(labelled)
+        say(f"measured on {len(labelled):,} of the {len(data.val):,} validation images, evenly spread")
+    return _seen(labelled, info, options.workers), len(labelled)
 
 
 def _evenly(images: Images, most: int) -> Images:
@@ -230,8 +245,12 @@ def _seen(images: Images, info: ModelInfo, workers: int | None) -> Batches:
     return ((pixels.expand(-1, info.channels, -1, -1), targets) for pixels, targets in batches)
 
 
-def _check_channels(info: ModelInfo, data: ImageData, options: DataOptions) -> None:
+def _network_and_images(folder: str | Path, options: DataOptions) -> tuple[ModelInfo, ImageData]:
+    """Return what is told of the network saved in a folder, and images that have channels for it."""
+    info = saved_info(folder)
+    data = load_data(options)
     if info.channels not in (1, 3, data.channels):
         raise InputError(
             f"--data {options.data} has images of {data.channels} channels, the network takes {info.channels}"
         )
+    return info, data
