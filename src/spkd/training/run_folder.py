@@ -41,6 +41,7 @@ NOT_SAID = {
     "crop_scale": CROP_SCALE,
     "augment": "none",
     "view": None,
+    "groups": None,
     "label_smoothing": 0.0,
     "class_weights": "none",
     "select": "error",
@@ -229,6 +230,8 @@ class RunFolder:
 
 def images_changed(network: str | Path, data: ImageData, options: DataOptions) -> bool:
     """Return whether the run of a network was made with data of this name, named alike, but with other images.
+
+    With other ``groups`` others are held out, which counts as such.
 
     The network is given as its folder, or as a file that was exported to a folder in that.
     """
