@@ -1,6 +1,7 @@
 """Every command, through the real command line, on the digits and on a folder of pictures."""
 
 import csv
+import itertools
 import json
 import re
 import shlex
@@ -38,6 +39,11 @@ def succeed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     captured = capsys.readouterr()
     assert code == 0, captured.err
     return captured.out
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what was said beside the results, on one line."""
+    return " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture(scope="module")
@@ -950,3 +956,70 @@ def test_a_table_in_a_file_is_plain_whatever_colours_a_notebook_asks_for(
     assert "group3" in printed
     assert "\x1b" not in printed
     assert "…" not in printed
+
+
+def test_images_of_one_patient_stay_together_in_every_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, random = tmp_path / "photos", np.random.default_rng(0)
+    for patient, name in itertools.product(range(30), ("benign", "malign")):
+        for shot in range(1 + patient % 3):
+            (photos / name).mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(photos / name / f"patient{patient}_{shot}.png")
+    monkeypatch.chdir(tmp_path)
+    common = ["--model", "wrn-10-1", "--data", "photos", "--epochs", "1", *CPU]
+    grouped = [*common, "--groups", r"(patient\d+)_", "--out", "run"]
+    assert main(["train", *grouped]) == 0
+    assert re.search(r"validation set: 18 of the 120 images, .*, no group divided \(\d of 30 groups\)", told(capsys))
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["groups"] == r"(patient\d+)_"
+    tested = {}
+    for split in ("train", "val", "test"):
+        succeed(capsys, "evaluate", "run", "--split", split, "--out", f"{split}.csv", *CPU)
+        tested[split] = set(re.findall(r"patient\d+", Path(f"{split}.csv").read_text()))
+    assert sum(map(len, tested.values())) == len(set.union(*tested.values())) == 30
+    succeed(capsys, "export", "run")
+    assert "groups was '(patient\\\\d+)_', is None" in failing(capsys, "train", *common, "--out", "run", "--resume")
+    assert main(["train", *grouped, "--resume"]) == 0
+    succeed(capsys, "train", "--config", "run/config.yaml", *CPU, "--out", "again")
+    first, second = (RunFolder(Path(name)).result() for name in ("run", "again"))
+    assert (first["identity"], first["test"]) == (second["identity"], second["test"])
+
+    # A teacher that has learnt other patients is warned of; a run without groups says nothing of them.
+    succeed(capsys, "train", *common, "--out", "torn")
+    assert "groups" not in yaml.safe_load(Path("torn/config.yaml").read_text())
+    assert RunFolder(Path("torn")).result()["identity"] != first["identity"]
+    for teacher, warned in (("torn", True), ("run", False)):
+        student = [
+            "--teacher",
+            teacher,
+            "--student",
+            "wrn-10-1",
+            *common[2:],
+            *grouped[-4:-2],
+            "--out",
+            f"of-{teacher}",
+        ]
+        assert main(["distill", *student]) == 0
+        line = "warning: the teacher was trained with other --groups, and other images are held out: it may have learnt"
+        assert (line in told(capsys)) == warned
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--groups", "(x"], "groups: expected a regular expression, got '(x': missing ), unterminated subpattern at"),
+        (["--data", "digits", "--groups", "x"], "groups: digits is no folder of files whose paths tell groups"),
+        (["--groups", r"/1\d\."], "is not found in the paths of 30 of the 48 images, the first: board/0.jpg in "),
+        (["--groups", "."], "class 'board' has images of 1 group, too few to be split between 3 sets; add images"),
+    ],
+)
+def test_mistakes_with_groups_are_one_line(
+    capsys: pytest.CaptureFixture[str], pictures: Path, tmp_path: Path, options: list[str], line: str
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", "--model", "wrn-10-1", "--data", str(pictures), *options, *CPU, "--out", str(out)]
+    error = failing(capsys, *arguments)
+    assert line in error
+    assert error.count("\n") == 1
+    assert not out.exists()

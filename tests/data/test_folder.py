@@ -139,6 +139,91 @@ class TestLayouts:
         )
 
 
+def patients(label, numbers, images=2):
+    """Return folders of patients in one of a class or split."""
+    return {f"{label}/patient{number:02d}": images for number in numbers}
+
+
+class TestGroups:
+    @pytest.mark.parametrize("size", [8, None], ids=["in memory", "in files"])
+    def test_none_is_divided(self, make_folder, size):
+        """Of forty patients every other one has images of both classes."""
+        folder = make_folder(patients("a", range(40)) | patients("b", range(0, 40, 2)), size)
+        data = load_folder(folder, groups=r"(patient\d+)/")
+        parts = (data.train, data.val, data.test)
+        groups = [{Path(path).parent.name for path in part.paths} for part in parts]
+        assert sum(map(len, groups)) == len(set.union(*groups)) == 40
+        assert sorted(path for part in parts for path in part.paths) == sorted(map(str, folder.rglob("*.png")))
+        assert [len(part) for part in parts] == [84, 18, 18]
+        for part in parts:
+            assert torch.bincount(part.targets).tolist() == [2 * len(part) // 3, len(part) // 3]
+        assert [note.split(": ")[0] for note in data.notes] == ["test set", "validation set"]
+        assert f"no group divided ({len(groups[2])} of 40 groups)" in data.notes[0]
+        alone = load_folder(folder)
+        assert len({Path(path).parent.name for path in alone.test.paths} & groups[0]) > 0
+
+    def test_neither_the_disk_s_order_nor_its_place_decides(self, make_folder, tmp_path_factory, monkeypatch):
+        folder = make_folder(patients("a", range(20)) | patients("b", range(20)))
+        copy = tmp_path_factory.mktemp("copy") / "of"
+        shutil.copytree(folder, copy)
+        here = load_folder(folder, groups=r"patient\d+")
+        walk, iterdir = os.walk, Path.iterdir
+
+        def walk_backwards(*arguments, **named):
+            for above, folders, files in walk(*arguments, **named):
+                folders.reverse()
+                files.reverse()
+                yield above, folders, files
+
+        monkeypatch.setattr(os, "walk", walk_backwards)
+        monkeypatch.setattr(Path, "iterdir", lambda path: reversed(list(iterdir(path))))
+        monkeypatch.chdir(copy)
+        for place in (folder, copy, Path()):
+            there = load_folder(place, groups=r"patient\d+")
+            for one, other in ((here.train, there.train), (here.val, there.val), (here.test, there.test)):
+                relative = [os.path.relpath(path, place) for path in other.paths]
+                assert relative == [os.path.relpath(path, folder) for path in one.paths]
+
+    def test_a_path_of_no_group_is_refused_and_a_file_that_is_left_out_has_none(self, make_folder):
+        folder = make_folder(patients("a", range(8)) | patients("b", range(8)))
+        (folder / "b" / "stray.png").write_bytes(b"no image")
+        assert load_folder(folder, groups=r"patient\d+", skip_bad_images=True).test.paths
+        shutil.copy(folder / "a" / "patient00" / "000.png", folder / "b" / "stray.png")
+        line = one_line(r"patient\\d\+ is not found in the paths of 1 of the 33 images, the first: b/stray\.png in ")
+        with pytest.raises(InputError, match=line):
+            load_folder(folder, groups=r"patient\d+")
+        whole = load_folder(folder, groups=r"patient\d+", divided=False)
+        assert len(whole.train) == 33, "of sets that are not cut no group is asked for"
+
+    def test_a_class_of_too_few_is_named(self, make_folder):
+        folder = make_folder(patients("a", range(8)) | patients("rare", range(2), images=9))
+        with pytest.raises(InputError, match=one_line("class 'rare' has images of 2 groups, too few to be split")):
+            load_folder(folder, groups=r"patient\d+")
+
+    def test_those_in_several_given_sets_are_told_and_left_there(self, make_folder):
+        own = {"train": range(6), "val": range(6, 9), "test": range(8, 12)}
+        folder = make_folder(
+            {
+                name: count
+                for split, numbers in own.items()
+                for label in "ab"
+                for name, count in patients(f"{split}/{label}", numbers).items()
+            }
+        )
+        data = load_folder(folder, groups=r"patient\d+")
+        assert [len(part) for part in (data.train, data.val, data.test)] == [24, 12, 16]
+        assert data.notes == (
+            "warning: 1 of 12 groups has images in several of the sets (the first: 'patient08' in val and test), so "
+            "that errors are too low: keep the images of each in one set",
+        )
+        assert load_folder(folder).notes == ()
+        shutil.rmtree(folder / "test")
+        halved = load_folder(folder, groups=r"patient\d+")
+        assert len(halved.train) == 24
+        assert len(halved.notes) == 1
+        assert "no group divided (1 of 3 groups)" in halved.notes[0]
+
+
 class TestPixels:
     def test_small_squares_live_in_memory(self, make_folder):
         folder = make_folder({"train/a": 4, "train/b": 4, "val/a": 1, "test/b": 1}, size=12)

@@ -1,3 +1,6 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -113,3 +116,21 @@ def test_fewer_training_images_need_two_of_each_class(make_folder):
         InputError, match=r"train_images: class 'b' of \w+ has fewer than two training images; leave the option out"
     ):
         load_data(DataOptions(str(folder), train_images=4))
+
+
+@pytest.mark.parametrize("name", ["digits", "CIFAR-10"])
+def test_groups_are_told_by_paths_which_only_folders_have(name):
+    with pytest.raises(
+        InputError, match=r"^groups: (digits|cifar10) is no folder of files whose paths [^\n]+leave it out$"
+    ):
+        load_data(DataOptions(name, groups="x"))
+
+
+def test_groups_of_a_folder_are_kept_together(make_folder):
+    folder = make_folder({f"{label}/patient{number}": 3 for label in ("a", "b") for number in range(20)})
+    options = DataOptions(str(folder), groups=r"patient\d+", grey=True, train_images=60)
+    data = load_data(options)
+    groups = [{Path(path).parent.name for path in images.paths} for images in (data.train, data.val, data.test)]
+    assert [len(images) for images in (data.train, data.val, data.test)] == [60, 18, 18]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    assert load_data(replace(options, groups=None)).fingerprint != data.fingerprint

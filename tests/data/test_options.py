@@ -28,6 +28,20 @@ def test_impossible_values_name_the_option(field, value):
         DataOptions(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("expression", "fault"),
+    [
+        ("(patient", "missing ), unterminated subpattern at position 0"),
+        ("a{99999999999999999999}", "the repetition number is too large"),
+        ("*.png", "nothing to repeat at position 0"),
+    ],
+)
+def test_what_is_no_regular_expression_is_told_with_its_fault(expression, fault):
+    with pytest.raises(InputError) as caught:
+        DataOptions(groups=expression)
+    assert str(caught.value) == f"groups: expected a regular expression, got {expression!r}: {fault}"
+
+
 def test_sizes_at_the_limits_are_taken():
     assert [DataOptions(image_size=size).image_size for size in (2, 4096, None)] == [2, 4096, None]
 

@@ -188,3 +188,70 @@ def test_the_digits_split_is_that_of_every_version():
     data = load_digits()
     digest = hashlib.sha256(b"".join(part.pixels.numpy().tobytes() for part in (data.train, data.val, data.test)))
     assert digest.hexdigest() == "0fdf610d06fa5069f7d1e98f2e7077ca78995b4f4f470a173b64021555ccbdb1"
+
+
+def groups_of_three(images):
+    """Return a number for every three neighbours, of whichever classes."""
+    return torch.arange(len(images)) // 3
+
+
+def check_undivided(parts, per_group=3):
+    groups = [{number // per_group for number in numbers_of(part)} for part in parts]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    return [len(one) for one in groups]
+
+
+def test_groups_are_cut_as_wholes():
+    whole = images_of(torch.arange(240) % 2)
+    splits = complete_splits(whole, None, None, "ab", {"train": groups_of_three(whole)})
+    parts = (splits.train, splits.val, splits.test)
+    assert [len(part) for part in parts] == [168, 36, 36]
+    assert check_undivided(parts) == [56, 12, 12]
+    assert sorted(number for part in parts for number in numbers_of(part)) == list(range(240))
+    assert splits.notes == (
+        "test set: 36 of the 240 images, cut by a fixed seed, stratified by class, no group divided (12 of 80 groups)",
+        "validation set: 36 of the 240 images, cut by a fixed seed, stratified by class, no group divided (12 of 80 "
+        "groups)",
+    )
+
+
+def test_only_validation_is_cut_in_groups():
+    whole, test = images_of(torch.arange(240) % 2), images_of(torch.arange(10) % 2)
+    splits = complete_splits(whole, None, test, "ab", {"train": groups_of_three(whole), "test": torch.zeros(10).long()})
+    assert splits.test is test
+    assert [len(splits.train), len(splits.val)] == [216, 24]
+    check_undivided((splits.train, splits.val))
+    assert splits.notes[0].endswith("no group divided (8 of 80 groups)")
+
+
+def test_validation_images_are_halved_in_groups():
+    train, val = images_of(torch.arange(30) % 2), images_of(torch.arange(60) % 2)
+    groups = {"train": groups_of_three(train), "val": groups_of_three(val)}
+    splits = complete_splits(train, val, None, "ab", groups)
+    assert splits.train is train
+    assert check_undivided((splits.val, splits.test)) == [10, 10]
+    assert splits.notes == (
+        "test set: 30 of the 60 validation images, cut by a fixed seed, stratified by class, no group divided (10 of "
+        "20 groups); 30 are left to choose by",
+    )
+
+
+def test_validation_images_of_one_group_are_not_halved():
+    train, val = images_of(torch.arange(240) % 2), images_of(torch.arange(20) % 2)
+    groups = {"train": groups_of_three(train), "val": torch.tensor([0, 1] + [0, 2] * 9)}
+    splits = complete_splits(train, val, None, "ab", groups)
+    assert splits.val is val
+    assert [len(splits.train), len(splits.test)] == [204, 36]
+    assert splits.notes == (
+        "test set: 36 of the 240 training images, cut by a fixed seed, stratified by class, no group divided (12 of 80 "
+        "groups), and not of val/, which has fewer than two groups of 'a': a network that learnt train/ knows them",
+    )
+
+
+def test_a_class_of_too_few_groups_is_named():
+    whole = images_of(torch.tensor([0] * 30 + [1] * 10))
+    groups = torch.cat([torch.arange(30), torch.tensor([30, 31] * 5)])
+    with pytest.raises(
+        InputError, match=r"^data: class 'b' has images of 2 groups, too few to be split between 3 sets;"
+    ):
+        complete_splits(whole, None, None, "ab", {"train": groups})

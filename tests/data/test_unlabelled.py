@@ -140,3 +140,42 @@ def test_a_broken_one_is_named_or_left_out(small: ImageData, tmp_path: Path) -> 
     assert isinstance(data.unlabelled, MemoryImages)
     assert torch.equal(data.unlabelled.pixels[0], FileImages([str(folder / "b.png")], torch.tensor([0])).image(0))
     assert "left out 1 of 2 files" in data.notes[-1]
+
+
+@pytest.mark.parametrize("height", [8, 9], ids=["in memory", "in files"])
+def test_images_of_groups_that_are_held_out_are_left_out(tmp_path: Path, height: int) -> None:
+    names = [f"{label}/p{number:02d}_{shot}.png" for label in "ab" for number in range(10) for shot in range(2)]
+    labelled = pictures(tmp_path / "photos", dict.fromkeys(names, (8, height)))
+    options = DataOptions(str(labelled), groups=r"p\d+")
+    data = load_data(options)
+    learnt, held_out = (
+        sorted({Path(path).name[:3] for images in sets for path in images.paths or ()})
+        for sets in ((data.train,), (data.val, data.test))
+    )
+    assert not set(learnt) & set(held_out)
+    others = [f"b/{group}_7.png" for group in (*learnt, *held_out, "p77")] + ["stray.png"]
+    more = tmp_path / "more"
+    (more / "b").mkdir(parents=True)
+    for seed, name in enumerate(others):
+        save_picture(more / name, (8, height), 500 + seed)
+    origin = Path(next(iter(data.test.paths or ())))
+    for copy in ("stray.png", f"{held_out[0]}_8.png"):
+        (more / "b" / copy).write_bytes(origin.read_bytes())
+    added = load_data(options, str(more))
+    assert added.unlabelled is not None
+    kept = {str(Path(path).relative_to(more)) for path in added.unlabelled.paths or ()}
+    assert kept == {*(f"b/{group}_7.png" for group in (*learnt, "p77")), "stray.png"}
+    total = len(others) + 2
+    assert added.notes[-3:] == (
+        f"left out 2 of {total} images without a label, which are validation or test images",
+        f"left out {len(held_out)} of {total} images without a label, which are of groups of validation or test images",
+        f"2 of {total} images without a label are of no group, the first: {more / 'stray.png'}",
+    )
+    plain = load_data(DataOptions(str(labelled)), str(more))
+    assert plain.unlabelled is not None
+    assert len(plain.unlabelled) >= total - 2, "only copies are left out"
+    for path in more.rglob("*.png"):
+        if path.name[:3] not in held_out:
+            path.unlink()
+    with pytest.raises(InputError, match="are validation or test images, or of groups of such; give others"):
+        load_data(options, str(more))

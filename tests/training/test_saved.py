@@ -176,11 +176,15 @@ def test_the_runs_own_images_are_known_however_they_are_named(tmp_path: Path, mo
     photos, other = tmp_path / "photos", tmp_path / "other"
     for place in (photos, other, tmp_path / "run"):
         place.mkdir()
-    (tmp_path / "run" / "config.yaml").write_text(f"{MARK}\ndata: {photos}\ntrain_images: 30\nskip_bad_images: true\n")
+    (tmp_path / "run" / "config.yaml").write_text(
+        f"{MARK}\ndata: {photos}\ntrain_images: 30\nskip_bad_images: true\ngroups: p[0-9]\n"
+    )
     monkeypatch.chdir(other)
     for named in ({"data": str(photos)}, {"data": "../photos"}, {"data": "photos", "data_root": str(tmp_path)}):
         found = own_data(tmp_path / "run", named)
         assert (found.data, found.train_images, found.skip_bad_images) == (named["data"], 30, True)
+        assert found.groups == "p[0-9]"
+        assert own_data(tmp_path / "run", {**named, "groups": "x"}).groups == "x"
     assert own_data(tmp_path / "run", {"data": str(other)}).train_images is None
     photos.rmdir()  # what is named now is where they have been moved to
     assert own_data(tmp_path / "run", {"data": str(other)}).train_images == 30

@@ -182,7 +182,9 @@ def taps_parser() -> ArgumentParser:
     """Return the options of ``spkd taps``."""
     parser = _new_parser("Show the layers of teacher and student that can be compared, and the pairs chosen.")
     _add_networks(parser, f"default without --data: {DEFAULT_TEACHER}", train=False)
-    _add_fields(parser, DataOptions, "images (not given: made up)", optional=True, but=("view", *_TRAINING_VIEWS))
+    _add_fields(
+        parser, DataOptions, "images (not given: made up)", optional=True, but=("groups", "view", *_TRAINING_VIEWS)
+    )
     return parser
 
 

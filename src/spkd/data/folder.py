@@ -13,6 +13,7 @@ import torch
 from spkd.data.checked_files import open_files
 from spkd.data.decoding import reason
 from spkd.data.formats import EXTENSIONS
+from spkd.data.groups import Grouping, note_of_parted, numbered
 from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics, joined
 from spkd.data.splits import Splits, complete_splits
 from spkd.data.twins import twins
@@ -62,7 +63,9 @@ class _Listing:
     others: Counter[str]
 
 
-def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = True) -> ImageData:
+def load_folder(
+    folder: Path, *, skip_bad_images: bool = False, divided: bool = True, groups: str | None = None
+) -> ImageData:
     """Load a folder of images.
 
     Either ``folder`` holds ``train/`` (or ``training/``), and perhaps ``val/`` (or ``valid/``, ``validation/``) and
@@ -77,10 +80,12 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
         skip_bad_images: leave out files that cannot be read instead of stopping.
         divided: whether sets that are missing are cut from the others. Otherwise they stay empty, and a single
             class and a single image do.
+        groups: expression that tells the group of an image (see :class:`spkd.data.groups.Grouping`), of which none is
+            divided where sets are cut.
 
     Raises:
         InputError: when there are fewer than two classes, an empty class, a class of ``val`` or ``test`` that
-            ``train`` lacks, or a file or folder that cannot be read.
+            ``train`` lacks, a file or folder that cannot be read, or an image that is of no group.
     """
     roots, notes = _split_roots(folder)
     listings = {split: _list_images(root) for split, root in roots.items()}
@@ -88,8 +93,10 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
     _check_classes(folder, roots, listings, classes, least=2 if divided else 1)
     parts, opened_notes = _open_splits(listings, classes, skip_bad_images)
     _check_none_empty(roots["train"], parts["train"], classes)
+    grouped = None if groups is None or not divided else Grouping(groups, folder).of_sets(parts)
     if divided:
-        splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes)
+        numbers = None if grouped is None else numbered(grouped)
+        splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes, numbers)
     else:
         none = parts["train"].select(torch.zeros(0, dtype=torch.int64))
         splits = Splits(parts["train"], parts.get("val", none), parts.get("test", none), ())
@@ -114,7 +121,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
             *opened_notes,
             *_missing_classes(parts, classes),
             *splits.notes,
-            *_note_of_cut(splits),
+            *(_note_of_cut(splits) if grouped is None else note_of_parted(grouped)),
             *_note_of_copies(splits),
         ),
     )
@@ -122,7 +129,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
 
 def _note_of_cut(splits: Splits) -> list[str]:
     """Return a line where sets were cut, which tears apart pictures that belong together."""
-    advice = "where several show one object or patient, give val/ and test/ as folders of your own"
+    advice = "where several show one object or patient, say by --groups which, or give val/ and test/ of your own"
     return [f"these sets are cut image by image: {advice}"] if splits.notes else []
 
 

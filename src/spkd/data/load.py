@@ -11,6 +11,7 @@ import torch
 
 from spkd.data.digits import load_digits
 from spkd.data.folder import load_folder
+from spkd.data.groups import Grouping
 from spkd.data.images import ImageData
 from spkd.data.kept import kept
 from spkd.data.options import DataOptions
@@ -31,8 +32,8 @@ def load_data(options: DataOptions, unlabelled: str | None = None, *, divided: b
     ``dtd?partition=3``. With ``divided`` false, sets that a folder lacks are not cut from its training images.
 
     Raises:
-        InputError: when there is no such set or folder, it cannot be used, or it has fewer training images than
-            are asked for; see :func:`spkd.data.folder.load_folder` and
+        InputError: when there is no such set or folder, it cannot be used, it is no folder though groups are asked for,
+            or it has fewer training images than are asked for; see :func:`spkd.data.folder.load_folder` and
             :func:`spkd.data.vision_sets.load_vision_set`.
     """
     # At which size they will be seen does not matter here.
@@ -43,7 +44,12 @@ def load_data(options: DataOptions, unlabelled: str | None = None, *, divided: b
 def _load_both(named: tuple[DataOptions, str]) -> ImageData:
     options, unlabelled = named
     data = load_data(options)
-    return with_unlabelled(data, Path(unlabelled).expanduser(), skip_bad_images=options.skip_bad_images)
+    return with_unlabelled(
+        data,
+        Path(unlabelled).expanduser(),
+        skip_bad_images=options.skip_bad_images,
+        grouping=None if options.groups is None else Grouping(options.groups, _find_folder(options)),
+    )
 
 
 def _load(named: tuple[DataOptions, bool]) -> ImageData:
@@ -67,8 +73,12 @@ def _load(named: tuple[DataOptions, bool]) -> ImageData:
 def _load_whole(options: DataOptions, divided: bool) -> ImageData:
     named = named_set(options)
     if named is None:
-        return load_folder(_find_folder(options), skip_bad_images=options.skip_bad_images, divided=divided)
+        return load_folder(
+            _find_folder(options), skip_bad_images=options.skip_bad_images, divided=divided, groups=options.groups
+        )
     name, arguments = named
+    if options.groups is not None:
+        raise InputError(f"groups: {name} is no folder of files whose paths tell groups of images; leave it out")
     if name == "digits":
         data = load_digits()
     else:

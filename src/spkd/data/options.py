@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -46,6 +47,10 @@ class DataOptions:
             from Beta(alpha, alpha); 1 draws all shares alike, 0 leaves images as they are.
         draw: how often images of a class come in an epoch, which has as many as there are: plain (each image once),
             balanced (those of every class as often), or sqrt (by the square root of their number).
+        groups: keep images that belong together, as those of one patient, object or video, in one of the sets that are
+            cut from a folder: a regular expression found in each image's path below the folder, of which what is in
+            parentheses, else all that it matches, names the group, as in '(patient[0-9]+)' or '([^/]+)_[0-9]+[.]png$'
+            (default: each image is cut off by itself).
         view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
             out), or whole, squeezed to a square (default: as a
             trained network was made to see them, else centre, and of small squares the whole).
@@ -60,6 +65,7 @@ class DataOptions:
     data_root: str | None = None
     image_size: int | None = None
     train_images: int | None = None
+    groups: str | None = None
     no_flip: bool = False
     grey: bool = False
     crop_scale: float = CROP_SCALE
@@ -79,6 +85,8 @@ class DataOptions:
             raise InputError(f"image_size: expected {expected}, got {self.image_size}")
         if self.train_images is not None and self.train_images < 2:
             raise InputError(f"train_images: expected 2 images or more, got {self.train_images}")
+        if self.groups is not None:
+            _check_expression(self.groups)
         if not 0 < self.crop_scale <= 1:
             raise InputError(f"crop_scale: expected a share above 0 and up to 1, got {self.crop_scale:g}")
         if self.augment not in get_args(Augment):
@@ -96,3 +104,10 @@ class DataOptions:
     def is_digits(self) -> bool:
         """Whether the embedded digits are meant; of a folder of that name ``./digits`` tells."""
         return self.data == "digits" or (self.data.lower() == "digits" and not is_folder(self.data))
+
+
+def _check_expression(groups: str) -> None:
+    try:
+        re.compile(groups)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(f"groups: expected a regular expression, got {groups!r}: {error}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spkd.data.group_splits import groups_of_classes, hold_out_groups
 from spkd.data.images import Images
 from spkd.data.seeds import mixed_seed
 from spkd.errors import InputError
@@ -29,41 +30,80 @@ class Splits:
     notes: tuple[str, ...]
 
 
-def complete_splits(train: Images, val: Images | None, test: Images | None, classes: Sequence[str]) -> Splits:
+def complete_splits(
+    train: Images,
+    val: Images | None,
+    test: Images | None,
+    classes: Sequence[str],
+    groups: Mapping[str, Tensor] | None = None,
+) -> Splits:
     """Cut the sets that are not given from the others, stratified, the same at every call.
 
     A test set is half of the validation images where these are given, with two of each class or more: a teacher that
     learnt the training images would answer for those too well. Else the training images are cut: validation takes 10 %
     where only it is missing; a test set takes 15 %, and validation as many with it.
 
+    Args:
+        train: training images.
+        val: validation images, where they are given.
+        test: test images, where they are given.
+        classes: the names, for notes and errors.
+        groups: number of each image's group, int64, shape (n,), for ``train`` and, where it is given, ``val``. No group
+            is divided then, the shares are as near as that allows, and ``val`` needs two groups of each class.
+
     Raises:
-        InputError: when a class has too few images to give one to each set.
+        InputError: when a class has too few images to give one to each set, or images of too few groups.
     """
     notes, why = [], ""
-    lacking = [] if val is None else [name for name, size in _sizes(val.targets, classes) if size < 2]
+    of_train, of_val = (None if groups is None else groups.get(name) for name in ("train", "val"))
+    given = {name: images for name, images in (("test", test), ("validation", val)) if images is not None}
+    lacking = [] if val is None else _rare(val.targets, of_val, classes)
     if test is None and lacking:
-        why = f", and not of val/, which has fewer than two of {lacking[0]!r}: a network that learnt train/ knows them"
+        fewer = f"fewer than two {'' if of_val is None else 'groups '}of {lacking[0]!r}"
+        why = f", and not of val/, which has {fewer}: a network that learnt train/ knows them"
     elif test is None and val is not None:
         total = len(val)
-        stay, held = hold_out(val.targets, total // 2, classes)
-        val, test = val.select(stay), val.select(held)
+        given["validation"], [(given["test"], how)] = _cut(val, [total // 2], classes, of_val)
         notes.append(
-            f"test set: {len(test)} of the {total} validation images, cut by a fixed seed, stratified by class; "
-            f"{len(val)} are left to choose by"
+            f"test set: {len(given['test'])} of the {total} validation images, {how}; {len(given['validation'])} are "
+            "left to choose by"
         )
-    _check_enough(train.targets, 1 + (val is None) + (test is None), classes)
+    missing = [name for name in ("test", "validation") if name not in given]
+    _check_enough(train.targets, 1 + len(missing), classes)
     total = len(train)
-    if test is None:
-        stay, held = hold_out(train.targets, round(0.15 * total), classes)
-        train, test = train.select(stay), train.select(held)
-        cut = f"{len(test)} of the {total} {'training ' if why else ''}images"
-        notes.append(f"test set: {cut}, cut by a fixed seed, stratified by class{why}")
-    if val is None:
-        share = 0.15 if notes else 0.10  # with a test set that was cut, as many as that
-        stay, held = hold_out(train.targets, round(share * total), classes)
-        train, val = train.select(stay), train.select(held)
-        notes.append(f"validation set: {len(val)} of the {total} images, cut by a fixed seed, stratified by class")
-    return Splits(train, val, test, tuple(notes))
+    share = 0.15 if "test" in missing else 0.10  # with a test set that is cut, as many as that
+    train, parts = _cut(train, [round(share * total)] * len(missing), classes, of_train)
+    for name, (images, how) in zip(missing, parts, strict=True):
+        given[name] = images
+        notes.append(f"{name} set: {len(images)} of the {total} {'training ' if why else ''}images, {how}{why}")
+    return Splits(train, given["validation"], given["test"], tuple(notes))
+
+
+def _rare(targets: Tensor, groups: Tensor | None, classes: Sequence[str]) -> list[str]:
+    """Return the classes of fewer than two images, or of fewer than two groups where these are given."""
+    of_images = np.bincount(targets.numpy(), minlength=len(classes))
+    numbers = of_images if groups is None else groups_of_classes(targets, groups, len(classes))
+    return [name for name, number in zip(classes, numbers, strict=True) if number < 2]
+
+
+def _cut(
+    images: Images, counts: Sequence[int], classes: Sequence[str], groups: Tensor | None
+) -> tuple[Images, list[tuple[Images, str]]]:
+    """Cut off sets of so many images; return what stays, and each set with words on how it was cut."""
+    if not counts:
+        return images, []
+    how = "cut by a fixed seed, stratified by class"
+    if groups is not None:
+        stay, *held = hold_out_groups(images.targets, groups, counts, classes, mixed_seed(SPLIT_SEED))
+        total, *numbers = (len(np.unique(numbered)) for numbered in (groups, *(groups[one] for one in held)))
+        told = [f"{how}, no group divided ({number} of {total} groups)" for number in numbers]
+    else:
+        stay, held, told = torch.arange(len(images)), [], [how] * len(counts)
+        for count in counts:
+            left, taken = hold_out(images.targets[stay], count, classes)
+            held.append(stay[taken])
+            stay = stay[left]
+    return images.select(stay), [(images.select(one), words) for one, words in zip(held, told, strict=True)]
 
 
 def _check_enough(targets: Tensor, needed: int, classes: Sequence[str]) -> None:

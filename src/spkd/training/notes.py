@@ -13,7 +13,7 @@ from spkd.losses.methods import term_names
 from spkd.models.saved_model import find_meant
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe, preset
-from spkd.training.run_folder import images_changed
+from spkd.training.run_folder import config_of, images_changed
 
 LOOKED_AT = 16
 """Files whose size is looked at."""
@@ -40,7 +40,8 @@ def notes_of_images(data: ImageData, image_size: int) -> list[str]:
 def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
     """Return a line for each network that may have learnt from images which are held out here.
 
-    It is one that was trained on the same folder when that held other images, so that others were cut off.
+    It is one that was trained on the same folder when that held other images, or with other groups, so that others were
+    cut off.
     """
     networks = [("teacher", request.teacher, request.teacher_weights), ("student", request.model, request.weights)]
     notes = []
@@ -49,9 +50,13 @@ def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
         if folder is None or not data.cut:
             continue
         if images_changed(folder, data, request.data):
+            why = f"{data.name} has changed since the {name} was trained on it"
+            advice = "make val/ and test/ of a set that grows"
+            if config_of(folder).get("groups") != request.data.groups:
+                why, advice = f"the {name} was trained with other --groups", "train it with these"
             notes.append(
-                f"warning: {data.name} has changed since the {name} was trained on it, and other images are held out: "
-                "it may have learnt some of them, so that errors are too low; make val/ and test/ of a set that grows"
+                f"warning: {why}, and other images are held out: it may have learnt some of them, so that errors are "
+                f"too low; {advice}"
             )
     return notes
 

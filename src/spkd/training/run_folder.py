@@ -43,6 +43,7 @@ NOT_SAID = {
     "mixup": 0.0,
     "draw": "plain",
     "view": None,
+    "groups": None,
     "label_smoothing": 0.0,
     "class_weights": "none",
     "select": "error",
@@ -231,6 +232,8 @@ class RunFolder:
 
 def images_changed(network: str | Path, data: ImageData, options: DataOptions) -> bool:
     """Return whether the run of a network was made with data of this name, named alike, but with other images.
+
+    With other ``groups`` others are held out, which counts as such.
 
     The network is given as its folder, or as a file that was exported to a folder in that.
     """
