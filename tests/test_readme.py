@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 
 import spkd
+from spkd import load_model, save_model
 from spkd.data.images import MemoryImages
 from spkd.export import export_model
+from spkd.models.classifier import ModelInfo, Normalisation
+from spkd.models.wrn import WideResNet
 from spkd.rows import Rows
 from spkd.training.prediction import Answers, probabilities_of
 
@@ -45,7 +48,7 @@ def test_the_guide_computes_an_area_under_the_curve_from_what_evaluate_writes(
         Answers(images, ["dog", "cat", "owl"], rows).add(probabilities_of(logits), images.targets, None)
         rows.save(tmp_path / "test.csv")
     monkeypatch.chdir(tmp_path)
-    [block] = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    block, _ = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
     exec(compile(block, "guide.md", "exec"), {})
     shares = logits.softmax(1)[:, 1].tolist()
     cats, others = (
@@ -54,6 +57,53 @@ def test_the_guide_computes_an_area_under_the_curve_from_what_evaluate_writes(
     )
     above = [cat > other for cat in cats for other in others]
     assert float(capsys.readouterr().out) == pytest.approx(sum(above) / len(above))
+
+
+def test_the_guide_finds_a_threshold_and_counts_false_alarms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """400 defects of two kinds, of which the four least likely may be missed, and 100 that are ok."""
+    images = MemoryImages(torch.zeros(500, 1, 1, 1, dtype=torch.uint8), torch.tensor([0] * 200 + [1] * 100 + [2] * 200))
+    defect = images.targets != 1
+    score = torch.empty(500)
+    score[defect] = torch.linspace(0.1, 0.9, 400)
+    score[~defect] = torch.linspace(0.0, 0.2, 100)
+    shares = torch.stack([score / 2, 1 - score, score / 2], 1)
+    with Rows() as rows:
+        Answers(images, ["crack", "ok", "dent"], rows).add(shares.double(), images.targets, None)
+        rows.save(tmp_path / "val.csv")
+    monkeypatch.chdir(tmp_path)
+    _, block = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+    namespace: dict[str, Any] = {}
+    exec(compile(block, "guide.md", "exec"), namespace)
+    threshold = sorted(score[defect].tolist())[3]
+    assert namespace["threshold"] == pytest.approx(threshold, abs=1e-6)
+    false = int((score[~defect] >= threshold).sum())
+    assert capsys.readouterr().out == (
+        f"threshold {threshold:.4g}: {397 / (397 + false):.1%} of alarms are right\n"
+        f"{false / 100:.1%} of what is ok sets one off\n"
+    )
+
+
+def test_an_ensemble_gives_the_logarithm_of_the_mean_of_its_members_probabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [block] = [block for block in BLOCKS if "class Ensemble" in block]
+    folders = []
+    for seed, name in enumerate("abc"):
+        torch.manual_seed(seed)
+        folders.append(tmp_path / "runs" / name)
+        info = ModelInfo("wrn-10-1", ("cat", "dog"), 3, 8, Normalisation((0.1 * seed,), (0.5,)))
+        save_model(WideResNet(10, 1, num_classes=2), folders[-1], info)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    exec(compile(block, "python.md", "exec"), namespace)
+    images = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        told = namespace["Ensemble"]()(images)
+        shares = [load_model(folder)(images).softmax(1) for folder in folders]
+    torch.testing.assert_close(told.exp(), sum(shares) / 3)
+    torch.testing.assert_close(told.exp().sum(1), torch.ones(4))
 
 
 def test_the_weighted_cross_entropy_is_pytorch_s_weighted_mean_over_the_training_images() -> None:
