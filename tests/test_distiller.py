@@ -927,6 +927,40 @@ def test_labels_that_weigh_nothing_are_not_asked_to_fit() -> None:
     module.check(images, None)
 
 
+def test_labels_that_a_loss_of_one_s_own_reads_are_not_said_to_be_superfluous() -> None:
+    images, _ = batch()
+
+    class Several(DistillationLoss):
+        mean_over_images = True
+
+        def remember(self, teacher: Activations) -> Tensor:
+            return teacher.logits
+
+        def forward(self, student: Activations, remembered: Tensor) -> Tensor:
+            assert student.targets is not None
+            return F.binary_cross_entropy_with_logits(student.logits, student.targets)
+
+    module = Distiller(network(), network(6, seed=1), Objective([Term("several", 1.0, Several())], cross_entropy=0))
+    with pytest.raises(InputError, match=r"for labels that do not exclude each other, give the objective a criterion"):
+        module.check(images, torch.ones(len(images), network()(images).shape[1]))
+
+
+def test_shares_of_classes_that_were_rounded_are_read_in_float32() -> None:
+    """As Fabric's wrapper rounds them in mixed precision."""
+    images, _ = batch()
+    seen: list[Tensor] = []
+
+    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
+        seen.append(targets)
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    shares = torch.full((len(images), network()(images).shape[1]), 0.1)
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        given = build_objective("sp", [PAIR], LossWeights(), criterion=criterion)
+        Distiller(network(), network(6, seed=1), given)(images, shares.to(dtype))
+    assert [targets.dtype for targets in seen] == [torch.float32, torch.float32, torch.float64]
+
+
 def test_a_cross_entropy_that_weighs_nothing_need_not_be_finite() -> None:
     images, targets = batch()
 

@@ -250,8 +250,8 @@ class Distiller(nn.Module):
             if division is not None:
                 check_all_or_none(targets, images, division)
             if targets is not None and self.objective.criterion is None:
-                weighs = self.objective.cross_entropy > 0
-                check_targets(student.logits, targets, len(images), division, weighs)
+                needed = self.objective.cross_entropy > 0 or bool(self.objective.users_terms)
+                check_targets(student.logits, targets, len(images), division, needed)
             values = self.objective.values(student, targets, said, division)
             for name, logits in self.objective.softened(student, targets, said):
                 check_logits(name, logits)

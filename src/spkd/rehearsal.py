@@ -117,17 +117,17 @@ def check_all_or_none(targets: Tensor | None, images: Tensor, division: Division
         )
 
 
-def check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None, weighs: bool = True) -> None:
+def check_targets(logits: Tensor, targets: Tensor, images: int, division: Division | None, needed: bool = True) -> None:
     """Look whether the student has a logit for every target of a batch, of which this process has ``images``.
 
     Raises:
-        InputError: when a target has none, or is no probability; where the cross-entropy weighs nothing, the line says
-            that there need be no targets.
+        InputError: when a target has none, or is no probability; where they are not ``needed``, since no loss reads
+            them and the cross-entropy weighs nothing, the line says that there need be none.
     """
     try:
         _check_targets(logits, targets, images, division)
     except InputError as error:
-        if weighs:
+        if needed:
             raise
         raise InputError("targets: give None, as the cross-entropy, which cannot read these, weighs 0.") from error
 

@@ -530,3 +530,12 @@ def test_an_epoch_is_drawn_as_is_said(images):
         content(stream(images, 3, draw="balanced").epoch(1, start=1))
         == content(stream(images, 3, draw="balanced").epoch(1))[1:]
     )
+
+
+@pytest.mark.parametrize("augment", ["none", "rand"])
+def test_an_image_that_comes_several_times_is_seen_otherwise_each_time(images, augment):
+    images = images.select(torch.arange(7)).relabelled(torch.tensor([0, 0, 0, 0, 0, 0, 1]))
+    (seen, targets), *_ = stream(images, 7, draw="balanced", augment=augment).epoch(0)
+    rare = seen[targets == 1]
+    assert len(rare) >= 3
+    assert len(rare.unique(dim=0)) == len(rare)

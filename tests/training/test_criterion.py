@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spkd.data.digits import load_digits
+from spkd.data.options import Draw
 from spkd.training.criterion import WeighedCrossEntropy, balancing_weights, criterion_of
 from spkd.training.recipe import preset
 
@@ -43,6 +44,19 @@ def test_of_an_image_that_is_mixed_with_itself_it_is_that_of_its_label(smoothing
     labels = torch.tensor([2, 0, -100])
     rows = (labels[:, None] == torch.arange(4)).float()
     torch.testing.assert_close(criterion(logits, rows), criterion(logits, labels))
+
+
+def test_classes_that_are_drawn_more_often_are_not_weighed_for_it_once_more() -> None:
+    data = load_digits()
+    threes, others = (torch.nonzero(wanted).squeeze(1) for wanted in (data.train.targets == 3, data.train.targets > 3))
+    data = replace(data, train=data.train.select(torch.cat([threes[:4], others])))
+    counts = torch.bincount(data.train.targets, minlength=10)
+    draws: tuple[Draw, ...] = ("plain", "sqrt", "balanced")
+    plain, half, drawn = (balancing_weights(replace(data, draw=draw)) for draw in draws)
+    torch.testing.assert_close(plain[3:], len(data.train) / (7 * counts[3:]))
+    assert plain[:3].tolist() == [0, 0, 0] == drawn[:3].tolist()
+    torch.testing.assert_close(drawn[3:], torch.ones(7), rtol=1 / 40, atol=0)  # 44 of a class, or 45
+    assert 1 < half[3] < plain[3]
 
 
 def test_which_one_is_taken() -> None:

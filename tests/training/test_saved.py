@@ -447,6 +447,20 @@ def test_a_picture_that_is_open_already_is_the_same(tmp_path: Path, view: View |
         assert image.getexif()[0x0112] == 6
     # Read whole, and not at a part of its size.
     torch.testing.assert_close(shown, expected, rtol=0, atol=0.05)
+
+    class Pipe(io.RawIOBase):
+        """As what comes over a network: it goes forward only."""
+
+        def __init__(self) -> None:
+            self.rest = io.BytesIO((tmp_path / "a.jpg").read_bytes())
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            return self.rest.readinto(buffer)
+
+    assert torch.equal(load_image(io.BufferedReader(Pipe()), info), expected)
     with pytest.raises(InputError, match=r"^image in memory cannot be read \(not an image"):
         load_image(io.BytesIO(b"no picture"), info)
 

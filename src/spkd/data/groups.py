@@ -42,7 +42,7 @@ class Grouping:
         search = re.compile(self.expression).search
         above = str(self.folder / "_").removesuffix("_")
         found = (search(path.removeprefix(above).replace(os.sep, "/")) for path in paths)
-        return [None if match is None else match.groups() or (match[0],) for match in found]
+        return [None if match is None else _named(match) for match in found]
 
     def of_sets(self, sets: Mapping[str, Images]) -> dict[str, list[Group]]:
         """Return the group of each image of several sets.
@@ -66,6 +66,12 @@ class Grouping:
                 "in all"
             )
         return {name: [group for group in groups if group is not None] for name, groups in found.items()}
+
+
+def _named(match: re.Match[str]) -> Group | None:
+    """Return what names the group, None where all that could name it takes no part."""
+    groups: Group = match.groups() or (match[0],)
+    return None if set(groups) == {None} else groups
 
 
 def numbered(sets: Mapping[str, Sequence[Group]]) -> dict[str, Tensor]:

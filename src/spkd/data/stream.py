@@ -25,7 +25,7 @@ from spkd.data.augment import (
     resize,
     to_unit_range,
 )
-from spkd.data.draws import drawn_order
+from spkd.data.draws import drawn_images
 from spkd.data.images import Images, MemoryImages, usual_view
 from spkd.data.options import CROP_SCALE, Augment, Draw, View
 from spkd.data.seeds import Use, mixed_seed
@@ -67,7 +67,8 @@ class TrainStream:
         crop_scale: least share of the area of an image in a file that a view shows, in (0, 1].
         augment: what else is done to them, as :func:`~spkd.data.augment.augmented` does it.
         mixup: alpha of the Beta(alpha, alpha) that these shares are drawn from; 0 mixes nothing.
-        draw: how often images of a class come, as of :func:`~spkd.data.draws.drawn_order`.
+        draw: how often images of a class come, as of :func:`~spkd.data.draws.drawn_images`; each time it
+            is seen otherwise.
         classes: how many there are, which is only needed to mix them.
         batch_size: images in a batch.
         seed: of the order and the augmentation.
@@ -167,25 +168,30 @@ class TrainStream:
         if not 0 <= start <= self.batches_per_epoch:
             raise InputError(f"start: expected 0 to {self.batches_per_epoch} batches, got {start}")
         generator = torch.Generator().manual_seed(mixed_seed(Use.ORDER, self._seed, epoch))
-        order = drawn_order(self._images.targets, self._draw, generator)
-        batches = self._views(order, epoch, start)
+        drawn = drawn_images(self._images.targets, self._draw, generator)
+        order = torch.randperm(len(drawn), generator=generator)
+        batches = self._views(drawn, order, epoch, start)
         return self._mixing(batches, epoch, start) if self._mixup else batches
 
-    def _views(self, order: Tensor, epoch: int, start: int) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch's order, not mixed yet."""
+    def _views(self, drawn: Tensor, order: Tensor, epoch: int, start: int) -> Iterator[Batch]:
+        """Iterate over the batches of the images that were drawn, in an order of their places, not mixed yet.
+
+        What is seen of an image depends on its place among these, so that of several times each is another view.
+        """
         if not isinstance(self._images, MemoryImages):
-            views = TrainViews(
-                self._images, self._sizes, self._flip, self._crop_scale, self._augment, self._seed, epoch
-            )
+            images = self._images if self._draw == "plain" else self._images.select(drawn)
+            views = TrainViews(images, self._sizes, self._flip, self._crop_scale, self._augment, self._seed, epoch)
             return self._from_workers(views, self._parts_of(order, start))
         # Drawn for the whole epoch: one transfer to the device, not four for each batch.
         margin = padding(self._crop_size)
         crops = draw_crops(len(order), margin, self._flip, mixed_seed(Use.CROPS, self._seed, epoch))
         if self._augment == "none":
-            return self._from_memory(self._parts_of(order.to(self._device), start), crops.to(self._device))
+            batches = self._parts_of(order.to(self._device), start)
+            return self._from_memory(drawn.to(self._device), batches, crops.to(self._device))
         small = SmallViews(
             self._padded,
             self._targets,
+            drawn,
             crops,
             self._crop_size,
             self._sizes,
@@ -218,14 +224,14 @@ class TrainStream:
         for pixels, targets in in_batches(views, batches, self._device, self._workers):
             yield Batch(pixels[0], targets, pixels[-1])
 
-    def _from_memory(self, batches: list[Tensor], crops: Crops) -> Iterator[Batch]:
+    def _from_memory(self, drawn: Tensor, batches: list[Tensor], crops: Crops) -> Iterator[Batch]:
         several = _batches_at_once(self._device)
         for first in range(0, len(batches), several):
             together = batches[first : first + several]
-            indices = torch.cat(together)
+            places = torch.cat(together)
             sizes = [len(batch) for batch in together]
-            small = crop_views(self._padded, indices, crops[indices], self._crop_size)
-            targets = self._targets[indices]
+            small = crop_views(self._padded, drawn[places], crops[places], self._crop_size)
+            targets = self._targets[drawn[places]]
             for pixels, classes in zip(torch.split(small, sizes), torch.split(targets, sizes), strict=True):
                 views = [to_unit_range(resize(pixels, size)) for size in self._sizes]
                 yield Batch(views[0], classes, views[-1])

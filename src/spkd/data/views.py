@@ -77,10 +77,11 @@ class TrainViews(Dataset[_Item]):
 
 @dataclass(frozen=True, eq=False)
 class SmallViews(Dataset[_Item]):
-    """The view that ``crops`` says of each image in memory, enlarged and augmented by (seed, epoch, index)."""
+    """The view that ``crops`` says of each image drawn in memory, enlarged and augmented by (seed, epoch, index)."""
 
     padded: Tensor
     targets: Tensor
+    drawn: Tensor
     crops: Crops
     crop_size: int
     sizes: tuple[int, ...]
@@ -89,11 +90,11 @@ class SmallViews(Dataset[_Item]):
     epoch: int
 
     def __getitem__(self, index: int) -> _Item:
-        place = torch.tensor([index])
-        view = crop_views(self.padded, place, self.crops[place], self.crop_size)[0]
+        image = self.drawn[index : index + 1]
+        view = crop_views(self.padded, image, self.crops[torch.tensor([index])], self.crop_size)[0]
         seed = mixed_seed(Use.AUGMENT, self.seed, self.epoch, index)
         views = [augmented(resize(view, size), self.augment, seed) for size in self.sizes]
-        return views, int(self.targets[index])
+        return views, int(self.targets[image])
 
 
 @dataclass(frozen=True)

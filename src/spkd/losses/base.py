@@ -56,7 +56,9 @@ class DistillationLoss(nn.Module, ABC):
 
         What a tape has kept comes back rounded to the tape's precision, float16 by default, as float32. The student's
         layers come as they are, under autocast in half precision: begin with ``.float()``. ``student.targets`` are the
-        labels as the objective was given them (class indices with -100 where there is none, or probabilities), or None.
+        labels as the objective was given them (class indices with -100 where there is none, or
+        probabilities), or None; with ``--mixup`` each class's share, float32, less than 1 in all where an image without
+        a label is mixed in.
         """
 
 

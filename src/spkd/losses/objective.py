@@ -204,6 +204,8 @@ class Objective(nn.Module):
         Raises:
             InputError: when ``remembered`` lacks a term or a loss is no scalar, or as the losses do.
         """
+        if targets is not None and targets.is_floating_point():
+            targets = upcast(targets)  # which a wrapper in mixed precision has rounded
         values = {"ce": self._cross_entropy(student.logits, targets)}
         labelled = Activations(student.logits, student.taps, student.gather, targets)
         for term, activations in self._seen(labelled, division):

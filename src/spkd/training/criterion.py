@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spkd.data.draws import times_of_classes
 from spkd.data.images import ImageData
 from spkd.training.recipe import Recipe
 
@@ -51,7 +52,11 @@ def criterion_of(recipe: Recipe, data: ImageData) -> nn.CrossEntropyLoss | None:
 
 
 def balancing_weights(data: ImageData) -> Tensor:
-    """Return ``n / (k n_c)`` for each class, of the training images with a label; 0 for a class without any."""
-    counts = torch.bincount(data.train.targets, minlength=len(data.classes)).float()
+    """Return ``n / (k n_c)`` for each class, of the n labelled images in an epoch; 0 for a class without any.
+
+    Classes that are drawn more often are counted so, and not weighed for it once more.
+    """
+    counts = torch.bincount(data.train.targets, minlength=len(data.classes))
+    counts = times_of_classes(counts, data.draw).float()
     weights = counts.sum() / (counts.count_nonzero() * counts)
     return weights.where(counts > 0, 0.0)

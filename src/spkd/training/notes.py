@@ -112,10 +112,11 @@ def _unequal(data: ImageData) -> str | None:
         return None
     counts = torch.bincount(data.train.targets, minlength=len(data.classes))
     least, most = int(counts.argmin()), int(counts.argmax())
+    is_met = data.draw != "plain"
     return (
         f"classes are unequal, from {counts[least]} training images of {data.classes[least]!r} to {counts[most]} of "
         f"{data.classes[most]!r}: the balanced error, the mean of the classes' own, is told too; --select balanced "
-        "goes by it, --class_weights balanced trains for it"
+        f"goes by it{'' if is_met else ', --class_weights balanced or --draw balanced trains for it'}"
     )
 
 

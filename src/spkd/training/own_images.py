@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -26,7 +27,7 @@ from spkd.models.classifier import ModelInfo, composed
 from spkd.models.exported import is_exported
 from spkd.models.saved_model import find_meant, find_saved, not_saved, saved_info
 from spkd.training.batches import batches_for
-from spkd.training.run_folder import config_of, images_changed
+from spkd.training.run_folder import config_of, why_others
 
 SPLITS = ("test", "val", "train", "all")
 """On what a network may be evaluated; all is the three together."""
@@ -147,6 +148,8 @@ def load_image(picture: str | Path | BinaryIO | Image.Image, info: ModelInfo) ->
         InputError: when it cannot be read.
     """
     given = str(picture) if isinstance(picture, (str, Path)) else picture
+    if not isinstance(given, (str, Image.Image)) and not given.seekable():
+        given = io.BytesIO(given.read())  # which is opened twice
     view = info.view or _usual_view(given)
     try:
         image = read_image(given, info.channels, side_for_view(info.image_size, view))
@@ -221,11 +224,8 @@ def validation_images(folder: str | Path, options: DataOptions, say: Callable[[s
 def _validation(
     folder: str | Path, info: ModelInfo, data: ImageData, options: DataOptions, say: Callable[[str], None]
 ) -> tuple[Batches, int]:
-    if images_changed(folder, data, options):
-        say(
-            f"warning: the images have changed since {folder} was trained; it may have learnt some of those that it is "
-            "measured on"
-        )
+    if why := why_others(folder, data, options):
+        say(f"warning: {why}; it may have learnt some of those that it is measured on")
     labelled = _evenly(numbered_as(info, data.val, data, say), COMPARED)
     if len(labelled) < len(data.val):
         say(f"measured on {len(labelled):,} of the {len(data.val):,} validation images, evenly spread")

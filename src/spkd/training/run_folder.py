@@ -237,15 +237,31 @@ def images_changed(network: str | Path, data: ImageData, options: DataOptions) -
 
     The network is given as its folder, or as a file that was exported to a folder in that.
     """
-    path = Path(network)
-    above = path.resolve().parents[: 3 if is_file(path) else 1]
-    run = next((run for run in map(RunFolder, (path, *above)) if run.result()), None)
+    run = _run_of(network)
     if run is None:
         return False
     config, result = NOT_SAID | (run.config() or {}), run.result() or {}
     alike = all(config.get(name) == getattr(options, name) for name in ("train_images", "grey"))
     is_named_so = result.get("data") == data.name
     return alike and is_named_so and result.get("images_fingerprint") not in (None, data.fingerprint)
+
+
+def _run_of(network: str | Path) -> RunFolder | None:
+    path = Path(network)
+    above = path.resolve().parents[: 3 if is_file(path) else 1]
+    return next((run for run in map(RunFolder, (path, *above)) if run.result()), None)
+
+
+def why_others(network: str | Path, data: ImageData, options: DataOptions) -> str | None:
+    """Return in words why :func:`images_changed` says so, None where it does not."""
+    if not images_changed(network, data, options):
+        return None
+    run = _run_of(network)
+    groups = None if run is None else (run.config() or {}).get("groups")
+    if groups == options.groups:
+        return f"the images have changed since {network} was trained"
+    given = "without --groups" if groups is None else f"with --groups '{groups}', which are to be given"
+    return f"{network} was trained {given}, so that other images are held out"
 
 
 def config_of(folder: str | Path) -> dict[str, Any]:
