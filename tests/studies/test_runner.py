@@ -43,6 +43,8 @@ import os
 import time
 from pathlib import Path
 
+from spkd.errors import ReaderDied
+
 
 def note(folder, runtime, *, path, text, seconds=0.0):
     """Write a line to a file shared by all, wait, and give the line back."""
@@ -69,6 +71,14 @@ def die(folder, runtime, *, path, times):
         file.write("x")
     if len(Path(path).read_text()) <= times:
         os.kill(os.getpid(), 9)
+    return {"survived": True}
+
+
+def lose_a_reader(folder, runtime, *, path):
+    """Fail the first time as where a process that reads images dies."""
+    if not Path(path).exists():
+        Path(path).touch()
+        raise ReaderDied("a process that reads images has died")
     return {"survived": True}
 '''
 
@@ -357,6 +367,11 @@ def test_a_task_that_kills_its_process_is_tried_three_times(functions: ModuleTyp
     assert states(tmp_path / "study") == {"twice": "done", "always": "failed"}
     assert study([dying("always", 9)], tmp_path / "study").failed == {"always": state.failed["always"]}
     assert list(states(tmp_path / "study")) == ["twice", "always"], "the plan of the call before is lost"
+
+
+def test_a_task_that_lost_what_reads_its_images_is_tried_again(functions: ModuleType, tmp_path: Path) -> None:
+    task = Task("task", Measurement(functions.lose_a_reader, {"path": str(tmp_path / "switch")}))
+    assert study([task], tmp_path / "study").results["task"]["survived"]
 
 
 def test_the_time_for_all_stops_what_is_running_and_begins_nothing_more(functions: ModuleType, tmp_path: Path) -> None:

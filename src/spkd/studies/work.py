@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd import __version__
-from spkd.errors import InputError, NoRoom, RunFailed, UnusableFolder, one_line
+from spkd.errors import InputError, NoRoom, ReaderDied, RunFailed, UnusableFolder, one_line
 from spkd.files import write_json_atomically
 from spkd.signals import is_past
 from spkd.studies.state import claimed, forget_failure, mark_failed
@@ -36,7 +36,8 @@ class Outcome:
     Attributes:
         result: what ``result.json`` holds.
         failure: why it failed, in one line.
-        died: whether it failed because its process died, so that it can be tried again.
+        died: whether it failed because its process, or one that reads images for it, died, so that it
+            can be tried again.
     """
 
     result: Mapping[str, Any] | None = None
@@ -130,8 +131,10 @@ def _attempt(task: Task, study: Path, runtime: Runtime) -> Outcome:
     except (Exception, SystemExit) as error:  # code of the user's own may raise anything
         traceback.print_exc()
         reason = failure_line(error, task.folder(study))
-        mark_failed(task, study, reason)
-        return Outcome(failure=reason)
+        died = isinstance(error, ReaderDied)
+        if not died:
+            mark_failed(task, study, reason)
+        return Outcome(failure=reason, died=died)
 
 
 def _do(task: Task, study: Path, runtime: Runtime) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller, Remembered
-from spkd.errors import RunFailed, UnreadableImage, UnusableFolder
+from spkd.errors import ReaderDied, RunFailed, UnreadableImage, UnusableFolder
 from spkd.losses.objective import LossBreakdown
 from spkd.signals import is_past, stop_signals
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -180,6 +180,7 @@ class Training:
         Raises:
             RunFailed: when a loss is not finite. The last checkpoint stays.
             UnreadableImage: when an image can no longer be read. A checkpoint is written.
+            ReaderDied: when a process that reads images has died. A checkpoint is written.
         """
         steps = self._recipe.epochs * self._stream.batches_per_epoch
         self._display.begin(title, steps, self._steps_done())
@@ -219,10 +220,10 @@ class Training:
         return time.monotonic() - self._saved_at >= max(checkpoint_seconds, SPARSELY * self._took_to_save)
 
     def _readable(self, batches: Iterator[Read]) -> Iterator[Read]:
-        """Give the batches; where an image can no longer be read, keep what has been done."""
+        """Give the batches; where an image can no longer be read, or what reads it dies, keep what has been done."""
         try:
             yield from batches
-        except UnreadableImage:
+        except (UnreadableImage, ReaderDied):
             self.save()
             raise
 
