@@ -169,6 +169,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def not_now(path: Path, error: OSError | MemoryError) -> InputError:
+    """Return the error for a file that cannot be read at the moment, as where a disk or its server does not answer:
+    that says nothing of what it holds.
+    """
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return InputError(f"{path} cannot be read now ({reason}); it is left as it is: try again once it can be")
+
+
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
     """Return rows of cells as CSV.
 

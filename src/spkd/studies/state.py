@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd.errors import InputError, RunFailed
-from spkd.files import locked, read_json, usual_mode, write_json_atomically
+from spkd.files import locked, not_now, read_json, usual_mode, write_json_atomically
 from spkd.signals import is_past, stop_signals
 from spkd.studies.tasks import Task
 from spkd.training.run_folder import FAILED, RUNNING, RunFolder
@@ -89,7 +89,7 @@ def save_plan(tasks: Sequence[Task], folder: Path) -> None:
     Tasks that earlier calls planned in this folder stay in it.
 
     Raises:
-        InputError: when the folder cannot be written.
+        InputError: when the folder cannot be written, or what is planned cannot be read at the moment.
     """
     with locked(folder, wait=True):
         plan = {task["name"]: task for task in _plan(folder)}
@@ -99,7 +99,12 @@ def save_plan(tasks: Sequence[Task], folder: Path) -> None:
 
 
 def _plan(folder: Path) -> list[dict[str, Any]]:
-    return list((read_json(folder / PLAN) or {}).get("tasks", []))
+    try:
+        return list(dict(json.loads((folder / PLAN).read_text(encoding="utf-8"))).get("tasks", []))
+    except (FileNotFoundError, ValueError, TypeError):  # none, or a damaged one
+        return []
+    except OSError as error:
+        raise not_now(folder / PLAN, error) from error
 
 
 def planned(folder: Path) -> dict[str, list[str]]:
@@ -121,7 +126,9 @@ def study_state(folder: Path) -> tuple[TaskState, ...]:
         raise InputError(
             f"{folder} holds no study: there is no {PLAN} in it, as `spkd compare` and `spkd reproduce` write"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise not_now(folder / PLAN, error) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / PLAN} cannot be read: is it damaged? The command of the study mends it") from error
     states = [_task_state(folder, *task) for task in tasks]
     done = {state.name for state in states if state.state == "done"}
