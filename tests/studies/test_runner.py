@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from spkd.errors import InputError, RunFailed
+from spkd.signals import stop_signals
 from spkd.studies import state
 from spkd.studies.options import RunnerOptions
 from spkd.studies.pool import Pool, visible_gpus
@@ -518,6 +519,22 @@ def test_a_live_claim_is_respected_until_the_time_is_over(functions: ModuleType,
         state = study([task], tmp_path / "study", runtime=Runtime(accelerator="cpu", max_time="1"))
     assert state.missing == ("x",)
     assert not (tmp_path / "noted").exists()
+
+
+def test_a_signal_while_a_claim_is_waited_for_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = tmp_path / "running.json"
+    note.write_text(json.dumps({"pid": os.getpid(), "host": HOST, "since": 0}))
+
+    def sleep(seconds: float) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        note.unlink()  # the other has ended meanwhile
+
+    monkeypatch.setattr(state, "time", SimpleNamespace(sleep=sleep, time=time.time))
+    with stop_signals() as received:
+        with claimed(tmp_path, None) as ours:
+            assert not ours
+        assert received
+    assert not note.exists()
 
 
 def test_processes_are_dealt_out_to_the_gpus(functions: ModuleType, tmp_path: Path) -> None:

@@ -359,6 +359,24 @@ def test_images_that_can_no_longer_be_read_end_a_run_that_goes_on(
         assert torch.equal(again.student.state_dict()[name], value)
 
 
+def test_a_signal_in_the_last_save_ends_the_run_before_what_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = made(tmp_path)
+    save = stopped.save
+
+    def interrupted() -> None:
+        save()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(stopped, "save", interrupted)
+    assert not stopped.run("", 1e9, None)
+    again = made(tmp_path)
+    assert again.restore()
+    assert again.state.epoch == 1
+    assert again.run("", 1e9, None)
+
+
 @pytest.mark.parametrize(("took", "saves"), [(0.0, 33), (0.06, 17), (1e6, 2)])
 def test_checkpoints_that_take_long_are_few(
     took: float, saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

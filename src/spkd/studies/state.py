@@ -229,11 +229,11 @@ def claimed(folder: Path, deadline: float | None) -> Iterator[bool]:
 
 def _wait_for_claim(folder: Path, deadline: float | None) -> bool:
     with stop_signals() as received:
-        while not _claim(folder):
-            if received or is_past(deadline):
-                return False
+        while not (received or is_past(deadline)):
+            if _claim(folder):
+                return True
             time.sleep(1.0)
-    return True
+    return False
 
 
 def _claim(folder: Path) -> bool:

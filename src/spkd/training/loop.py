@@ -212,7 +212,8 @@ class Training:
                 if not closed:
                     return False
             self.save()
-        return True
+            # Since the last step, as while it was saved: what comes after the training is left to another call.
+            return not agreed(self._fabric, 0, bool(received))
 
     def _is_due(self, checkpoint_seconds: float) -> bool:
         """Return whether it is time for the next checkpoint."""
