@@ -442,6 +442,35 @@ def test_a_claim_of_the_dead_is_void(functions: ModuleType, tmp_path: Path) -> N
         assert not note.exists()
 
 
+def test_a_number_that_counts_elsewhere_says_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers of one host name, and machines that are all called localhost, have processes of the same numbers."""
+    note = tmp_path / "running.json"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with claimed(tmp_path, None) as ours:
+        assert ours
+        written = json.loads(note.read_text())
+        note.write_text(json.dumps({**written, "pid": dead.pid}))
+        assert read_running(tmp_path) is None
+        monkeypatch.setattr(state, "numbering_of_processes", lambda: "another container")
+        assert read_running(tmp_path) is not None
+        os.utime(note, (0, 0))
+        assert read_running(tmp_path) is None
+        note.write_text(json.dumps(written))
+    assert note.exists(), "the claim of a process of the same number was removed"
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+def test_a_claim_is_no_older_where_clocks_differ(ahead: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with claimed(tmp_path, None) as ours:
+        assert ours
+        monkeypatch.setattr(state, "time", SimpleNamespace(time=lambda: time.time() + ahead, sleep=time.sleep))
+        assert read_running(tmp_path) is not None
+        os.truncate(tmp_path / "running.json", 0)  # as where another has just begun to write it
+        assert not state._claim(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["running.json"]
+
+
 @pytest.mark.parametrize(
     "noted",
     [{}, {"pid": 1}, {"pid": "1", "host": HOST, "since": 0}, {"pid": 1 << 80, "host": HOST, "since": 0}, [["pid", 1]]],
