@@ -230,9 +230,11 @@ def claimed(folder: Path, deadline: float | None) -> Iterator[bool]:
 
 def _wait_for_claim(folder: Path, deadline: float | None) -> bool:
     with stop_signals() as received:
-        while not (received or is_past(deadline)):
+        while not received:
             if _claim(folder):
                 return True
+            if is_past(deadline):
+                break
             time.sleep(1.0)
     return False
 
