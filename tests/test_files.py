@@ -97,6 +97,14 @@ def test_the_temporary_file_is_beside_and_keeps_the_suffix(tmp_path: Path) -> No
     assert not seen[0].exists()
 
 
+@pytest.mark.parametrize("name", ["n" * 251 + ".csv", "ä" * 125 + "n.csv", "n" + "ä" * 125 + ".csv", "猫" * 85])
+def test_a_name_may_be_as_long_as_the_file_system_takes(name: str, tmp_path: Path) -> None:
+    require_writable(tmp_path / name)
+    write_text_atomically(tmp_path / name, "1")
+    assert (tmp_path / name).read_text() == "1"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), InputError("mismatch")])
 def test_whatever_stops_the_writer_leaves_the_earlier_content_alone(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "x.txt"

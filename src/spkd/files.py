@@ -26,7 +26,8 @@ except ImportError:  # on Windows, where the library can be imported
 
 # For texts that may be paths: pathlib's own raise for a name that is too long or a place out of reach.
 is_file, is_folder, is_there = os.path.isfile, os.path.isdir, os.path.exists
-_LONGEST_NAME = 255 - len("-alone")  # bytes in the name of a folder, beside which another may have that ending
+_LONGEST = 255  # bytes in a name
+_LONGEST_NAME = _LONGEST - len("-alone")  # in that of a folder, beside which another may have that ending
 _held: set[int] = set()  # handles of the locks of this process
 
 
@@ -47,7 +48,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             return
         place = Path(os.path.realpath(path))
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=f".part{place.suffix}", dir=place.parent)
+        suffix = f".part{place.suffix}"
+        room = _LONGEST - len(os.fsencode(suffix)) - 10  # for two dots and mkstemp's eight signs
+        shown = os.fsencode(place.name)[:room].decode(errors="ignore")
+        handle, name = tempfile.mkstemp(prefix=f".{shown}.", suffix=suffix, dir=place.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
