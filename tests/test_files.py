@@ -58,6 +58,11 @@ def test_text_is_written_as_utf8_and_parents_are_made(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_text_of_a_name_that_is_no_utf8_is_written(tmp_path: Path) -> None:
+    write_text_atomically(tmp_path / "a.md", f"of F{os.fsdecode(bytes([0xFC]))}")
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == r"of F\udcfc"
+
+
 def test_json_is_strict_and_keeps_every_text(tmp_path: Path) -> None:
     content = {"größe": None, "file": os.fsdecode(b"F\xfc")}
     write_json_atomically(tmp_path / "x.json", content)

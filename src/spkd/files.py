@@ -150,8 +150,11 @@ def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, as :func:`write_atomically` does."""
-    write_bytes_atomically(path, text.encode())
+    """Write ``text`` as UTF-8 to ``path``, as :func:`write_atomically` does.
+
+    Of a file's name that is no UTF-8 the bytes that are none are written as in Python.
+    """
+    write_bytes_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def write_json_atomically(path: Path, content: Mapping[str, object]) -> None:
@@ -263,6 +266,16 @@ def is_utf8(name: str) -> bool:
     (True, False)
     """
     return not any("\ud800" <= sign <= "\udfff" for sign in name)
+
+
+def require_utf8(option: str, path: Path) -> None:
+    """Refuse a folder to be written to that TensorBoard and safetensors cannot open by its name.
+
+    Raises:
+        InputError: when the path is not UTF-8.
+    """
+    if not is_utf8(str(path)):
+        raise InputError(f"{option} {path} is not UTF-8: give a folder of another name")
 
 
 def sha256(path: Path) -> str:

@@ -96,7 +96,7 @@ def load_folder(folder: Path, *, skip_bad_images: bool = False, divided: bool = 
     mean, std = channel_statistics(splits.train)
     others = sum((listing.others for listing in listings.values()), Counter[str]())
     return ImageData(
-        name=folder.resolve().name,
+        name=os.fsencode(folder.resolve().name).decode(errors="backslashreplace"),  # figures take nothing but UTF-8
         classes=classes,
         channels=3,
         train=splits.train,

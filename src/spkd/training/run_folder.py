@@ -13,7 +13,15 @@ import yaml
 from spkd.data.images import ImageData
 from spkd.data.options import CROP_SCALE, DataOptions
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import csv_text, is_file, is_folder, is_there, write_json_atomically, write_text_atomically
+from spkd.files import (
+    csv_text,
+    is_file,
+    is_folder,
+    is_there,
+    require_utf8,
+    write_json_atomically,
+    write_text_atomically,
+)
 from spkd.models.saved_model import RUN_MARK
 
 MARK = f"{RUN_MARK} To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
@@ -121,8 +129,9 @@ class RunFolder:
 
         Raises:
             InputError: when it already holds a run and neither flag is given, when it holds something else, or, unless
-                it is to be overwritten, when a trained model is all that it holds of a run.
+                it is to be overwritten, when a trained model is all that it holds of a run; and when it is not UTF-8.
         """
+        require_utf8("--out", self.path)
         if resume and overwrite:
             raise InputError("--overwrite excludes --resume and --finish: give one")
         if self.path.exists() and not self.path.is_dir():
