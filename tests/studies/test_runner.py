@@ -267,7 +267,7 @@ def test_a_refusal_names_what_helps_in_a_study(
     )
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
     larger = Task("larger", Recording(student(tiny, teacher), ("sp",)))
-    outcome = carry_out(Job(larger, str(folder), CPU, None))
+    outcome = carry_out(Job(larger, str(folder), CPU))
     assert outcome.failure is not None
     assert outcome.failure.endswith(" or train for fewer epochs, or do without tapes by --no_tapes")
 
@@ -571,7 +571,7 @@ def test_processes_are_dealt_out_to_the_gpus(functions: ModuleType, tmp_path: Pa
     pool, outcomes = Pool(slots=5, threads=3, gpus=["2", "GPU-a"]), {}
     for name in names:
         arguments = {"path": str(tmp_path / "noted"), "text": name, "seconds": 0.5}
-        pool.begin(Job(Task(name, Measurement(functions.note, arguments)), str(tmp_path), CPU, None))
+        pool.begin(Job(Task(name, Measurement(functions.note, arguments)), str(tmp_path), CPU))
     assert not pool.has_room()
     while len(outcomes) < len(names):
         outcomes.update(pool.wait(10))
@@ -645,6 +645,34 @@ def test_what_ends_as_the_study_is_stopped_is_not_tried_again(
     found = run_study([task], tmp_path / "study", RunnerOptions(), CPU, Lines())
     assert found.missing == ("x",)
     assert "interrupted" not in capsys.readouterr().err
+
+
+def test_a_machine_whose_clock_is_ahead_has_as_much_time(
+    functions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+
+    class Workers:
+        def has_room(self) -> bool:
+            return not jobs
+
+        def begin(self, job: Job) -> None:
+            jobs.append(job)
+
+        def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+            now = time.time
+            with monkeypatch.context() as there:
+                there.setattr("time.time", lambda: now() + 7200)
+                return [("x", carry_out(jobs.pop()))]
+
+        def stop(self) -> list[tuple[str, Outcome]]:
+            return []
+
+    monkeypatch.setattr("spkd.studies.runner._workers", lambda *_: Workers())
+    task = Task("x", Measurement(functions.note, {"path": str(tmp_path / "noted"), "text": "x"}))
+    runtime = replace(CPU, max_time="1h")
+    found = run_study([task], tmp_path / "study", RunnerOptions(), runtime, Display())
+    assert 3500 < found.results["x"]["seconds_left"] <= 3600
 
 
 def test_a_long_task_keeps_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ class _Study:
         return read_running(self._tasks[name].folder(self._folder)) is not None
 
     def _job(self, task: Task) -> Job:
-        return Job(task, str(self._folder), self._own_runtime(task), self._deadline)
+        return Job(task, str(self._folder), self._own_runtime(task).until(self._deadline))
 
     def _own_runtime(self, task: Task) -> Runtime:
         """Return the runtime of a task: a student that waits for a recording plays its tape."""

@@ -52,14 +52,12 @@ class Job:
     Args:
         task: the task.
         study: the folder of its study.
-        runtime: how it is carried out.
-        deadline: when to stop, as of ``time.time()``.
+        runtime: how it is carried out; its time is counted from when it is begun, by the clock of whoever does it.
     """
 
     task: Task
     study: str
     runtime: Runtime
-    deadline: float | None
 
     @property
     def saves(self) -> bool:
@@ -69,18 +67,19 @@ class Job:
 
 def carry_out(job: Job) -> Outcome:
     """Do a job; what it prints, and the traceback of an error, go to ``task.log`` in the task's folder."""
-    if is_past(job.deadline):
+    deadline = job.runtime.deadline()
+    if is_past(deadline):
         return Outcome()
     study, task = Path(job.study), job.task
     folder = task.folder(study)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with claimed(folder, job.deadline) as ours:
+        with claimed(folder, deadline) as ours:
             if not ours:
                 return Outcome()
             with _printing_to(folder / TASK_LOG):
                 print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}, process {os.getpid()}")
-                return _attempt(task, study, job.runtime.until(job.deadline))
+                return _attempt(task, study, job.runtime.until(deadline))
     except (OSError, InputError) as error:
         return Outcome(failure=f"cannot write {folder}: {one_line(error)}")
 
