@@ -6,6 +6,7 @@ import contextlib
 import csv
 import ctypes
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -66,6 +67,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> list[Path]:
+    """Return what calls of :func:`write_atomically` that were killed have left beside the file ``path``."""
+    place = Path(os.path.realpath(path))
+    return list(place.parent.glob(f".{glob.escape(place.name)}.*.part*"))
 
 
 def require_writable(path: Path) -> None:

@@ -359,6 +359,22 @@ def test_images_that_can_no_longer_be_read_end_a_run_that_goes_on(
         assert torch.equal(again.student.state_dict()[name], value)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_kills_have_left_of_a_checkpoint_is_removed(linked: bool, tmp_path: Path) -> None:
+    training = made(tmp_path / "run")
+    training.save()
+    path = training._folder.checkpoint
+    if linked:
+        (tmp_path / "large").mkdir()
+        path = path.rename(tmp_path / "large" / "a[b]c.ckpt")
+        training._folder.checkpoint.symlink_to(path)
+    left, other = path.with_name(f".{path.name}.abc.part.ckpt"), path.with_name(".other.ckpt.abc.part.ckpt")
+    left.touch()
+    other.touch()
+    assert training.restore()
+    assert sorted(path.parent.iterdir()) == sorted([other, path])
+
+
 def test_a_signal_in_the_last_save_ends_the_run_before_what_comes_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

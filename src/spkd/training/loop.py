@@ -19,6 +19,7 @@ from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller, Remembered
 from spkd.errors import ReaderDied, RunFailed, UnreadableImage, UnusableFolder
+from spkd.files import unfinished
 from spkd.losses.objective import LossBreakdown
 from spkd.signals import is_past, stop_signals
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
@@ -139,8 +140,8 @@ class Training:
             UnusableFolder: for a checkpoint that cannot be read, or that was made with other weights files.
         """
         path = self._folder.checkpoint
-        for unfinished in path.parent.glob(f".{path.name}.*"):
-            unfinished.unlink(missing_ok=True)  # left by a kill in the middle of a save; each process looks
+        for left in unfinished(path):
+            left.unlink(missing_ok=True)  # by a kill in the middle of a save; each process looks
         if not path.exists():
             return False
         self.state, tensors = load_checkpoint(path)

@@ -43,6 +43,9 @@ OWN_FILES = (
 what it leads to.
 """
 
+_UNFINISHED = tuple(str(Path(name).with_name(f".{Path(name).name}.*.part*")) for name in ("config.yaml", *OWN_FILES))
+"""What a kill in the midst of writing one of these leaves (:func:`spkd.files.write_atomically`)."""
+
 NOT_SAID = {
     "no_flip": False,
     "grey": False,
@@ -159,7 +162,7 @@ class RunFolder:
             if self.config() == config:
                 return
         else:
-            for pattern in OWN_FILES:
+            for pattern in (*OWN_FILES, *_UNFINISHED):
                 for path in list(self.path.glob(pattern)):
                     self._remove(path)
             if (self.path / "config.yaml").is_symlink():  # it would be written through
