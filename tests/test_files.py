@@ -58,6 +58,11 @@ def test_text_is_written_as_utf8_and_parents_are_made(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_text_of_a_name_that_is_no_utf8_is_written(tmp_path: Path) -> None:
+    write_text_atomically(tmp_path / "a.md", f"of F{os.fsdecode(bytes([0xFC]))}")
+    assert (tmp_path / "a.md").read_text(encoding="utf-8") == r"of F\udcfc"
+
+
 def test_json_is_strict_and_keeps_every_text(tmp_path: Path) -> None:
     content = {"größe": None, "file": os.fsdecode(b"F\xfc")}
     write_json_atomically(tmp_path / "x.json", content)
@@ -95,6 +100,14 @@ def test_the_temporary_file_is_beside_and_keeps_the_suffix(tmp_path: Path) -> No
     assert seen[0].parent == tmp_path
     assert seen[0].suffix == ".safetensors"
     assert not seen[0].exists()
+
+
+@pytest.mark.parametrize("name", ["n" * 251 + ".csv", "ä" * 125 + "n.csv", "n" + "ä" * 125 + ".csv", "猫" * 85])
+def test_a_name_may_be_as_long_as_the_file_system_takes(name: str, tmp_path: Path) -> None:
+    require_writable(tmp_path / name)
+    write_text_atomically(tmp_path / name, "1")
+    assert (tmp_path / name).read_text() == "1"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt(), InputError("mismatch")])

@@ -3,10 +3,13 @@
 import builtins
 import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from spkd.machine import usable_cpus
+from spkd.machine import numbering_of_processes, usable_cpus
 
 
 @pytest.mark.parametrize(
@@ -37,3 +40,14 @@ def test_a_container_s_share_of_the_processors_counts(
         lambda path, *given, **also: io.StringIO(made[path]) if path in made else opened(path, *given, **also),
     )
     assert usable_cpus() == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").is_symlink(), reason="the system does not say")
+def test_processes_are_numbered_alike_in_one_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = numbering_of_processes()
+    assert here is not None
+    code = "from spkd.machine import numbering_of_processes as n; print(n())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert child.stdout == f"{here}\n"
+    monkeypatch.setattr(Path, "readlink", lambda path: Path("pid:[1]"))
+    assert numbering_of_processes() not in (None, here)

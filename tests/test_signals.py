@@ -44,6 +44,17 @@ def test_the_second_signal_is_left_to_the_block_around(monkeypatch: pytest.Monke
         assert (inner, outer) == ([signal.SIGTERM], [signal.SIGTERM])
 
 
+def test_what_a_block_has_collected_counts_around_it_too() -> None:
+    with stop_signals() as outer:
+        with stop_signals() as inner:
+            signal.raise_signal(signal.SIGTERM)
+            assert (inner, outer) == ([signal.SIGTERM], [])
+        assert outer == [signal.SIGTERM]
+        with stop_signals() as inner:
+            assert inner == [signal.SIGTERM]
+        assert outer == [signal.SIGTERM]
+
+
 def test_what_spawning_starts_first_leaves_signals_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """In some versions of Python multiprocessing's tracker of resources unblocked them when it started."""
     begun = []

@@ -57,6 +57,10 @@ class RunFailed(RuntimeError):
     """
 
 
+class ReaderDied(RunFailed):
+    """A process that reads images has died, as where memory is short for a while: the same may do another time."""
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's type and the beginning of its message on one line.
 

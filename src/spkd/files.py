@@ -6,6 +6,7 @@ import contextlib
 import csv
 import ctypes
 import errno
+import glob
 import hashlib
 import io
 import json
@@ -26,7 +27,8 @@ except ImportError:  # on Windows, where the library can be imported
 
 # For texts that may be paths: pathlib's own raise for a name that is too long or a place out of reach.
 is_file, is_folder, is_there = os.path.isfile, os.path.isdir, os.path.exists
-_LONGEST_NAME = 255 - len("-alone")  # bytes in the name of a folder, beside which another may have that ending
+_LONGEST = 255  # bytes in a name
+_LONGEST_NAME = _LONGEST - len("-alone")  # in that of a folder, beside which another may have that ending
 _held: set[int] = set()  # handles of the locks of this process
 
 
@@ -47,7 +49,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             return
         place = Path(os.path.realpath(path))
         place.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=f".part{place.suffix}", dir=place.parent)
+        suffix = f".part{place.suffix}"
+        room = _LONGEST - len(os.fsencode(suffix)) - 10  # for two dots and mkstemp's eight signs
+        shown = os.fsencode(place.name)[:room].decode(errors="ignore")
+        handle, name = tempfile.mkstemp(prefix=f".{shown}.", suffix=suffix, dir=place.parent)
         os.close(handle)
         temporary = Path(name)
         write(temporary)
@@ -62,6 +67,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> list[Path]:
+    """Return what calls of :func:`write_atomically` that were killed have left beside the file ``path``."""
+    place = Path(os.path.realpath(path))
+    return list(place.parent.glob(f".{glob.escape(place.name)}.*.part*"))
 
 
 def require_writable(path: Path) -> None:
@@ -146,8 +157,11 @@ def write_bytes_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, as :func:`write_atomically` does."""
-    write_bytes_atomically(path, text.encode())
+    """Write ``text`` as UTF-8 to ``path``, as :func:`write_atomically` does.
+
+    Of a file's name that is no UTF-8 the bytes that are none are written as in Python.
+    """
+    write_bytes_atomically(path, text.encode(errors="backslashreplace"))
 
 
 def write_json_atomically(path: Path, content: Mapping[str, object]) -> None:
@@ -167,6 +181,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def not_now(path: Path, error: OSError | MemoryError) -> InputError:
+    """Return the error for a file that cannot be read at the moment, as where a disk or its server does not answer:
+    that says nothing of what it holds.
+    """
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return InputError(f"{path} cannot be read now ({reason}); it is left as it is: try again once it can be")
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
@@ -251,6 +273,16 @@ def is_utf8(name: str) -> bool:
     (True, False)
     """
     return not any("\ud800" <= sign <= "\udfff" for sign in name)
+
+
+def require_utf8(option: str, path: Path) -> None:
+    """Refuse a folder to be written to that TensorBoard and safetensors cannot open by its name.
+
+    Raises:
+        InputError: when the path is not UTF-8.
+    """
+    if not is_utf8(str(path)):
+        raise InputError(f"{option} {path} is not UTF-8: give a folder of another name")
 
 
 def sha256(path: Path) -> str:

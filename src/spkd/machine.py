@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def usable_cpus() -> int:
@@ -20,3 +21,15 @@ def is_launched() -> bool:
 def is_follower() -> bool:
     """Return whether this is one of several processes of a run other than the first, which speaks for all."""
     return is_launched() and os.environ.get("RANK", "0") != "0"
+
+
+def numbering_of_processes() -> str | None:
+    """Return what processes share whose numbers tell them apart: one start of one machine, and there one container.
+
+    None where the system does not say.
+    """
+    try:
+        start = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{start} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None

@@ -30,7 +30,8 @@ def stop_signals() -> Iterator[list[int]]:
 
     What comes within a second of it is the same one: schedulers signal all processes of a job, and a parent hands it
     on.
-    Inside another such block, what that one has collected counts here too, and the next signal is left to it.
+    Inside another such block, what that one has collected counts here too, and the next signal is left to it; what is
+    collected here counts there afterwards.
     """
     received = list(_collecting[-1]) if _collecting else []
     if threading.current_thread() is not threading.main_thread():
@@ -60,6 +61,8 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         _collecting.pop()
         restore()
+        if _collecting and not _collecting[-1]:
+            _collecting[-1].extend(received)
 
 
 @contextlib.contextmanager

@@ -668,6 +668,17 @@ def test_export_is_checked_on_any_images(capsys: pytest.CaptureFixture[str], stu
     assert "--check_images takes files as they are: leave out --skip_bad_images" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [(), ("--int8",), ("--check_images", "nowhere.png")])
+def test_a_file_that_cannot_be_written_is_refused_before_the_images_are_looked_at(
+    options: tuple[str, ...], capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "x.onnx"
+    given = ["--data", "nowhere"] if "--check_images" not in options else []
+    assert main(["export", str(student), "--out", str(out), *options, *given]) == 2
+    assert f"cannot write {out}" in capsys.readouterr().err
+
+
 def test_export_in_8_bits_tells_what_it_costs_on_validation_images(
     capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

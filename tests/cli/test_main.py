@@ -338,6 +338,13 @@ def test_a_training_whose_lines_nobody_reads_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_full_log_takes_nothing_from_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full, monkeypatch.context() as patched:
+        patched.setattr("sys.stderr", full)
+        assert main(["distil"]) == 2
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # or it could not be closed
+
+
 @pytest.mark.parametrize("place", ["before", "after", "joined"])
 def test_what_is_typed_goes_over_what_the_file_says(
     place: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

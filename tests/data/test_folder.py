@@ -116,6 +116,10 @@ class TestLayouts:
         note = load_folder(folder).notes[0]
         assert note.encode().endswith(rb": 1 '.jp\udcdf'")
 
+    def test_a_folder_that_is_not_utf8_has_a_name_for_tables_and_figures(self, make_folder):
+        folder = make_folder({"a": 5, "b": 5})
+        assert load_folder(folder.rename(folder.with_name(os.fsdecode(b"F\xfc")))).name == r"F\xfc"
+
     def test_the_commonest_other_endings_are_named(self, make_folder):
         folder = make_folder({"a": 5, "b": 5})
         for number in range(7):

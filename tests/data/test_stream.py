@@ -1,6 +1,7 @@
 import itertools
 import os
 import signal
+import time
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from spkd.data.images import FileImages, MemoryImages
 from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import TrainStream, evaluation_batches
 from spkd.data.views import FixedViews, _tell_of_memory, in_batches
-from spkd.errors import InputError, RunFailed
+from spkd.errors import InputError, ReaderDied
 
 CPU = torch.device("cpu")
 
@@ -441,8 +442,26 @@ def test_a_reader_that_dies_is_told_in_one_line(monkeypatch, file_images):
         os._exit(1)
 
     monkeypatch.setattr(FileImages, "image", die)
-    with pytest.raises(RunFailed, match=r"^a process that reads images has died \([^\n]+\): fewer --workers[^\n]+$"):
+    with pytest.raises(ReaderDied, match=r"^a process that reads images has died \([^\n]+\): fewer --workers[^\n]+$"):
         list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=2))
+
+
+@dataclass(frozen=True)
+class WhoReads(FixedViews):
+    """Tells of each image which process reads it."""
+
+    def __getitem__(self, index):
+        return [torch.tensor([os.getpid()])], index
+
+
+def test_a_reader_that_is_killed_in_the_midst_of_a_step_is_told_of_after_it(monkeypatch, file_images):
+    monkeypatch.setattr("spkd.data.views.to_unit_range", lambda pids: pids)
+    batches = in_batches(WhoReads(file_images, (16,), "whole"), list(torch.arange(7).view(7, 1)), CPU, 1)
+    ((reader,), _) = next(batches)
+    os.kill(int(reader), signal.SIGKILL)
+    time.sleep(0.5)  # the step, which the signal of the death reaches
+    with pytest.raises(ReaderDied):
+        list(batches)
 
 
 @dataclass(frozen=True)

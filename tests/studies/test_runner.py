@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from spkd.errors import InputError, RunFailed
+from spkd.signals import stop_signals
 from spkd.studies import state
 from spkd.studies.options import RunnerOptions
 from spkd.studies.pool import Pool, visible_gpus
@@ -42,6 +43,8 @@ FUNCTIONS = '''
 import os
 import time
 from pathlib import Path
+
+from spkd.errors import ReaderDied
 
 
 def note(folder, runtime, *, path, text, seconds=0.0):
@@ -69,6 +72,14 @@ def die(folder, runtime, *, path, times):
         file.write("x")
     if len(Path(path).read_text()) <= times:
         os.kill(os.getpid(), 9)
+    return {"survived": True}
+
+
+def lose_a_reader(folder, runtime, *, path):
+    """Fail the first time as where a process that reads images dies."""
+    if not Path(path).exists():
+        Path(path).touch()
+        raise ReaderDied("a process that reads images has died")
     return {"survived": True}
 '''
 
@@ -256,7 +267,7 @@ def test_a_refusal_names_what_helps_in_a_study(
     )
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
     larger = Task("larger", Recording(student(tiny, teacher), ("sp",)))
-    outcome = carry_out(Job(larger, str(folder), CPU, None))
+    outcome = carry_out(Job(larger, str(folder), CPU))
     assert outcome.failure is not None
     assert outcome.failure.endswith(" or train for fewer epochs, or do without tapes by --no_tapes")
 
@@ -359,6 +370,11 @@ def test_a_task_that_kills_its_process_is_tried_three_times(functions: ModuleTyp
     assert list(states(tmp_path / "study")) == ["twice", "always"], "the plan of the call before is lost"
 
 
+def test_a_task_that_lost_what_reads_its_images_is_tried_again(functions: ModuleType, tmp_path: Path) -> None:
+    task = Task("task", Measurement(functions.lose_a_reader, {"path": str(tmp_path / "switch")}))
+    assert study([task], tmp_path / "study").results["task"]["survived"]
+
+
 def test_the_time_for_all_stops_what_is_running_and_begins_nothing_more(functions: ModuleType, tmp_path: Path) -> None:
     folder, path = tmp_path / "study", tmp_path / "noted"
     seconds = {"first": 0.0, "slow": 600.0, "next": 0.0}
@@ -424,6 +440,35 @@ def test_a_claim_of_the_dead_is_void(functions: ModuleType, tmp_path: Path) -> N
         (tmp_path / "study" / "x" / "result.json").unlink(missing_ok=True)
         assert study([task], tmp_path / "study").results
         assert not note.exists()
+
+
+def test_a_number_that_counts_elsewhere_says_nothing_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers of one host name, and machines that are all called localhost, have processes of the same numbers."""
+    note = tmp_path / "running.json"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with claimed(tmp_path, None) as ours:
+        assert ours
+        written = json.loads(note.read_text())
+        note.write_text(json.dumps({**written, "pid": dead.pid}))
+        assert read_running(tmp_path) is None
+        monkeypatch.setattr(state, "numbering_of_processes", lambda: "another container")
+        assert read_running(tmp_path) is not None
+        os.utime(note, (0, 0))
+        assert read_running(tmp_path) is None
+        note.write_text(json.dumps(written))
+    assert note.exists(), "the claim of a process of the same number was removed"
+
+
+@pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
+def test_a_claim_is_no_older_where_clocks_differ(ahead: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with claimed(tmp_path, None) as ours:
+        assert ours
+        monkeypatch.setattr(state, "time", SimpleNamespace(time=lambda: time.time() + ahead, sleep=time.sleep))
+        assert read_running(tmp_path) is not None
+        os.truncate(tmp_path / "running.json", 0)  # as where another has just begun to write it
+        assert not state._claim(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["running.json"]
 
 
 @pytest.mark.parametrize(
@@ -505,12 +550,28 @@ def test_a_live_claim_is_respected_until_the_time_is_over(functions: ModuleType,
     assert not (tmp_path / "noted").exists()
 
 
+def test_a_signal_while_a_claim_is_waited_for_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = tmp_path / "running.json"
+    note.write_text(json.dumps({"pid": os.getpid(), "host": HOST, "since": 0}))
+
+    def sleep(seconds: float) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        note.unlink()  # the other has ended meanwhile
+
+    monkeypatch.setattr(state, "time", SimpleNamespace(sleep=sleep, time=time.time))
+    with stop_signals() as received:
+        with claimed(tmp_path, None) as ours:
+            assert not ours
+        assert received
+    assert not note.exists()
+
+
 def test_processes_are_dealt_out_to_the_gpus(functions: ModuleType, tmp_path: Path) -> None:
     names = [str(number) for number in range(5)]
     pool, outcomes = Pool(slots=5, threads=3, gpus=["2", "GPU-a"]), {}
     for name in names:
         arguments = {"path": str(tmp_path / "noted"), "text": name, "seconds": 0.5}
-        pool.begin(Job(Task(name, Measurement(functions.note, arguments)), str(tmp_path), CPU, None))
+        pool.begin(Job(Task(name, Measurement(functions.note, arguments)), str(tmp_path), CPU))
     assert not pool.has_room()
     while len(outcomes) < len(names):
         outcomes.update(pool.wait(10))
@@ -584,6 +645,34 @@ def test_what_ends_as_the_study_is_stopped_is_not_tried_again(
     found = run_study([task], tmp_path / "study", RunnerOptions(), CPU, Lines())
     assert found.missing == ("x",)
     assert "interrupted" not in capsys.readouterr().err
+
+
+def test_a_machine_whose_clock_is_ahead_has_as_much_time(
+    functions: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Job] = []
+
+    class Workers:
+        def has_room(self) -> bool:
+            return not jobs
+
+        def begin(self, job: Job) -> None:
+            jobs.append(job)
+
+        def wait(self, seconds: float) -> list[tuple[str, Outcome]]:
+            now = time.time
+            with monkeypatch.context() as there:
+                there.setattr("time.time", lambda: now() + 7200)
+                return [("x", carry_out(jobs.pop()))]
+
+        def stop(self) -> list[tuple[str, Outcome]]:
+            return []
+
+    monkeypatch.setattr("spkd.studies.runner._workers", lambda *_: Workers())
+    task = Task("x", Measurement(functions.note, {"path": str(tmp_path / "noted"), "text": "x"}))
+    runtime = replace(CPU, max_time="1h")
+    found = run_study([task], tmp_path / "study", RunnerOptions(), runtime, Display())
+    assert 3500 < found.results["x"]["seconds_left"] <= 3600
 
 
 def test_a_long_task_keeps_its_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

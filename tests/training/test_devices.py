@@ -2,7 +2,7 @@
 
 import pytest
 
-from spkd.errors import InputError, RunFailed, UnreadableImage
+from spkd.errors import InputError, ReaderDied, RunFailed, UnreadableImage
 from spkd.training.devices import make_fabric, notes_of_srun, told_in_one_line
 from spkd.training.options import Runtime
 
@@ -36,6 +36,12 @@ def test_an_image_that_can_no_longer_be_read_is_told_with_what_goes_on() -> None
     line = r"^image x cannot be read \(stale\), which it could before: as soon as it can, --resume goes on$"
     with pytest.raises(InputError, match=line), told_in_one_line(Runtime(), "--resume goes on"):
         raise UnreadableImage("image x cannot be read (stale)")
+
+
+def test_a_death_among_the_readers_is_told_with_what_goes_on() -> None:
+    expected = pytest.raises(ReaderDied, match=r"^a reader has died; --resume goes on$")
+    with expected, told_in_one_line(Runtime(), "--resume goes on"):
+        raise ReaderDied("a reader has died")
 
 
 def test_several_runs_of_one_srun_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

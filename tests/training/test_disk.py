@@ -1,17 +1,21 @@
-"""A disk that is full when a checkpoint is due: one line, and the last good checkpoint stays."""
+"""A disk that is full, or does not answer: one line, and the last good checkpoint stays."""
 
+import errno
 import math
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import compress
 
-from spkd.errors import UnusableFolder
+from spkd.errors import InputError, UnusableFolder
+from spkd.studies.state import planned, study_state
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from spkd.training.tape import Tape
 
 CODE = """
 import resource, sys
@@ -54,6 +58,28 @@ def test_a_checkpoint_that_is_none_is_told_with_and_without_what_helps(
         load_checkpoint(path)
     assert caught.value.what == f"{path} {line}"
     assert str(caught.value) == f"{path} {line}; give --overwrite to begin anew"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError(errno.EIO, "Input/output error"), "Input/output error"), (MemoryError(), "Memory")]
+)
+def test_a_disk_that_does_not_answer_is_no_reason_to_begin_anew(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "tape.json").write_text("{}")
+    monkeypatch.setattr("torch.load", fail)
+    save_checkpoint(tmp_path / "last.ckpt", TrainingState(), {})
+    readers: list[Callable[[], object]] = [lambda: load_checkpoint(tmp_path / "last.ckpt")]
+    if isinstance(error, OSError):
+        monkeypatch.setattr(Path, "read_text", fail)
+        readers += [lambda: Tape.open(tmp_path), lambda: planned(tmp_path), lambda: study_state(tmp_path)]
+    for read in readers:
+        with pytest.raises(InputError, match=rf" cannot be read now \({reason}.*\); it is left as it is") as caught:
+            read()
+        assert not isinstance(caught.value, UnusableFolder)
 
 
 def test_a_checkpoint_that_is_compressed_is_not_unpacked(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.data.stream import Batch, TrainStream, evaluation_batches
 from spkd.distiller import Distiller, Remembered
-from spkd.errors import InputError, RunFailed, UnreadableImage
+from spkd.errors import InputError, ReaderDied, RunFailed, UnreadableImage
 from spkd.losses.objective import Objective
 from spkd.models.classifier import Classifier, ModelInfo, Normalisation
 from spkd.models.wrn import WideResNet
@@ -365,21 +365,25 @@ def test_a_run_is_over_in_the_midst_of_a_validation_and_goes_on_with_it(by_signa
         assert torch.equal(again.student.state_dict()[name], value)
 
 
-@pytest.mark.parametrize("place", ["training", "validation"])
-def test_an_image_that_can_no_longer_be_read_ends_a_run_that_goes_on(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "error"), [("training", UnreadableImage), ("validation", UnreadableImage), ("training", ReaderDied)]
+)
+def test_images_that_can_no_longer_be_read_end_a_run_that_goes_on(
+    place: str, error: type[Exception], tmp_path: Path
+) -> None:
     whole, failing = made(tmp_path / "whole"), made(tmp_path / "failing")
     assert whole.run("", 1e9, None)
     batches = failing._stream.batches(0) if place == "training" else failing._validation()
 
     def fail(*arguments: object, **options: object) -> Iterator[tuple[Tensor, Tensor]]:
         yield from itertools.islice(batches, 2)
-        raise UnreadableImage("image x.jpg cannot be read (Stale file handle)")
+        raise error("image x.jpg cannot be read (Stale file handle)")
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(failing._stream, "batches", fail) if place == "training" else patched.setattr(
             failing, "_validation", fail
         )
-        with pytest.raises(UnreadableImage):
+        with pytest.raises(error):
             failing.run("", 1e9, None)
     again = made(tmp_path / "failing")
     assert again.restore()
@@ -387,6 +391,40 @@ def test_an_image_that_can_no_longer_be_read_ends_a_run_that_goes_on(place: str,
     assert again.run("", 1e9, None)
     for name, value in whole.student.state_dict().items():
         assert torch.equal(again.student.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_kills_have_left_of_a_checkpoint_is_removed(linked: bool, tmp_path: Path) -> None:
+    training = made(tmp_path / "run")
+    training.save()
+    path = training._folder.checkpoint
+    if linked:
+        (tmp_path / "large").mkdir()
+        path = path.rename(tmp_path / "large" / "a[b]c.ckpt")
+        training._folder.checkpoint.symlink_to(path)
+    left, other = path.with_name(f".{path.name}.abc.part.ckpt"), path.with_name(".other.ckpt.abc.part.ckpt")
+    left.touch()
+    other.touch()
+    assert training.restore()
+    assert sorted(path.parent.iterdir()) == sorted([other, path])
+
+
+def test_a_signal_in_the_last_save_ends_the_run_before_what_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = made(tmp_path)
+    save = stopped.save
+
+    def interrupted() -> None:
+        save()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(stopped, "save", interrupted)
+    assert not stopped.run("", 1e9, None)
+    again = made(tmp_path)
+    assert again.restore()
+    assert again.state.epoch == 1
+    assert again.run("", 1e9, None)
 
 
 @pytest.mark.parametrize(("took", "saves"), [(0.0, 33), (0.06, 17), (1e6, 2)])

@@ -1,5 +1,6 @@
 """What a person sees: plain lines on a pipe, a bar on a terminal, nothing from a worker."""
 
+import errno
 import io
 
 import pytest
@@ -92,6 +93,22 @@ def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(display(), Lines)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert isinstance(display(), Bar)
+
+
+def test_a_line_that_a_full_disk_does_not_take_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Log(io.StringIO):
+        full = True
+
+        def flush(self) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = Log()
+    monkeypatch.setattr("sys.stderr", log)
+    Lines().say("one")
+    log.full = False
+    Lines().say("two")
+    assert log.getvalue() == "one\ntwo\n"
 
 
 def test_a_time_left_that_is_known_better_is_shown(

@@ -1,10 +1,16 @@
 """When a run folder may be written."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from spkd.errors import InputError
+from spkd.files import write_atomically
+from spkd.studies.options import RunnerOptions
+from spkd.studies.runner import run_study
+from spkd.training.options import Runtime
+from spkd.training.progress import Display
 from spkd.training.run_folder import MARK, RunFolder, refuse_inputs
 
 CONFIG: dict[str, object] = {"model": "wrn-10-1", "seed": 0}
@@ -72,6 +78,38 @@ def test_what_a_run_is_made_of_decides_and_not_where_that_lies(tmp_path: Path) -
         folder.check(here, "c2d3", resume=True, overwrite=False)
     with pytest.raises(InputError, match="other weights, code or images"):
         folder.check(there, "c2d3", resume=True, overwrite=False)
+
+
+def test_overwriting_removes_what_kills_have_left(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run")
+    left: list[Path] = []
+
+    def killed(temporary: Path) -> None:
+        temporary.write_text("half")
+        left.append(temporary.rename(temporary.with_name(temporary.name.replace(".part", "1.part"))))
+        raise KeyboardInterrupt
+
+    own = ("config.yaml", "checkpoints/last.ckpt", "student/model.safetensors", "export/model.onnx")
+    for name in own:
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(folder.path / name, killed)
+    mine = folder.path / "student" / ".mine.safetensors.1.part"
+    mine.touch()
+    assert len(left) == len(own)
+    folder.begin(CONFIG, MADE_OF, overwrite=True)
+    assert not any(path.exists() for path in left)
+    assert mine.exists()
+    assert not (folder.path / "export").exists()
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"F\xfc")
+    line = r"^--out .*F\udcfc is not UTF-8: give a folder of another name$"
+    with pytest.raises(InputError, match=line):
+        RunFolder(folder).check_place(resume=False, overwrite=False)
+    with pytest.raises(InputError, match=line):
+        run_study([], folder, RunnerOptions(), Runtime(), Display())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_overwriting_removes_the_run_s_own_files_and_nothing_else(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from spkd.data.kept import keeping_last
 from spkd.data.options import DataOptions
 from spkd.errors import InputError, UnusableFolder, printable
 from spkd.export_options import WEIGHT_BITS
-from spkd.files import require_writable, slug, write_text_atomically
+from spkd.files import is_folder, require_writable, slug, write_text_atomically
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
@@ -248,7 +248,7 @@ def taps(options: Namespace) -> int:
 @keeping_last()
 def export(options: Namespace) -> int:
     """Write a saved network to a file to deploy."""
-    from spkd.export import export_model, export_path
+    from spkd.export import export_model
     from spkd.report.networks import calibration_text, export_table
     from spkd.training.counting import counting
     from spkd.training.own_images import images_in, own_data, real_images, validation_images
@@ -260,7 +260,7 @@ def export(options: Namespace) -> int:
         raise InputError("--weight_bits is of 8-bit integers: give --int8, or leave it out")
     if options.calibrate and options.check_images:
         raise InputError("--calibrate needs labelled images to measure on: give --data, not --check_images")
-    export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
+    _require_place(options, "model")
     labelled, number, shown = None, 0, display(brief=True)
     if options.check_images:
         useless = [name for name, value in _pick(DataOptions, options).items() if value is not None]
@@ -293,7 +293,6 @@ def export(options: Namespace) -> int:
 
 
 def _export_int8(options: Namespace) -> int:
-    from spkd.export import export_path
     from spkd.quantisation import export_int8
     from spkd.report.networks import calibration_text, int8_table, int8_text
     from spkd.training.counting import counting
@@ -304,8 +303,7 @@ def _export_int8(options: Namespace) -> int:
         raise InputError("--int8 makes an ONNX file: leave out --format")
     if options.check_images:
         raise InputError("--int8 needs labelled images to measure on: give --data, not --check_images")
-    # Before the images, which may take long.
-    export_path(Path(options.folder), None if options.out is None else Path(options.out), options.format)
+    _require_place(options, "model-int8")
     data = own_data(options.folder, _pick(DataOptions, options))
     shown = display(brief=True)
     calibration, labelled, number = images_to_quantise_with(options.folder, data, say=shown.say)
@@ -326,6 +324,16 @@ def _export_int8(options: Namespace) -> int:
         _say(calibration_text(report.calibration))
     _say(f"written: {report.path}")
     return 0
+
+
+def _require_place(options: Namespace, name: str) -> None:
+    """Refuse a file that cannot be written, before the images are looked at, which may take long."""
+    from spkd.export import export_path
+
+    out = None if options.out is None else Path(options.out)
+    path = export_path(Path(options.folder), out, options.format, name)
+    if is_folder(options.folder):  # where there is none, that is what must be said
+        require_writable(path)
 
 
 def reproduce(options: Namespace) -> int:

@@ -148,7 +148,8 @@ def _without_tilde(value: object) -> object:
 
 
 def _fail(line: str, code: int) -> int:
-    print(f"spkd: error: {printable(' '.join(line.split()))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a log on a full disk: the code is still told
+        print(f"spkd: error: {printable(' '.join(line.split()))}", file=sys.stderr, flush=True)
     return code
 
 

@@ -103,7 +103,7 @@ def load_folder(
     mean, std = channel_statistics(splits.train)
     others = sum((listing.others for listing in listings.values()), Counter[str]())
     return ImageData(
-        name=folder.resolve().name,
+        name=os.fsencode(folder.resolve().name).decode(errors="backslashreplace"),  # figures take nothing but UTF-8
         classes=classes,
         channels=3,
         train=splits.train,

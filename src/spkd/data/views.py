@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ from spkd.data.augment import (
 from spkd.data.images import Images
 from spkd.data.options import Augment, View
 from spkd.data.seeds import Use, mixed_seed
-from spkd.errors import RunFailed, UnreadableImage, one_line
+from spkd.errors import ReaderDied, UnreadableImage, one_line
 from spkd.machine import usable_cpus
 from spkd.signals import signals_blocked
 
@@ -157,7 +159,7 @@ def in_batches(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise RunFailed(
+        raise ReaderDied(
             f"a process that reads images has died ({one_line(error)}): fewer --workers need less memory, and so do "
             "smaller batches; in a container the shared memory may be too small (--shm-size)"
         ) from error
@@ -199,7 +201,13 @@ def _started(loader: DataLoader[Any], *, spawning: bool) -> Iterator[Any]:
     """Start the workers, which go on after a Ctrl-C or a scheduler's SIGTERM to the group: the parent finishes its
     step, saves, and ends them.
     """
+    before = signal.getsignal(signal.SIGCHLD)
     with signals_blocked(spawning=spawning), warnings.catch_warnings():
         # Python 3.12 and later warn of every fork in a process with threads.
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        return iter(loader)
+        started = iter(loader)
+    if before is not None and threading.current_thread() is threading.main_thread():
+        # Not PyTorch's, which raises a worker's death in the midst of a step, where nothing can be saved: without it
+        # the death is found when the next batch is asked for.
+        signal.signal(signal.SIGCHLD, before)
+    return started

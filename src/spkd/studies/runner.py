@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from spkd.data.kept import keeping_last
 from spkd.errors import InputError
-from spkd.files import require_writable
+from spkd.files import require_utf8, require_writable
 from spkd.signals import is_past, stop_signals
 from spkd.studies.options import RunnerOptions
 from spkd.studies.schedule import Schedule
@@ -51,6 +51,7 @@ def run_study(
     if runtime.tape is not None:
         raise InputError("--tape is for one run: a study makes the tapes that its plan names, so leave it out")
     deadline = runtime.deadline()
+    require_utf8("--out", folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder} is a file, not a folder")
     if options.no_tapes:
@@ -104,7 +105,7 @@ class _Study:
         return read_running(self._tasks[name].folder(self._folder)) is not None
 
     def _job(self, task: Task) -> Job:
-        return Job(task, str(self._folder), self._own_runtime(task), self._deadline)
+        return Job(task, str(self._folder), self._own_runtime(task).until(self._deadline))
 
     def _own_runtime(self, task: Task) -> Runtime:
         """Return the runtime of a task: a student that waits for a recording plays its tape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,18 +15,21 @@ import torch
 from spkd.data.kept import keeping_last
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
+from spkd.files import require_writable
 from spkd.losses.methods import term_names
+from spkd.machine import is_launched
 from spkd.models.classifier import Classifier
 from spkd.models.cost import latency_ms, multiply_adds, parameter_count
 from spkd.models.saved_model import find_meant, load_classifier, save_classifier
 from spkd.studies.outcome import counts_balanced
 from spkd.studies.records import NetworkRow
+from spkd.studies.state import claimed, read_running
 from spkd.training.devices import make_fabric
 from spkd.training.identity import input_paths
 from spkd.training.options import DEFAULT_TEACHER, Request, Runtime
 from spkd.training.progress import Display
 from spkd.training.run import run
-from spkd.training.run_folder import RunFolder, refuse_inputs
+from spkd.training.run_folder import RUNNING, RunFolder, refuse_inputs
 from spkd.training.setup import pinned, set_up
 
 _CODE_FOLDER = re.compile(r"^.*/(?=[^/]+\.py:)")
@@ -136,6 +140,8 @@ def request_with_teacher(
 ) -> Request | None:
     """Return the request with the digits' own teacher, trained on all of them now if it has not been before.
 
+    Where another call is training it, that is waited for.
+
     Returns:
         The request, or None when the teacher's training was stopped in time.
 
@@ -151,12 +157,20 @@ def request_with_teacher(
     size = request.data.image_size
     own = Request(model=DEFAULT_TEACHER, data=DataOptions(image_size=size), overrides={"epochs": TEACHER_EPOCHS})
     # Not the folder of `spkd train`, which may hold another training of the same network.
-    folder = "runs/digits-teacher" + ("" if size is None else f"-{size}px")
-    if RunFolder(Path(folder)).result() is None:
-        _rehearse(request, own, methods, runtime)
-    if run(own, folder, runtime.without_tape(), display, resume=True) is None:
-        return None
-    return replace(request, teacher=folder)
+    folder = RunFolder(Path("runs/digits-teacher" + ("" if size is None else f"-{size}px")))
+    deadline = runtime.deadline()
+    with contextlib.ExitStack() as held:
+        if folder.result() is None:
+            _rehearse(request, own, methods, runtime)
+            if not is_launched():  # whose processes are all at work on it
+                require_writable(folder.path / RUNNING)
+                if (live := read_running(folder.path)) is not None:
+                    display.say(f"waiting for process {live['pid']} on {live['host']}, which trains {folder.path}")
+                if not held.enter_context(claimed(folder.path, deadline)):
+                    return None
+        if run(own, folder.path, runtime.until(deadline).without_tape(), display, resume=True) is None:
+            return None
+    return replace(request, teacher=str(folder.path))
 
 
 def _rehearse(request: Request, teacher: Request, methods: Sequence[str], runtime: Runtime) -> None:

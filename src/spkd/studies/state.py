@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from spkd.errors import InputError, RunFailed
-from spkd.files import locked, read_json, usual_mode, write_json_atomically
+from spkd.files import locked, not_now, read_json, usual_mode, write_json_atomically
+from spkd.machine import numbering_of_processes
 from spkd.signals import is_past, stop_signals
 from spkd.studies.tasks import Task
 from spkd.training.run_folder import FAILED, RUNNING, RunFolder
@@ -89,7 +90,7 @@ def save_plan(tasks: Sequence[Task], folder: Path) -> None:
     Tasks that earlier calls planned in this folder stay in it.
 
     Raises:
-        InputError: when the folder cannot be written.
+        InputError: when the folder cannot be written, or what is planned cannot be read at the moment.
     """
     with locked(folder, wait=True):
         plan = {task["name"]: task for task in _plan(folder)}
@@ -99,7 +100,12 @@ def save_plan(tasks: Sequence[Task], folder: Path) -> None:
 
 
 def _plan(folder: Path) -> list[dict[str, Any]]:
-    return list((read_json(folder / PLAN) or {}).get("tasks", []))
+    try:
+        return list(dict(json.loads((folder / PLAN).read_text(encoding="utf-8"))).get("tasks", []))
+    except (FileNotFoundError, ValueError, TypeError):  # none, or a damaged one
+        return []
+    except OSError as error:
+        raise not_now(folder / PLAN, error) from error
 
 
 def planned(folder: Path) -> dict[str, list[str]]:
@@ -121,7 +127,9 @@ def study_state(folder: Path) -> tuple[TaskState, ...]:
         raise InputError(
             f"{folder} holds no study: there is no {PLAN} in it, as `spkd compare` and `spkd reproduce` write"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise not_now(folder / PLAN, error) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / PLAN} cannot be read: is it damaged? The command of the study mends it") from error
     states = [_task_state(folder, *task) for task in tasks]
     done = {state.name for state in states if state.state == "done"}
@@ -216,17 +224,19 @@ def claimed(folder: Path, deadline: float | None) -> Iterator[bool]:
         ended.set()
         pulse.join()
         noted = _read_claim(path)
-        if noted is not None and (noted["pid"], noted["host"]) == (os.getpid(), socket.gethostname()):
+        if noted is not None and noted["pid"] == os.getpid() and _counts_as_here(noted):
             path.unlink(missing_ok=True)
 
 
 def _wait_for_claim(folder: Path, deadline: float | None) -> bool:
     with stop_signals() as received:
-        while not _claim(folder):
-            if received or is_past(deadline):
-                return False
+        while not received:
+            if _claim(folder):
+                return True
+            if is_past(deadline):
+                break
             time.sleep(1.0)
-    return True
+    return False
 
 
 def _claim(folder: Path) -> bool:
@@ -235,7 +245,8 @@ def _claim(folder: Path) -> bool:
     if read_running(folder) is not None:
         return False
     with tempfile.NamedTemporaryFile("w", dir=folder, prefix=f".{RUNNING}.") as file:
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}, file)
+        own = {"pid": os.getpid(), "host": socket.gethostname(), "processes": numbering_of_processes()}
+        json.dump({**own, "since": time.time()}, file)
         file.flush()
         Path(file.name).chmod(usual_mode())
         try:
@@ -260,8 +271,7 @@ def _put(source: Path, target: Path) -> None:
 
 def _is_being_written(claim: Path) -> bool:
     with suppress(FileNotFoundError):
-        found = claim.stat()
-        return found.st_size == 0 and time.time() - found.st_mtime <= SILENCE
+        return claim.stat().st_size == 0 and not _is_silent(claim)
     return False
 
 
@@ -285,15 +295,37 @@ def _of_the_living(path: Path) -> dict[str, Any] | None:
     """Return what a claim holds, if its process lives."""
     noted = _read_claim(path)
     try:
-        if noted is None or time.time() - path.stat().st_mtime > SILENCE:
+        if noted is None or _is_silent(path):
             return None
-        if noted["host"] == socket.gethostname():
+        if _counts_as_here(noted):
             os.kill(noted["pid"], 0)  # only asks whether there is such a process
     except PermissionError:  # there is, and it is somebody else's
         return noted
     except (OSError, OverflowError):
         return None
     return noted
+
+
+def _is_silent(path: Path) -> bool:
+    """Return whether a claim has had no sign of life for too long.
+
+    By the clock of the file system, by which that is dated: a server's may be behind this machine's.
+    """
+    beat = path.stat().st_mtime
+    if time.time() - beat <= SILENCE:
+        return False
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            now = os.fstat(file.fileno()).st_mtime
+    except OSError:  # a folder of another user's
+        return True
+    return now - beat > SILENCE
+
+
+def _counts_as_here(noted: Mapping[str, Any]) -> bool:
+    """Return whether the number of a claim's process means what it means here; of earlier versions the host tells."""
+    here = numbering_of_processes()
+    return (noted["host"], noted.get("processes", here)) == (socket.gethostname(), here)
 
 
 def _read_claim(path: Path) -> dict[str, Any] | None:

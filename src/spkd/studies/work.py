@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spkd import __version__
-from spkd.errors import InputError, NoRoom, RunFailed, UnusableFolder, one_line
+from spkd.errors import InputError, NoRoom, ReaderDied, RunFailed, UnusableFolder, one_line
 from spkd.files import write_json_atomically
 from spkd.signals import is_past
 from spkd.studies.state import claimed, forget_failure, mark_failed
@@ -36,7 +36,8 @@ class Outcome:
     Attributes:
         result: what ``result.json`` holds.
         failure: why it failed, in one line.
-        died: whether it failed because its process died, so that it can be tried again.
+        died: whether it failed because its process, or one that reads images for it, died, so that it
+            can be tried again.
     """
 
     result: Mapping[str, Any] | None = None
@@ -51,14 +52,12 @@ class Job:
     Args:
         task: the task.
         study: the folder of its study.
-        runtime: how it is carried out.
-        deadline: when to stop, as of ``time.time()``.
+        runtime: how it is carried out; its time is counted from when it is begun, by the clock of whoever does it.
     """
 
     task: Task
     study: str
     runtime: Runtime
-    deadline: float | None
 
     @property
     def saves(self) -> bool:
@@ -68,18 +67,19 @@ class Job:
 
 def carry_out(job: Job) -> Outcome:
     """Do a job; what it prints, and the traceback of an error, go to ``task.log`` in the task's folder."""
-    if is_past(job.deadline):
+    deadline = job.runtime.deadline()
+    if is_past(deadline):
         return Outcome()
     study, task = Path(job.study), job.task
     folder = task.folder(study)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with claimed(folder, job.deadline) as ours:
+        with claimed(folder, deadline) as ours:
             if not ours:
                 return Outcome()
             with _printing_to(folder / TASK_LOG):
                 print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {socket.gethostname()}, process {os.getpid()}")
-                return _attempt(task, study, job.runtime.until(job.deadline))
+                return _attempt(task, study, job.runtime.until(deadline))
     except (OSError, InputError) as error:
         return Outcome(failure=f"cannot write {folder}: {one_line(error)}")
 
@@ -130,8 +130,10 @@ def _attempt(task: Task, study: Path, runtime: Runtime) -> Outcome:
     except (Exception, SystemExit) as error:  # code of the user's own may raise anything
         traceback.print_exc()
         reason = failure_line(error, task.folder(study))
-        mark_failed(task, study, reason)
-        return Outcome(failure=reason)
+        died = isinstance(error, ReaderDied)
+        if not died:
+            mark_failed(task, study, reason)
+        return Outcome(failure=reason, died=died)
 
 
 def _do(task: Task, study: Path, runtime: Runtime) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spkd.errors import UnusableFolder
-from spkd.files import write_bytes_atomically
+from spkd.files import not_now, write_bytes_atomically
 from spkd.models.weights import refuse_compressed
 
 FORMAT = 1
@@ -65,6 +65,7 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
 
     Raises:
         UnusableFolder: for a file that is no such checkpoint.
+        InputError: for one that cannot be read at the moment.
     """
     try:
         refuse_compressed(path)
@@ -74,5 +75,7 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         return TrainingState(**loaded.pop("state")), loaded
     except UnusableFolder:
         raise
+    except (OSError, MemoryError) as error:
+        raise not_now(path, error) from error
     except Exception as error:
         raise UnusableFolder(f"{path} is no readable checkpoint", "give --overwrite to begin anew") from error

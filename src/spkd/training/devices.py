@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from spkd.errors import InputError, RunFailed, UnreadableImage, one_line
+from spkd.errors import InputError, ReaderDied, RunFailed, UnreadableImage, one_line
 from spkd.machine import is_launched, usable_cpus
 from spkd.training.options import Runtime
 
@@ -175,11 +175,14 @@ def failure_to_compile(error: BaseException) -> BaseException | None:
 def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
     """Raise what ends a run in its midst as :class:`RunFailed`.
 
-    That is a full memory, and another process of the run that no longer answers; ``to_go_on`` then says to the user how
-    what was done is not lost. Of an image that can no longer be read it does so too, as an :class:`InputError`.
+    That is a full memory, the death of a process that reads images, and another process of the run that no longer
+    answers; ``to_go_on`` then says to the user how what was done is not lost. Of an image that can no longer be read
+    it does so too, as an :class:`InputError`.
     """
     try:
         yield
+    except ReaderDied as error:
+        raise ReaderDied(f"{error}; {to_go_on}") from error
     except RunFailed:
         raise
     except UnreadableImage as error:

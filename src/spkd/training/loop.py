@@ -6,12 +6,10 @@ import contextlib
 import functools
 import itertools
 import math
-import sys
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -20,12 +18,14 @@ from torch import Tensor, nn
 from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import Batch, TrainStream
 from spkd.distiller import Distiller, Remembered
-from spkd.errors import RunFailed, UnreadableImage, UnusableFolder
+from spkd.errors import ReaderDied, RunFailed, UnreadableImage, UnusableFolder
+from spkd.files import unfinished
 from spkd.losses.objective import LossBreakdown
 from spkd.signals import is_past, stop_signals
 from spkd.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from spkd.training.crowding import Crowding
 from spkd.training.devices import agreed
+from spkd.training.event_log import EventLog
 from spkd.training.optimizers import lay_as_weights, make_optimizer
 from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, learning_rate
@@ -140,8 +140,8 @@ class Training:
             UnusableFolder: for a checkpoint that cannot be read, or that was made with other weights files.
         """
         path = self._folder.checkpoint
-        for unfinished in path.parent.glob(f".{path.name}.*"):
-            unfinished.unlink(missing_ok=True)  # left by a kill in the middle of a save; each process looks
+        for left in unfinished(path):
+            left.unlink(missing_ok=True)  # by a kill in the middle of a save; each process looks
         if not path.exists():
             return False
         self.state, tensors = load_checkpoint(path)
@@ -182,13 +182,14 @@ class Training:
         Raises:
             RunFailed: when a loss is not finite. The last checkpoint stays.
             UnreadableImage: when an image can no longer be read. A checkpoint is written.
+            ReaderDied: when a process that reads images has died. A checkpoint is written.
         """
         steps = self._recipe.epochs * self._stream.batches_per_epoch
         self._display.begin(title, steps, self._steps_done())
         # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
         self._distiller.train()
         self._saved_at, first = time.monotonic(), self._steps_done()
-        with self._writer() as writer, stop_signals() as received, self._graph or contextlib.nullcontext():
+        with self._log() as log, stop_signals() as received, self._graph or contextlib.nullcontext():
 
             def is_over() -> bool:
                 # A run that has no time makes one step, or many of those would never come to an end.
@@ -208,23 +209,24 @@ class Training:
                     begun = time.perf_counter()
                 self._read_pending()
                 self.state.seconds += time.perf_counter() - begun
-                closed = self._end_epoch(writer, is_over)
+                closed = self._end_epoch(log, is_over)
                 if not closed or self._is_due(checkpoint_seconds):
                     self.save()
                 if not closed:
                     return False
             self.save()
-        return True
+            # Since the last step, as while it was saved: what comes after the training is left to another call.
+            return not agreed(self._fabric, 0, bool(received))
 
     def _is_due(self, checkpoint_seconds: float) -> bool:
         """Return whether it is time for the next checkpoint."""
         return time.monotonic() - self._saved_at >= max(checkpoint_seconds, SPARSELY * self._took_to_save)
 
     def _readable(self, batches: Iterator[Read]) -> Iterator[Read]:
-        """Give the batches; where an image can no longer be read, keep what has been done."""
+        """Give the batches; where an image can no longer be read, or what reads it dies, keep what has been done."""
         try:
             yield from batches
-        except UnreadableImage:
+        except (UnreadableImage, ReaderDied):
             self.save()
             raise
 
@@ -304,7 +306,7 @@ class Training:
             f"Likely causes: {', '.join(causes)}; {rest}"
         )
 
-    def _end_epoch(self, writer: Any, is_over: Callable[[], bool]) -> bool:
+    def _end_epoch(self, log: EventLog | None, is_over: Callable[[], bool]) -> bool:
         """Validate and close the epoch; return False where the run is over before that."""
         state = self.state
         if self._alone:
@@ -323,11 +325,8 @@ class Training:
             "val_error": errors.error,
             "val_balanced_error": errors.balanced,
         }
-        if writer is not None:
-            for name, value in row.items():
-                if name != "epoch":
-                    writer.add_scalar(name, value, state.epoch)
-            writer.flush()
+        if log is not None:
+            log.add(state.epoch, {name: value for name, value in row.items() if name != "epoch"})
         state.rows.append(row)
         if self._recipe.select == "balanced":
             is_best = errors.balanced <= state.best_balanced_error
@@ -357,18 +356,12 @@ class Training:
             parts.append(f"{state.images_total / state.seconds:,.0f} images/s")
         self._display.update(self._steps_done(), ", ".join(parts))
 
-    @contextlib.contextmanager
-    def _writer(self) -> Iterator[Any]:
-        """Give a writer of TensorBoard logs, to the first process alone."""
+    def _log(self) -> contextlib.AbstractContextManager[EventLog | None]:
+        """Return the logs for TensorBoard, which the first process alone writes."""
         if not self._fabric.is_global_zero:
-            yield None
-            return
-        # TensorBoard's own sign that it is to do without TensorFlow, which it would import where there is one.
-        sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
-        from torch.utils.tensorboard import SummaryWriter
-
-        with contextlib.closing(SummaryWriter(str(self._folder.tensorboard), purge_step=self.state.epoch + 1)) as made:
-            yield made
+            return contextlib.nullcontext()
+        log = EventLog(self._folder.tensorboard, self.state.epoch + 1, self._display.say)
+        return contextlib.closing(log)
 
 
 def _looking_ahead(batches: Iterator[Batch], ahead: int) -> Iterator[tuple[Batch, Batch | None]]:

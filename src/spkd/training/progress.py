@@ -65,6 +65,8 @@ class Lines(Display):
             print(printable(line), file=sys.stderr, flush=True)
         except BrokenPipeError:  # nobody reads any more, and the run goes on
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        except OSError:  # a log on a full disk, which may have room again for the next line
+            pass
 
     def begin(self, title: str, steps: int, done: int) -> None:
         """Note the start, for the time left."""

@@ -13,7 +13,15 @@ import yaml
 from spkd.data.images import ImageData
 from spkd.data.options import CROP_SCALE, DataOptions
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import csv_text, is_file, is_folder, is_there, write_json_atomically, write_text_atomically
+from spkd.files import (
+    csv_text,
+    is_file,
+    is_folder,
+    is_there,
+    require_utf8,
+    write_json_atomically,
+    write_text_atomically,
+)
 from spkd.models.saved_model import RUN_MARK
 
 MARK = f"{RUN_MARK} To repeat it: spkd train (or distill) --config THIS_FILE --out ANOTHER_FOLDER"
@@ -34,6 +42,9 @@ OWN_FILES = (
 ``--overwrite`` removes these and folders that they leave empty, and nothing else; of a link the link itself, and not
 what it leads to.
 """
+
+_UNFINISHED = tuple(str(Path(name).with_name(f".{Path(name).name}.*.part*")) for name in ("config.yaml", *OWN_FILES))
+"""What a kill in the midst of writing one of these leaves (:func:`spkd.files.write_atomically`)."""
 
 NOT_SAID = {
     "no_flip": False,
@@ -124,8 +135,9 @@ class RunFolder:
 
         Raises:
             InputError: when it already holds a run and neither flag is given, when it holds something else, or, unless
-                it is to be overwritten, when a trained model is all that it holds of a run.
+                it is to be overwritten, when a trained model is all that it holds of a run; and when it is not UTF-8.
         """
+        require_utf8("--out", self.path)
         if resume and overwrite:
             raise InputError("--overwrite excludes --resume and --finish: give one")
         if self.path.exists() and not self.path.is_dir():
@@ -153,7 +165,7 @@ class RunFolder:
             if self.config() == config:
                 return
         else:
-            for pattern in OWN_FILES:
+            for pattern in (*OWN_FILES, *_UNFINISHED):
                 for path in list(self.path.glob(pattern)):
                     self._remove(path)
             if (self.path / "config.yaml").is_symlink():  # it would be written through

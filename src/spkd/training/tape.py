@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spkd.errors import InputError, UnusableFolder
-from spkd.files import open_to_write, reserve, write_json_atomically
+from spkd.files import not_now, open_to_write, reserve, write_json_atomically
 
 FORMAT = 1
 _HASHED = {
@@ -111,6 +111,7 @@ class Tape:
 
         Raises:
             UnusableFolder: for a folder that holds something else, or a tape of another format.
+            InputError: for a tape that cannot be read at the moment.
         """
         path = folder / "tape.json"
         if not path.exists():
@@ -127,7 +128,9 @@ class Tape:
             }
             ends = tuple(content.pop("block_ends"))
             return cls(folder, Manifest(**content, block_ends=ends, memories=memories))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except OSError as error:
+            raise not_now(path, error) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, UnusableFolder):
                 raise
             raise UnusableFolder(f"{path} is damaged ({error})", f"remove {folder} and record again") from error

@@ -1,0 +1,45 @@
+"""The digits' own teacher, which several calls may want at once."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from helpers import Heard
+
+from spkd.files import locked
+from spkd.studies.side_by_side import request_with_teacher
+from spkd.studies.state import claimed
+from spkd.training.options import Request, Runtime
+
+
+def test_a_teacher_that_another_call_trains_is_waited_for(
+    tiny: str, heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spkd.studies.side_by_side.DEFAULT_TEACHER", tiny)
+    monkeypatch.setattr("spkd.studies.side_by_side.TEACHER_EPOCHS", 1)
+    folder, has_begun = Path("runs/digits-teacher"), threading.Event()
+    folder.mkdir(parents=True)
+    waiting = f"waiting for process {os.getpid()} on {os.uname().nodename}, which trains {folder}"
+
+    def train() -> None:
+        with claimed(folder, None), locked(folder, wait=False):
+            has_begun.set()
+            until = time.monotonic() + 60
+            while waiting not in heard.lines and time.monotonic() < until:
+                time.sleep(0.01)
+
+    other = threading.Thread(target=train, daemon=True)
+    other.start()
+    assert has_begun.wait(60)
+    request, runtime = Request(model=tiny), Runtime(accelerator="cpu")
+    taught = request_with_teacher(request, ["sp"], runtime, heard)
+    other.join()
+    assert waiting in heard.lines
+    assert taught is not None
+    assert taught.teacher == str(folder)
+    assert (folder / "result.json").exists()
+    assert not (folder / "running.json").exists()
+    assert request_with_teacher(request, ["sp"], runtime, heard) == taught
