@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ import pytest
 # that wait for each other on busy cores make every step many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
+import torch
 from helpers import Heard
 
 from spkd.files import reserve
@@ -57,6 +60,14 @@ def teacher(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     request = Request(model=f"{tiny}?width=16", overrides={"epochs": 3, "lr": 0.2})
     assert run(request, folder, Runtime(accelerator="cpu"), Display()) is not None
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Let what a test draws without a seed of its own be the same whichever tests come before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

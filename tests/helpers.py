@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
 import subprocess
 import time
 import zipfile
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from rich.console import Console, RenderableType
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,7 +23,10 @@ from spkd.models.saved_model import save_classifier
 from spkd.models.wrn import WideResNet
 from spkd.training.progress import Display
 
-CASES = settings(max_examples=25, deadline=None, derandomize=True)
+# The same examples in every call, however slow the machine is; before CASES, which follows it.
+settings.register_profile("spkd", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("spkd")
+CASES = settings(max_examples=25)
 
 
 class Heard(Display):
@@ -76,11 +81,27 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def wait_for(process: subprocess.Popen[str], ready: Path, changed_since: int = 0) -> None:
     """Wait until a process has written a file, after the time ``changed_since`` in nanoseconds."""
+    deadline = time.monotonic() + 500
     while process.poll() is None:
+        assert time.monotonic() < deadline, f"{ready} is not written"
         if ready.exists() and ready.stat().st_mtime_ns > changed_since:
             return
         time.sleep(0.005)
     raise AssertionError(f"the process ended by itself: {process.communicate()}")
+
+
+def group_lives(group: int) -> bool:
+    """Return whether any process of a group has not ended, though nobody may yet have asked for its exit code."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    states = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it is gone
+            state, _, of = path.read_text().rpartition(")")[2].split()[:3]
+            states |= {state} if int(of) == group else set()
+    return states != {"Z"}
 
 
 def printed(renderable: RenderableType, width: int = 160) -> str:

@@ -125,10 +125,10 @@ def test_paths_and_modules_are_relative_to_the_current_folder(tmp_path: Path, mo
     del sys.modules["spkd_test_module"]
 
 
-def test_nothing_installed_is_hidden(tmp_path: Path) -> None:
+def test_nothing_installed_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "json.py", "raise RuntimeError\n")
     path = write(tmp_path / "net.py", "import importlib, json\ndumps = json.dumps\n")
-    del sys.modules["json"]
+    monkeypatch.delitem(sys.modules, "json")
     assert import_object(f"{path}:dumps")([1]) == "[1]"  # type: ignore[operator]
 
 

@@ -19,7 +19,8 @@ from spkd.rows import Rows
 from spkd.training.prediction import Answers, probabilities_of
 
 ROOT = Path(__file__).parents[1]
-README, GUIDE, PYTHON = ((ROOT / name).read_text() for name in ("README.md", "docs/guide.md", "docs/python.md"))
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("guide.md", "python.md", "performance.md"))]
+README, GUIDE, PYTHON, _ = (page.read_text() for page in PAGES)
 BLOCKS = re.findall(r"```python\n(.*?)```", README + PYTHON, re.DOTALL)
 
 
@@ -33,9 +34,7 @@ def test_python_blocks_run(
     Image.new("RGB", (30, 20), (200, 100, 50)).save(tmp_path / "photo.jpg")
     if "model.onnx" in block:
         export_model(teacher, "model.onnx", images=torch.rand(4, 1, 8, 8))
-    namespace: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), namespace)
-    assert namespace
+    exec(compile(block, "README.md", "exec"), {})
 
 
 def test_the_guide_computes_an_area_under_the_curve_from_what_evaluate_writes(
@@ -166,3 +165,18 @@ def test_every_command_and_option_in_it_exists() -> None:
         parser = options.tape_actions()[rest[0]] if command == "tape" else COMMANDS[command].parser()
         known = {option for action in parser._actions for option in action.option_strings}
         assert {word for word in rest if word.startswith("--")} <= known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_is_named_exists(page: Path) -> None:
+    """Beside a command or by itself, but for those of Docker, TensorBoard and torchrun."""
+    from spkd.cli import options
+    from spkd.cli.main import COMMANDS
+
+    code = re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), re.DOTALL)
+    named = {option for piece in code for option in re.findall(r"(?<![\w-])--\w[\w-]*", piece)}
+    parsers = [*(command.parser() for command in COMMANDS.values()), *options.tape_actions().values()]
+    known = {option for parser in parsers for action in parser._actions for option in action.option_strings}
+    others = {"--shm-size", "--logdir", "--nnodes", "--nproc_per_node", "--rdzv_backend", "--rdzv_endpoint"}
+    assert named
+    assert named <= known | others

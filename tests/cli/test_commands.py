@@ -270,6 +270,14 @@ def comparison(tiny: str, teacher: Path, tmp_path_factory: pytest.TempPathFactor
     return folder, command
 
 
+@pytest.fixture
+def own_comparison(comparison: tuple[Path, list[str]], tmp_path: Path) -> tuple[Path, list[str]]:
+    """The same in a folder that a test may change."""
+    folder, command = comparison
+    own = shutil.copytree(folder, tmp_path / "compare")
+    return own, [*command[:-1], str(own)]
+
+
 def test_compare_does_not_overwrite_what_is_being_worked_on(
     capsys: pytest.CaptureFixture[str], comparison: tuple[Path, list[str]]
 ) -> None:
@@ -341,9 +349,9 @@ def test_compare_writes_figures_that_follow_from_its_runs(comparison: tuple[Path
     ("methods", "against", "baseline"), [(("none", "sp", "kd"), "kd", "kd"), (("sp", "kd"), None, "sp")]
 )
 def test_compare_tests_against_the_method_that_is_asked_for(
-    methods: tuple[str, ...], against: str | None, baseline: str, comparison: tuple[Path, list[str]]
+    methods: tuple[str, ...], against: str | None, baseline: str, own_comparison: tuple[Path, list[str]]
 ) -> None:
-    folder, command = comparison
+    folder, command = own_comparison
     first, last = command.index("--methods") + 1, command.index("kd") + 1
     asked = [] if against is None else ["--against", against]
     assert main([*command[:first], *methods, *command[last:], *asked]) == 0
@@ -366,9 +374,9 @@ def test_compare_refuses_to_test_against_what_it_does_not_train(capsys: pytest.C
 
 
 def test_compare_does_not_repeat_finished_runs(
-    capsys: pytest.CaptureFixture[str], comparison: tuple[Path, list[str]]
+    capsys: pytest.CaptureFixture[str], own_comparison: tuple[Path, list[str]]
 ) -> None:
-    folder, command = comparison
+    folder, command = own_comparison
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
     (folder / "sp" / "seed-1" / "result.json").unlink()
     printed = succeed(capsys, *command)

@@ -26,7 +26,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
     [
         (["distil"], "Did you mean 'distill'"),
         ([], "no command given"),
-        (["--bogus"], "spkd"),
+        (["--bogus"], "unknown option --bogus"),
         (["train", "--modle", "wrn-16-1"], "Did you mean '--model'"),
         (["distill", "--methd=sp"], "Did you mean '--method"),
         (["train", "--epochs", "many"], "--epochs must be a whole number, not 'many'"),
@@ -42,27 +42,27 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--milestones", "0.5", "x"], "--milestones must be a finite number, not 'x'"),
         (["train", "--seed", "-1"], "--seed must be from 0"),
         (["train", "--seed", "99999999999999999999999"], "--seed must be from 0"),
-        (["train", "--image_size", "100000"], "image_size"),
+        (["train", "--image_size", "100000"], "expected a side length from 2 to 4096 pixels, got 100000"),
         (["train", "--resume", "--overwrite"], "--overwrite excludes --resume and --finish"),
         (["train", "--accelerator", "cpu", "--precision", "16-mixed"], "float16 needs a GPU"),
-        (["train", "--model"], "--model"),
-        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "--model"], "--model: expected one argument"),
+        (["train", "--config", "nowhere.yaml"], "--config: there is no file …/nowhere.yaml'"),
         (["train", "--recipe", "digit"], "Did you mean 'digits'"),
         (["train", "--model", "wrn-17-1"], "try 16 or 22"),
-        (["train", "--model", "torchvision/resnet19"], "resnet18"),
-        (["train", "--model", "timm/mobilenetv3_smal_050"], "mobilenetv3_small_050"),
-        (["train", "--model", "nowhere.py:Net"], "nowhere.py"),
-        (["train", "--model", "wrn-10-1", "--data", "cifar11"], "cifar10"),
-        (["train", "--model", "wrn-10-1", "--data", "cifar10", "--data_root", "/nonexistent"], "/nonexistent"),
+        (["train", "--model", "torchvision/resnet19"], "Did you mean 'resnet18'"),
+        (["train", "--model", "timm/mobilenetv3_smal_050"], "Did you mean 'mobilenetv3_small_050'"),
+        (["train", "--model", "nowhere.py:Net"], "nowhere.py was not found"),
+        (["train", "--model", "wrn-10-1", "--data", "cifar11"], "Did you mean 'cifar10'"),
+        (["train", "--model", "wrn-10-1", "--data", "cifar10", "--data_root", "/nonexistent"], "expected /nonexistent"),
         (["train", "--batch_size", "501"], "a batch of 501 is larger than the training set of 500"),
-        (["train", "--max_time", "soon"], "--max_time 'soon'"),
+        (["train", "--max_time", "soon"], "--max_time 'soon' is no duration"),
         (["train", "--accelerator", "tpu"], "--accelerator must be one of"),
-        (["train", "--weights", "missing.pt"], "missing.pt"),
+        (["train", "--weights", "missing.pt"], "there is no file missing.pt"),
         (["distill", "--method", "ps", "--teacher", "x"], "unknown term 'ps'"),
-        (["distill", "--gamma", "-1", "--teacher", "x"], "gamma"),
-        (["distill", "--gamma", ".nan", "--teacher", "x"], "gamma"),
-        (["distill", "--method", "none", "--teacher", "x"], "--method none"),
-        (["distill", "--teacher", "no/such/folder"], "no/such/folder"),
+        (["distill", "--gamma", "-1", "--teacher", "x"], "gamma must be a finite number of at least 0, got -1"),
+        (["distill", "--gamma", ".nan", "--teacher", "x"], "gamma must be a finite number of at least 0, got nan"),
+        (["distill", "--method", "none", "--teacher", "x"], "--method none distils nothing"),
+        (["distill", "--teacher", "no/such/folder"], "no/such/folder: unknown, and no folder of this name"),
         (["distill", "--teacher", "wrn-16-1"], "random weights"),
         (["distill", "--student", "wrn-10-1", "--data", "cifar10"], "needs --teacher"),
         (["export", "x", "--image_size", "8"], "has no option --image_size"),
@@ -71,9 +71,12 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["compare", "--jobs", "0"], "--jobs must be at least 1"),
         (["compare", "--jobs_per_gpu", "0"], "--jobs_per_gpu must be at least 1"),
         (["status", "no/such/folder"], "no/such/folder holds no study"),
-        (["evaluate", "no/such/folder"], "no/such/folder"),
-        (["export", "no/such/folder"], "no/such/folder"),
-        (["taps", "--student", "wrn-10-1", "--teacher", "wrn-16-1", "--taps", "group4=group3"], "group4"),
+        (["evaluate", "no/such/folder"], "there is no folder no/such/folder"),
+        (["export", "no/such/folder"], "there is no folder no/such/folder"),
+        (
+            ["taps", "--student", "wrn-10-1", "--teacher", "wrn-16-1", "--taps", "group4=group3"],
+            "has no layer 'group4'",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -90,7 +93,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert out == ""
     assert len(err.splitlines()) == 1, err
     assert err.startswith("spkd: error: ")
-    assert expected in err
+    assert all(part in err for part in expected.split("…"))
     assert not list(tmp_path.rglob("*")), "something was written"
 
 
@@ -100,7 +103,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("epoch: 3\n", "Did you mean '--epochs'"),
         ("a: [", "no list of"),
         ("- a\n", "no list of"),
-        ("epochs: x\n", "--epochs"),
+        ("epochs: x\n", "--epochs must be a whole number, not 'x'"),
     ],
 )
 def test_a_config_with_mistakes_is_one_line(

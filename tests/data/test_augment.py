@@ -38,7 +38,7 @@ def random_pixels(*shape):
 
 
 @given(size=st.integers(4, 20), margin=st.integers(0, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_padding_agrees_with_torchs(size, margin):
     pixels = random_pixels(2, 3, size, size)
     expected = F.pad(pixels.double(), (margin,) * 4, mode="reflect")

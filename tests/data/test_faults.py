@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,33 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert caplog.messages == []
 
 
+def test_it_is_kept_below_the_home_folder_where_no_other_place_is_named(
+    decoded: list[str], paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for _ in range(2):
+        assert faults_of(paths) == expected()
+    assert sorted(decoded) == sorted([*paths, paths[2]])
+    assert len([*(tmp_path / "home" / ".cache" / "spkd" / "checked").glob("*/unreadable.json")]) == 1
+
+
+def test_nothing_is_kept_of_a_user_without_a_home(
+    decoded: list[str], paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert faults_of(paths) == expected()
+    assert sorted(decoded) == sorted([*paths, *paths])
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
 def test_files_of_another_working_folder_are_others(
     decoded: list[str], paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +180,10 @@ def test_one_process_decodes_and_another_waits_for_it(
     waiting = threading.Thread(target=lambda: found.append(faults_of(paths)))
     with locked(folder, wait=True):
         waiting.start()
+        deadline = time.monotonic() + 60
+        while not caplog.messages:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         waiting.join(0.5)
         assert not found
         (folder / "unreadable.json").write_bytes(kept)

@@ -61,7 +61,7 @@ several_classes = st.dictionaries(st.integers(0, 3), st.integers(1, 9), min_size
 
 
 @given(st.lists(one_class, min_size=8, max_size=60), st.integers(2, 3), st.sampled_from([0.1, 0.15, 0.5]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_groups_of_one_class_are_divided_wherever_there_are_enough(groups: Groups, sets: int, share: float) -> None:
     targets, numbers = images_of(groups)
     assume(len(targets.unique()) == int(targets.max()) + 1)
@@ -77,7 +77,7 @@ def test_groups_of_one_class_are_divided_wherever_there_are_enough(groups: Group
 
 
 @given(st.lists(several_classes, min_size=3, max_size=6), st.integers(2, 3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_groups_of_several_classes_are_divided_or_refused(groups: Groups, sets: int) -> None:
     targets, numbers = images_of(groups)
     assume(len(targets.unique()) == int(targets.max()) + 1)

@@ -24,7 +24,7 @@ def numbers_of(images):
 
 
 @given(sizes=st.lists(st.integers(2, 40), min_size=2, max_size=8), share=st.floats(0.05, 0.95))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_class_gives_its_share_and_keeps_some(sizes, share):
     targets = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     count = round(share * len(targets))
@@ -81,12 +81,12 @@ def test_the_draw_is_that_of_one_class_after_another(classes):
 
 def test_many_classes_of_many_images_take_no_look_through_all_for_each():
     targets = torch.arange(400_000).flip(0) % 4000
-    begun = time.perf_counter()
+    begun = time.thread_time()
     held = hold_out(targets, 40_000, [str(label) for label in range(4000)])[1]
-    took = time.perf_counter() - begun
-    begun = time.perf_counter()
+    took = time.thread_time() - begun
+    begun = time.thread_time()
     assert torch.equal(held, drawn_class_by_class(targets, [10] * 4000))
-    assert took < 0.4 * (time.perf_counter() - begun)
+    assert took < 0.4 * (time.thread_time() - begun)
 
 
 def test_a_class_of_one_image_is_named():

@@ -438,7 +438,10 @@ def test_no_more_processes_read_than_the_shared_memory_holds(monkeypatch, begun,
 
 
 def test_a_reader_that_dies_is_told_in_one_line(monkeypatch, file_images):
+    own = os.getpid()
+
     def die(self, index, side=None):
+        assert os.getpid() != own, "no other process reads"
         os._exit(1)
 
     monkeypatch.setattr(FileImages, "image", die)

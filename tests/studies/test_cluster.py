@@ -70,8 +70,11 @@ def test_a_study_on_a_cluster_survives_a_kill_and_ends_with_the_bits_of_a_local_
     victim = tmp_path / "cluster" / "sp" / "seed-1"
     killed: list[int] = []
 
+    deadline = time.monotonic() + 300
+
     def kill() -> None:
         while not (victim / "checkpoints" / "last.ckpt").exists():
+            assert time.monotonic() < deadline, "there is no checkpoint"
             time.sleep(0.01)
         if (running := read_running(victim)) is not None:
             os.kill(running["pid"], signal.SIGKILL)
@@ -80,7 +83,8 @@ def test_a_study_on_a_cluster_survives_a_kill_and_ends_with_the_bits_of_a_local_
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     on_cluster = study(tmp_path / "cluster", tiny, address)
-    killer.join()
+    killer.join(300)
+    assert not killer.is_alive()
     assert killed
     assert "going on from" in (victim / "task.log").read_text()
     local = study(tmp_path / "local", tiny)

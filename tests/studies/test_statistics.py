@@ -7,7 +7,8 @@ import math
 
 import pytest
 import scipy.stats
-from hypothesis import assume, given, settings
+from helpers import CASES
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from spkd.errors import InputError
@@ -49,7 +50,6 @@ def test_two_pairs_follow_the_cauchy_distribution() -> None:
     assert comparison.interval == pytest.approx((-2 - reach, -2 + reach), rel=1e-10)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(errors, errors), min_size=2, max_size=12))
 def test_equals_scipys_test_and_interval_on_the_differences(pairs: list[tuple[float, float]]) -> None:
     values, baseline = [a for a, _ in pairs], [b for _, b in pairs]
@@ -61,7 +61,6 @@ def test_equals_scipys_test_and_interval_on_the_differences(pairs: list[tuple[fl
     assert comparison.interval == pytest.approx(tuple(test.confidence_interval(0.95)), rel=1e-6, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(errors, errors), min_size=1, max_size=6))
 def test_exchanging_the_two_sides_turns_the_sign(pairs: list[tuple[float, float]]) -> None:
     there = compare_paired([a for a, _ in pairs], [b for _, b in pairs])
@@ -126,7 +125,7 @@ def page_by_counting(columns: list[list[float]]) -> float:
     return sum(total >= found for total in totals) / len(totals)
 
 
-@settings(max_examples=25, deadline=None)
+@CASES
 @given(st.lists(st.permutations([8.0, 8.5, 9.0, 9.5]), min_size=2, max_size=3))
 def test_pages_trend_test_counts_orders(rows: list[list[float]]) -> None:
     columns = [list(column) for column in zip(*rows, strict=True)]

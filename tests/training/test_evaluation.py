@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from helpers import CASES
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import recall_score
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def test_every_number_of_a_case_worked_by_hand() -> None:
     ]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@CASES
 @given(classes=st.integers(2, 9), count=st.integers(1, 40), size=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
 def test_errors_by_class_are_those_of_the_confusion_matrix(classes: int, count: int, size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -1,55 +1,68 @@
 """A real process, killed at several moments, ends with the bits of one that was left alone."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import wait_for
+from helpers import group_lives, wait_for
 from PIL import Image
 from safetensors.torch import load_file
 
+from spkd.signals import LAST_WORDS
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "spkd", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+Start = Callable[..., subprocess.Popen[str]]
 
 
-def group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Give a function that starts a command, all of whose processes are ended after the test, however it ends."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+        command, pipe = [sys.executable, "-m", "spkd", *arguments], subprocess.PIPE
+        process = subprocess.Popen(
+            command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env={**os.environ, **variables}
+        )
+        begun.append(process)
+        return process
+
+    yield start
+    for process in begun:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
-def test_kills_at_any_moment_change_nothing(tiny: str, teacher: Path, tmp_path: Path) -> None:
-    options = [
-        "--student",
-        tiny,
-        "--teacher",
-        str(teacher),
-        "--method",
-        "sp",
-        "--gamma",
-        "30",
-        "--epochs",
-        "30",
-    ]
+def test_kills_at_any_moment_change_nothing(tiny: str, teacher: Path, tmp_path: Path, start: Start) -> None:
+    """Whatever is computed by several threads too."""
+    options = ["--student", tiny, "--teacher", str(teacher), "--method", "sp", "--gamma", "30", "--epochs", "30"]
     options += ["--accelerator", "cpu", "--checkpoint_seconds", "0.05"]
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    first = start("distill", *options, "--out", str(undisturbed))
+
+    def begin(out: Path, *flags: str) -> subprocess.Popen[str]:
+        threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+        return start("distill", *options, "--out", str(out), *flags, **threads)
+
+    first = begin(undisturbed)
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    epochs = []
-    for ready in (folder / "config.yaml", checkpoint, checkpoint):
+    epochs: list[tuple[int, int]] = []
+    for kills in range(12):
+        if kills > 2 and any(batch for _, batch in epochs):
+            break
+        ready = checkpoint if kills else folder / "config.yaml"
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        process = start("distill", *options, "--out", str(folder), "--resume")
+        process = begin(folder, "--resume")
         wait_for(process, ready, before if ready == checkpoint else 0)
         process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -59,13 +72,13 @@ def test_kills_at_any_moment_change_nothing(tiny: str, teacher: Path, tmp_path: 
             epochs.append((state["epoch"], state["batch"]))
     assert any(batch for _, batch in epochs), f"no kill was in the middle of an epoch: {epochs}"
 
-    interrupted = start("distill", *options, "--out", str(folder), "--resume")
+    interrupted = begin(folder, "--resume")
     wait_for(interrupted, checkpoint, checkpoint.stat().st_mtime_ns)
     interrupted.terminate()
     assert interrupted.wait() == 3, interrupted.communicate()
     assert "--resume" in interrupted.communicate()[1]
 
-    last = start("distill", *options, "--out", str(folder), "--resume")
+    last = begin(folder, "--resume")
     output, errors = last.communicate()
     assert last.returncode == 0, errors
     assert "going on from" in errors
@@ -79,14 +92,12 @@ def test_kills_at_any_moment_change_nothing(tiny: str, teacher: Path, tmp_path: 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "terminate", "kill"])
 def test_a_comparison_that_is_interrupted_stops_and_leaves_no_process(
-    tiny: str, teacher: Path, tmp_path: Path, how: str
+    tiny: str, teacher: Path, tmp_path: Path, how: str, start: Start
 ) -> None:
     out = tmp_path / "compare"
     options = ["--student", tiny, "--teacher", str(teacher), "--methods", "none", "sp", "--epochs", "5000"]
     options += ["--seeds", "3", "--jobs", "2", "--accelerator", "cpu", "--checkpoint_seconds", "0.1", "--out", str(out)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spkd", "compare", *options], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = start("compare", *options)
     checkpoints = [out / method / "seed-0" / "checkpoints" / "last.ckpt" for method in ("none", "sp")]
     for checkpoint in checkpoints:
         wait_for(process, checkpoint)
@@ -104,14 +115,13 @@ def test_a_comparison_that_is_interrupted_stops_and_leaves_no_process(
         assert errors.splitlines()[-1] == "stopped before the end; the same command goes on"
     assert all(checkpoint.exists() for checkpoint in checkpoints)
     assert not (out / "none" / "seed-1").exists(), "a new run was begun"
-    for _ in range(100):
-        if not group_lives(process.pid):
-            break
+    deadline = time.monotonic() + LAST_WORDS + 30
+    while group_lives(process.pid):
+        assert time.monotonic() < deadline, "a process was left behind"
         time.sleep(0.1)
-    assert not group_lives(process.pid), "a process was left behind"
 
 
-def test_a_scheduler_s_sigterm_to_the_group_saves_a_run_that_reads_files(tiny: str, tmp_path: Path) -> None:
+def test_a_scheduler_s_sigterm_to_the_group_saves_a_run_that_reads_files(tmp_path: Path, start: Start) -> None:
     random = np.random.default_rng(0)
     for index in range(40):
         folder = tmp_path / "pictures" / f"class {index % 2}"
@@ -120,22 +130,7 @@ def test_a_scheduler_s_sigterm_to_the_group_saves_a_run_that_reads_files(tiny: s
         Image.fromarray(pixels).save(folder / f"{index}.png")
     options = ["--model", "torchvision/shufflenet_v2_x0_5", "--data", str(tmp_path / "pictures"), "--image_size", "32"]
     options += ["--epochs", "5000", "--batch_size", "4", "--workers", "2", "--accelerator", "cpu"]
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "spkd",
-            "train",
-            *options,
-            "--checkpoint_seconds",
-            "0.1",
-            "--out",
-            str(tmp_path / "run"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start("train", *options, "--checkpoint_seconds", "0.1", "--out", str(tmp_path / "run"))
     wait_for(process, tmp_path / "run" / "checkpoints" / "last.ckpt")
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

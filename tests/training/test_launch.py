@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import wait_for
+from helpers import group_lives, wait_for
 from safetensors.torch import load_file
 
 from spkd.data.options import DataOptions
 from spkd.training.devices import AGREE_EVERY
+from spkd.training.launch import _watch
 from spkd.training.saved import evaluate_saved
 
 PLAIN = '''
@@ -145,6 +146,7 @@ def test_weights_on_which_no_loss_depends_stay_as_they_are_in_several_processes_
     source = tmp_path / "spare.py"
     source.write_text(SPARE)
     arguments = [*options, "--student", f"{source}:Spare", "--taps", "body.3=body", "--epochs", "1"]
+    arguments += ["--teacher_precision", "32-true"]
     for count in ("1", "2"):
         own = ["--devices", count, "--out", str(tmp_path / count)]
         done = subprocess.run(command(*arguments, *own), capture_output=True, text=True)
@@ -250,7 +252,7 @@ def test_a_loss_that_is_not_finite_ends_all_at_once(options: list[str], tmp_path
     assert done.returncode == 1
     assert done.stderr.count("error:") == 1
     assert re.search("the loss is not finite: term .* in epoch 1, step [0-9]+", done.stderr), done.stderr
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 300, "one has waited for the other"
 
 
 def test_a_stop_leaves_a_checkpoint_that_goes_on(
@@ -277,6 +279,7 @@ def test_a_signal_before_there_is_anything_to_save_is_an_interruption(
 ) -> None:
     process = running(*options, "--devices", "2", "--out", str(tmp_path / "run"))
     while len(children(process)) < 2:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -289,8 +292,11 @@ def test_a_second_signal_is_an_interruption_too(
     folder = tmp_path / "run"
     process = running(*options, *LONG, "--devices", "2", "--out", str(folder))
     wait_for(process, folder / "checkpoints" / "last.ckpt")
-    os.kill(children(process)[1], signal.SIGSTOP)  # so that neither can end by the first one
-    for _ in range(2):
+    first, second = children(process)
+    os.kill(second, signal.SIGSTOP)  # so that neither can end by the first one
+    deadline = time.monotonic() + 60
+    while group_lives(first):  # two that come at once are one
+        assert time.monotonic() < deadline
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
     _, errors = process.communicate(timeout=60)
@@ -299,10 +305,14 @@ def test_a_second_signal_is_an_interruption_too(
 
 
 @pytest.mark.parametrize(
-    ("number", "line"),
+    ("number", "patience", "line"),
     [
-        (signal.SIGKILL, r"process 2 of 2 died \(SIGKILL\), so the run has ended; --resume goes on"),
-        (signal.SIGSTOP, "another process of this run has died or has not answered for 3 s .*--resume goes on"),
+        (signal.SIGKILL, [], r"process 2 of 2 died \(SIGKILL\), so the run has ended; --resume goes on"),
+        (
+            signal.SIGSTOP,
+            ["--timeout_seconds", "20"],  # which must be enough to start, too
+            "another process of this run has died or has not answered for 20 s .*--resume goes on",
+        ),
     ],
 )
 def test_when_one_dies_or_hangs_the_run_ends_with_a_line(
@@ -310,19 +320,50 @@ def test_when_one_dies_or_hangs_the_run_ends_with_a_line(
     tmp_path: Path,
     running: Callable[..., subprocess.Popen[str]],
     number: signal.Signals,
+    patience: list[str],
     line: str,
 ) -> None:
     folder = tmp_path / "run"
-    process = running(*options, *LONG, "--devices", "2", "--timeout_seconds", "3", "--out", str(folder))
+    process = running(*options, *LONG, "--devices", "2", *patience, "--out", str(folder))
     wait_for(process, folder / "checkpoints" / "last.ckpt")
     ranks = children(process)
     assert len(ranks) == 2
     os.kill(ranks[1], number)
-    begun = time.monotonic()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert re.search(line, errors.splitlines()[-1]), errors
-    assert time.monotonic() - begun < 40
     for rank in ranks:
         with pytest.raises(ProcessLookupError):
             os.kill(rank, 0)
+
+
+class Ended:
+    """A process with an exit code; with None, one that is at work until it is killed."""
+
+    def __init__(self, code: int | None) -> None:
+        self.exitcode = code
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def kill(self) -> None:
+        self.exitcode = -signal.SIGKILL if self.exitcode is None else self.exitcode
+
+
+@pytest.mark.parametrize(
+    ("codes", "first"),
+    [
+        ((0, 0), None),
+        ((0, 3, 1), 1),
+        ((1, -signal.SIGKILL), 1),
+        ((1, None, -signal.SIGKILL), 2),
+        ((0, -signal.SIGTERM, -signal.SIGKILL), 1),
+    ],
+)
+def test_a_death_is_told_rather_than_an_error_that_may_follow_from_it(
+    codes: tuple[int | None, ...], first: int | None
+) -> None:
+    """Where the launcher looks only once both have ended."""
+    workers = [Ended(code) for code in codes]
+    assert _watch(workers) == first
+    assert not any(worker.is_alive() for worker in workers)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -477,7 +478,8 @@ def test_an_own_loss_sees_a_bfloat16_teacher_in_float32(tiny: str, teacher: Path
     assert result["teacher_precision"] == "bf16-true"
 
 
-def test_what_decides_the_teacher_s_words_is_in_the_identity(tiny: str, teacher: Path) -> None:
+def test_what_decides_the_teacher_s_words_is_in_the_identity(tiny: str, teacher: Path, tmp_path: Path) -> None:
+    teacher = shutil.copytree(teacher, tmp_path / "teacher")
     wanted = request(tiny, teacher, method="sp")
     own = set_up(wanted).tape_identity()
     changed = {
@@ -493,12 +495,9 @@ def test_what_decides_the_teacher_s_words_is_in_the_identity(tiny: str, teacher:
         assert {name for name in own | theirs if theirs.get(name) != own.get(name)} == {field}
     assert "reflect pad" in own["augmentation"]
     description = teacher / "student" / "model.json"
-    before = description.read_text()
-    try:
-        description.write_text(json.dumps({**json.loads(before), "normalisation": {"mean": [0.4], "std": [0.2]}}))
-        assert set_up(wanted).tape_identity()["teacher_files"] != own["teacher_files"]
-    finally:
-        description.write_text(before)
+    normalisation = {"mean": [0.4], "std": [0.2]}
+    description.write_text(json.dumps({**json.loads(description.read_text()), "normalisation": normalisation}))
+    assert set_up(wanted).tape_identity()["teacher_files"] != own["teacher_files"]
 
 
 def test_a_tape_of_mirrored_images_is_none_of_images_as_they_are(tmp_path: Path) -> None:

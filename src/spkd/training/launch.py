@@ -73,13 +73,18 @@ def _watch(workers: Sequence[BaseProcess]) -> int | None:
     while any(worker.is_alive() for worker in workers):
         time.sleep(0.1)
         if first is None:
-            ended = [rank for rank, worker in enumerate(workers) if worker.exitcode]
-            first, failed_at = (ended[0] if ended else None), time.monotonic()
+            first, failed_at = _failed(workers), time.monotonic()
         killed = first is not None and (workers[first].exitcode or 0) < 0
         if first is not None and (killed or time.monotonic() - failed_at > GRACE):
             for worker in workers:
                 worker.kill()
-    return first if first is not None else next((rank for rank, one in enumerate(workers) if one.exitcode), None)
+    return _failed(workers) if first is None else first
+
+
+def _failed(workers: Sequence[BaseProcess]) -> int | None:
+    """Return which process has failed, or None: one that died before one with an error, which may follow from it."""
+    ended = [rank for rank, worker in enumerate(workers) if worker.exitcode]
+    return min(ended, key=lambda rank: (workers[rank].exitcode or 0) > 0, default=None)
 
 
 def _work(main: Callable[[Sequence[str]], int], arguments: list[str], rank: int, said: Path) -> None:
