@@ -928,10 +928,29 @@ def test_images_have_the_size_that_the_teacher_was_made_for(tmp_path: Path) -> N
     saved = replace(common, model=str(tmp_path / "student"), teacher=str(tmp_path / "teacher"), method="sp")
     own = set_up(replace(saved, data=replace(common.data, image_size=None)))
     assert own.image_size == 16
-    assert "student: its weights were made for images of 24 × 24 pixels" in own.notes
+    assert "student: its weights were made for images of 24 × 24 pixels, and it is shown 16 × 16" in own.notes
     asked = set_up(replace(saved, data=replace(common.data, image_size=20)))
     assert asked.image_size == 20
-    assert "teacher: its weights were made for images of 16 × 16 pixels" in asked.notes
+    assert "teacher: its weights were made for images of 16 × 16 pixels, and it is shown 20 × 20" in asked.notes
+
+
+def test_a_teacher_that_is_shown_smaller_images_than_its_own_is_warned_of(tmp_path: Path) -> None:
+    """With the option that shows it the same crops at its size."""
+    write_pictures(tmp_path / "pictures")
+    data = DataOptions(str(tmp_path / "pictures"), image_size=24)
+    save_classifier(set_up(Request(model="wrn-10-1", data=data)).student, tmp_path / "teacher")
+    smaller = Request(
+        model="wrn-10-1", teacher=str(tmp_path / "teacher"), data=replace(data, image_size=16), method="sp"
+    )
+
+    def warned(request: Request) -> list[str]:
+        return [note for note in set_up(request).notes if "were made for" in note]
+
+    assert warned(smaller) == [
+        "warning: the teacher's weights were made for images of 24 × 24 pixels, and it is shown 16 × 16: "
+        "--teacher_size 24 shows it the same crops at its own size"
+    ]
+    assert warned(replace(smaller, teacher_size=24)) == []
 
 
 def test_of_what_size_a_file_of_weights_is_is_not_known(tmp_path: Path) -> None:
@@ -948,11 +967,11 @@ def test_of_what_size_a_file_of_weights_is_is_not_known(tmp_path: Path) -> None:
         return [note for note in set_up(request).notes if "weights are for" in note or "were made for" in note]
 
     assert of_sizes(taught) == [f"teacher: {unsaid}; {advice}"]
-    assert of_sizes(replace(taught, teacher_size=200)) == [f"teacher: {unsaid}"]
+    assert of_sizes(replace(taught, teacher_size=200)) == [f"teacher: {unsaid}; it is shown 200 × 200"]
     assert of_sizes(replace(taught, data=replace(data, image_size=160))) == []
     student = replace(taught, teacher=None, teacher_weights=None, method="none", weights=file)
     assert of_sizes(student) == []
-    assert of_sizes(replace(student, data=replace(data, image_size=96))) == [f"network: {unsaid}"]
+    assert of_sizes(replace(student, data=replace(data, image_size=96))) == [f"network: {unsaid}; it is shown 96 × 96"]
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:
