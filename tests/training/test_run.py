@@ -89,6 +89,7 @@ def assert_logged(folder: Path) -> None:
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert (result["kind"], result["method"], result["seed"], result["epochs"]) == ("distill", "sp+kd", 0, 2)
+    assert result["steps"] == 2 * math.ceil(500 / 64)
     assert 0 <= result["test_error"] <= 100
     assert 0 <= result["val_error"] <= 100
     assert result["parameters"] == sum(p.numel() for p in spkd.load_model(finished).parameters())
