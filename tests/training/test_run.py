@@ -223,7 +223,7 @@ def test_a_loss_whose_weights_are_made_by_the_first_batch_goes_on(tiny: str, tea
 
 
 def test_a_stopped_run_can_be_ended_where_it_stands(
-    tiny: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, request = tmp_path / "run", distillation(tiny, teacher)
     with pytest.raises(InputError, match=r"^--finish: there is no run in .*run to end$"):
@@ -235,8 +235,16 @@ def test_a_stopped_run_can_be_ended_where_it_stands(
             with pytest.raises(InputError, match=r"^--finish: no epoch of .*run is complete; --resume goes on$"):
                 run(request, folder, CPU, Display(), finish=True)
     assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None
+    shutil.copytree(folder, tmp_path / "copy")
     result = run(request, folder, CPU, Lines(), finish=True)
-    assert "kept: epoch 1 of 1 (2 were planned), validation error" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "kept: epoch 1 of 1 (2 were planned), validation error" in told
+    # Of the ninth of 16 steps, after a warm-up of 8.
+    share = 0.5 * (1 + math.cos(math.pi * 8 / 16))
+    assert f"the learning rate was still {share:.0%} of its highest: --epochs 1 would have ended it" in told
+    monkeypatch.setattr("spkd.training.run.STILL_HIGH", 0.51)
+    assert run(request, tmp_path / "copy", CPU, Lines(), finish=True) is not None
+    assert "learning rate" not in capsys.readouterr().err
     assert result is not None
     assert (result["epochs"], result["best_epoch"]) == (1, 1)
     for split in ("val", "test"):
