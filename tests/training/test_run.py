@@ -981,6 +981,9 @@ def test_of_what_size_a_file_of_weights_is_is_not_known(tmp_path: Path) -> None:
     student = replace(taught, teacher=None, teacher_weights=None, method="none", weights=file)
     assert of_sizes(student) == []
     assert of_sizes(replace(student, data=replace(data, image_size=96))) == [f"network: {unsaid}; it is shown 96 × 96"]
+    torch.save(timm.create_model("test_vit", num_classes=2, img_size=48).state_dict(), file)
+    known = replace(taught, model="wrn-10-1", teacher="timm/test_vit")
+    assert (set_up(known).image_size, of_sizes(known)) == (48, [])
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:
