@@ -32,6 +32,7 @@ from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
 from spkd.training.step_graph import StepGraph
 from spkd.training.validation import errors_of_all, errors_unless
+from spkd.training.waiting import Waiting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -94,6 +95,7 @@ class Training:
         self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
         self._folder, self._display = folder, display
         self._crowding = Crowding(fabric.device, display.say)
+        self._waiting = Waiting(fabric.device, stream.readers, display.say)
         self.state = TrainingState()
         ask, module = distiller.remember, cast(nn.Module, distiller)
         if compiled:
@@ -196,7 +198,8 @@ class Training:
 
             while self.state.epoch < self._recipe.epochs:
                 begun = time.perf_counter()
-                batches = self._readable(self._stream.batches(self.state.epoch, start=self.state.batch))
+                batches = self._stream.batches(self.state.epoch, start=self.state.batch)
+                batches = self._readable(self._waiting.watched(batches))
                 for batch, upcoming in _looking_ahead(batches, 0 if self._graph is None else 1):
                     self._step(batch, upcoming)
                     self.state.seconds += time.perf_counter() - begun
