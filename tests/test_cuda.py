@@ -9,6 +9,8 @@ import copy
 import itertools
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from spkd.training.progress import Display
 from spkd.training.recipe import Recipe, preset
 from spkd.training.run import run
 from spkd.training.run_folder import RunFolder
+from spkd.training.waiting import Waiting
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -291,6 +294,30 @@ def work(rank: int, folder: Path) -> None:
     torch.save(trained(rank), folder / str(rank))
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def test_a_gpu_waits_for_images_only_while_it_has_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is found out without waiting for it."""
+    monkeypatch.setattr("spkd.training.waiting.INTERVAL", 0.5)
+
+    def batches() -> Iterator[Any]:
+        for number in range(20):
+            time.sleep(0.05)
+            yield number
+
+    def said(cycles: int) -> list[str]:
+        lines: list[str] = []
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in Waiting(torch.device("cuda", 0), 0, lines.append).watched(batches()):
+                torch.cuda._sleep(cycles)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize()
+        return lines
+
+    assert len(said(10_000)) == 1
+    assert said(400_000_000) == []  # a fifth of a second for each batch
 
 
 def test_two_processes_with_synchronised_batch_norms_are_one(tmp_path: Path) -> None:

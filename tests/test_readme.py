@@ -2,15 +2,17 @@
 
 import math
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import spkd
 from spkd import load_model, save_model
+from spkd.data.folder import load_folder
 from spkd.data.images import MemoryImages
 from spkd.export import export_model
 from spkd.models.classifier import ModelInfo, Normalisation
@@ -35,6 +37,29 @@ def test_python_blocks_run(
     if "model.onnx" in block:
         export_model(teacher, "model.onnx", images=torch.rand(4, 1, 8, 8))
     exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_guide_makes_smaller_copies_of_photos_of_which_the_sets_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(24):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.{('jpg', 'JPEG', 'png')[number % 3]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        turned = Image.Exif()
+        turned[0x0112] = 6  # to be shown upright
+        Image.new("RGB", (1000, 500), (number, 0, 0)).save(path, exif=turned)
+    monkeypatch.chdir(tmp_path)
+    [command] = re.findall(r"`(cp -rL photos .*?)`", GUIDE)
+    subprocess.run(["bash", "-c", command], check=True)
+    large, small = (load_folder(tmp_path / name) for name in ("photos", "smaller"))
+    for split in ("train", "val", "test"):
+        own, copied = (getattr(data, split).paths for data in (large, small))
+        assert [Path(path).relative_to(tmp_path / "smaller") for path in copied] == [
+            Path(path).relative_to(tmp_path / "photos") for path in own
+        ]
+        for path in copied:
+            with Image.open(path) as image:
+                assert ImageOps.exif_transpose(image).size == ((500, 1000) if path.endswith("png") else (400, 800))
 
 
 def test_the_guide_computes_an_area_under_the_curve_from_what_evaluate_writes(

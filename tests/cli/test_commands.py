@@ -219,12 +219,21 @@ def test_images_without_a_label_help_the_student_and_not_the_one_alone(
     for number in range(30):
         Image.effect_noise((8, 8), 60).save(more / f"{number}.png")
     options = ["--teacher", str(teacher), "--student", tiny, "--train_images", "20", "--unlabelled", str(more)]
-    options += ["--epochs", "1", *CPU]
+    options += ["--epochs", "2", *CPU]
     too_many = ["distill", *options, "--alone", "--batch_size", "25", "--out", str(out)]
     assert main(too_many) == 2
     assert "a batch of 25 is larger than the training set of 20 images" in capsys.readouterr().err
     assert not out.exists()
-    succeed(capsys, "distill", *options, "--alone", "--out", str(out))
+    printed = succeed(capsys, "distill", *options, "--alone", "--out", str(out))
+    # 20 images in batches of 4, and 50 in batches of 8, the last two by themselves.
+    said = "alone had 10 steps, with the teacher 14; "
+    assert f"warning: {said}`spkd train --epochs 3 ...` gives it as many" in " ".join(printed.split())
+    compared = succeed(
+        capsys, "compare", *options, "--methods", "none", "sp", "--seeds", "1", "--out", str(tmp_path / "compare")
+    )
+    assert f"Warning: {said}--methods none --epochs 3 with another --out gives it as many." in " ".join(
+        compared.split()
+    )
     for folder, count in ((out, 30), (Path(f"{out}-alone"), 0)):
         images = RunFolder(folder).result()["images"]
         assert (images["train"], images["unlabelled"]) == (20, count)

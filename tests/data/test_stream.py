@@ -16,7 +16,7 @@ from spkd.data.augment import draw_share, pad_reflect, resize
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import TrainStream, evaluation_batches
-from spkd.data.views import FixedViews, _tell_of_memory, in_batches
+from spkd.data.views import FixedViews, _tell_of_memory, in_batches, readers
 from spkd.errors import InputError, ReaderDied
 
 CPU = torch.device("cpu")
@@ -402,6 +402,37 @@ def begun(monkeypatch):
 
     monkeypatch.setattr("spkd.data.views.DataLoader", Loader)
     return counts
+
+
+@pytest.mark.parametrize(
+    ("cpus", "threads_said", "workers", "started"),
+    [
+        (4, None, None, 4),
+        (64, None, None, 16),
+        (64, "5", None, 5),
+        (64, "1", None, 2),
+        (64, None, 20, 20),
+        (1, None, 0, 0),
+    ],
+)
+def test_for_a_gpu_as_many_processes_read_as_there_are_processors(monkeypatch, cpus, threads_said, workers, started):
+    """Unless it is said how many threads a process has, as to one of several."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if threads_said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", threads_said)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2 if threads_said is None else int(threads_said))
+    monkeypatch.setattr("spkd.data.views.usable_cpus", lambda: cpus)
+    assert readers(workers, torch.device("cuda"), 100, 4, (16,)) == started
+    assert readers(workers, torch.device("cuda"), 3, 4, (16,)) == min(started, 3)
+
+
+def test_a_stream_tells_how_many_processes_read(monkeypatch, file_images):
+    images = MemoryImages(torch.zeros(7, 3, 8, 8, dtype=torch.uint8), torch.arange(7))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    monkeypatch.setattr("spkd.data.views.usable_cpus", lambda: 8)
+    assert stream(images, 3).readers is None
+    assert stream(images, 3, augment="rand", workers=1).readers == 1
+    assert [stream(file_images, 1, workers=workers).readers for workers in (None, 0, 2)] == [3, 0, 2]
 
 
 @pytest.mark.parametrize(

@@ -501,6 +501,60 @@ def test_takes_size_and_normalisation_from_metadata(saved: Path, tmp_path: Path)
         model_defaults("wrn-10", None)
 
 
+VITS = {
+    "timm/test_vit": {},
+    "timm/test_vit3": {},  # pooled, with a token of its own for that
+    "timm/vit_small_patch14_dinov2": {"depth": 1, "embed_dim": 12, "num_heads": 1},
+    "timm/vit_small_patch14_reg4_dinov2": {"depth": 1, "embed_dim": 12, "num_heads": 1},
+    "timm/deit_tiny_distilled_patch16_224": {"depth": 1, "embed_dim": 12, "num_heads": 1},
+    "timm/eva02_tiny_patch14_224": {"depth": 1, "embed_dim": 12, "num_heads": 1},
+    "timm/cait_xxs24_224": {"depth": 1, "embed_dim": 12, "num_heads": 1},
+}
+
+
+@pytest.mark.parametrize("spec", VITS)
+def test_position_embeddings_tell_the_size_of_images(spec: str, tmp_path: Path) -> None:
+    """Not the size that is usual with the library, at which they would be resized."""
+    file = str(tmp_path / "w.pt")
+    for squares in (2, 9):
+        patch = 14 if "patch14" in spec else 16
+        network = timm.create_model(spec.removeprefix("timm/"), img_size=squares * patch, num_classes=3, **VITS[spec])
+        for prefix in ("", "module."):
+            torch.save({prefix + name: value for name, value in network.state_dict().items()}, file)
+            assert (model_defaults(spec, file).image_size, model_defaults(spec, file).size_of) == (
+                squares * patch,
+                None,
+            )
+    arguments = "&".join(f"{name}={value}" for name, value in VITS[spec].items())
+    size = model_defaults(spec, file).image_size
+    built = build(f"{spec}?{arguments}" if arguments else spec, size=size, weights=file)
+    assert same_weights(built, network)
+    assert not any("converted" in note for note in built.notes)
+
+
+def test_the_tokens_that_have_no_place_of_their_own_are_not_counted(tmp_path: Path) -> None:
+    """DINOv2's own files, of which timm's differ, have a position for the class and none for the registers."""
+    filters, positions = torch.zeros(6, 3, 14, 14), torch.zeros(1, 1 + 16**2, 6)
+    names = {"patch_embed.proj.weight": filters, "pos_embed": positions, "cls_token": torch.zeros(1, 1, 6)}
+    torch.save({**names, "register_tokens": torch.zeros(1, 4, 6)}, tmp_path / "w.pt")
+    assert model_defaults("timm/vit_small_patch14_reg4_dinov2", str(tmp_path / "w.pt")).image_size == 16 * 14
+
+
+def test_where_positions_do_not_tell_the_size_the_usual_one_is_taken(tmp_path: Path) -> None:
+    """No square, several sizes, or squares that overlap, as Hiera's do."""
+    wide = timm.create_model("test_vit", img_size=(32, 48)).state_dict()
+    both = [timm.create_model("test_vit", img_size=size).state_dict() for size in (32, 64)]
+    two = {f"{name}.{key}": value for name, own in zip("ab", both, strict=True) for key, value in own.items()}
+    none = {name: value for name, value in wide.items() if name != "pos_embed"}
+    for state in (wide, two, none):
+        torch.save(state, tmp_path / "w.pt")
+        assert model_defaults("timm/test_vit", str(tmp_path / "w.pt")).size_of == "timm"
+        assert model_defaults("timm/test_vit", str(tmp_path / "w.pt")).image_size == 160
+    filters, positions = torch.zeros(6, 3, 7, 7), torch.zeros(1, 56**2, 6)
+    torch.save({"patch_embed.proj.weight": filters, "pos_embed": positions}, tmp_path / "w.pt")
+    assert model_defaults("timm/hiera_tiny_224", str(tmp_path / "w.pt")).image_size == 224
+
+
 def test_a_librarys_weights_bring_their_normalisation(tmp_path: Path) -> None:
     network = timm.create_model("test_resnet", num_classes=3)
     save_file(network.state_dict(), tmp_path / "model.safetensors")

@@ -211,6 +211,23 @@ def test_what_the_teacher_brought_is_told_in_words() -> None:
     assert "--gamma" not in text(3.5, "student, kd") + text(2.5)
 
 
+def test_unlike_numbers_of_steps_are_told_below_the_verdict() -> None:
+    """As many epochs are more steps where there are images without a label too."""
+
+    def lines(alone: int | None, taught: int | None) -> list[str]:
+        rows = [
+            NetworkRow(name, "wrn-10-1", 1, 1, 1.0, error, None, 30, steps=steps)
+            for name, error, steps in (("student alone", 3.0, alone), ("student, sp", 2.5, taught))
+        ]
+        return str(gain_text(rows)).splitlines()[1:]
+
+    said = "warning: alone had 7,890 steps, with the teacher 281,250; `spkd train --epochs 1069 ...` gives it as many"
+    assert lines(7_890, 281_250) == [said]
+    assert lines(281_250, 7_890)[0].endswith("--epochs 1 ...` gives it as many")
+    for alike in ((7_890, 7_890), (7_890, 8_000), (None, 281_250), (7_890, None)):
+        assert lines(*alike) == []
+
+
 def test_runs_of_unequal_length_are_no_verdict() -> None:
     rows = [
         NetworkRow(name, "wrn-10-1", 1, 1, 1.0, error, None, epochs)

@@ -89,6 +89,7 @@ def assert_logged(folder: Path) -> None:
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     assert (result["kind"], result["method"], result["seed"], result["epochs"]) == ("distill", "sp+kd", 0, 2)
+    assert result["steps"] == 2 * math.ceil(500 / 64)
     assert 0 <= result["test_error"] <= 100
     assert 0 <= result["val_error"] <= 100
     assert result["parameters"] == sum(p.numel() for p in spkd.load_model(finished).parameters())
@@ -222,7 +223,7 @@ def test_a_loss_whose_weights_are_made_by_the_first_batch_goes_on(tiny: str, tea
 
 
 def test_a_stopped_run_can_be_ended_where_it_stands(
-    tiny: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, request = tmp_path / "run", distillation(tiny, teacher)
     with pytest.raises(InputError, match=r"^--finish: there is no run in .*run to end$"):
@@ -234,8 +235,16 @@ def test_a_stopped_run_can_be_ended_where_it_stands(
             with pytest.raises(InputError, match=r"^--finish: no epoch of .*run is complete; --resume goes on$"):
                 run(request, folder, CPU, Display(), finish=True)
     assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None
+    shutil.copytree(folder, tmp_path / "copy")
     result = run(request, folder, CPU, Lines(), finish=True)
-    assert "kept: epoch 1 of 1 (2 were planned), validation error" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "kept: epoch 1 of 1 (2 were planned), validation error" in told
+    # Of the ninth of 16 steps, after a warm-up of 8.
+    share = 0.5 * (1 + math.cos(math.pi * 8 / 16))
+    assert f"the learning rate was still {share:.0%} of its highest: --epochs 1 would have ended it" in told
+    monkeypatch.setattr("spkd.training.run.STILL_HIGH", 0.51)
+    assert run(request, tmp_path / "copy", CPU, Lines(), finish=True) is not None
+    assert "learning rate" not in capsys.readouterr().err
     assert result is not None
     assert (result["epochs"], result["best_epoch"]) == (1, 1)
     for split in ("val", "test"):
@@ -928,10 +937,29 @@ def test_images_have_the_size_that_the_teacher_was_made_for(tmp_path: Path) -> N
     saved = replace(common, model=str(tmp_path / "student"), teacher=str(tmp_path / "teacher"), method="sp")
     own = set_up(replace(saved, data=replace(common.data, image_size=None)))
     assert own.image_size == 16
-    assert "student: its weights were made for images of 24 × 24 pixels" in own.notes
+    assert "student: its weights were made for images of 24 × 24 pixels, and it is shown 16 × 16" in own.notes
     asked = set_up(replace(saved, data=replace(common.data, image_size=20)))
     assert asked.image_size == 20
-    assert "teacher: its weights were made for images of 16 × 16 pixels" in asked.notes
+    assert "teacher: its weights were made for images of 16 × 16 pixels, and it is shown 20 × 20" in asked.notes
+
+
+def test_a_teacher_that_is_shown_smaller_images_than_its_own_is_warned_of(tmp_path: Path) -> None:
+    """With the option that shows it the same crops at its size."""
+    write_pictures(tmp_path / "pictures")
+    data = DataOptions(str(tmp_path / "pictures"), image_size=24)
+    save_classifier(set_up(Request(model="wrn-10-1", data=data)).student, tmp_path / "teacher")
+    smaller = Request(
+        model="wrn-10-1", teacher=str(tmp_path / "teacher"), data=replace(data, image_size=16), method="sp"
+    )
+
+    def warned(request: Request) -> list[str]:
+        return [note for note in set_up(request).notes if "were made for" in note]
+
+    assert warned(smaller) == [
+        "warning: the teacher's weights were made for images of 24 × 24 pixels, and it is shown 16 × 16: "
+        "--teacher_size 24 shows it the same crops at its own size"
+    ]
+    assert warned(replace(smaller, teacher_size=24)) == []
 
 
 def test_of_what_size_a_file_of_weights_is_is_not_known(tmp_path: Path) -> None:
@@ -948,11 +976,14 @@ def test_of_what_size_a_file_of_weights_is_is_not_known(tmp_path: Path) -> None:
         return [note for note in set_up(request).notes if "weights are for" in note or "were made for" in note]
 
     assert of_sizes(taught) == [f"teacher: {unsaid}; {advice}"]
-    assert of_sizes(replace(taught, teacher_size=200)) == [f"teacher: {unsaid}"]
+    assert of_sizes(replace(taught, teacher_size=200)) == [f"teacher: {unsaid}; it is shown 200 × 200"]
     assert of_sizes(replace(taught, data=replace(data, image_size=160))) == []
     student = replace(taught, teacher=None, teacher_weights=None, method="none", weights=file)
     assert of_sizes(student) == []
-    assert of_sizes(replace(student, data=replace(data, image_size=96))) == [f"network: {unsaid}"]
+    assert of_sizes(replace(student, data=replace(data, image_size=96))) == [f"network: {unsaid}; it is shown 96 × 96"]
+    torch.save(timm.create_model("test_vit", num_classes=2, img_size=48).state_dict(), file)
+    known = replace(taught, model="wrn-10-1", teacher="timm/test_vit")
+    assert (set_up(known).image_size, of_sizes(known)) == (48, [])
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny: str, tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ class DataOptions:
         train_images: use a fixed part of the training images, so many of them, of each class its share (default: all).
         skip_bad_images: leave out images that cannot be read, and count them, instead of stopping.
         workers: processes that read image files, or augment images in memory; the batches do not depend on it (default:
-            as many as threads compute, from 2 to 8, but no more than there are processors).
+            for a GPU as many as there are processors, up to 16; else, and where OMP_NUM_THREADS is set, as many as
+            threads compute, from 2 to 8, but no more than there are processors).
     """
 
     data: str = "digits"

@@ -29,7 +29,7 @@ from spkd.data.draws import drawn_images
 from spkd.data.images import Images, MemoryImages, usual_view
 from spkd.data.options import CROP_SCALE, Augment, Draw, View
 from spkd.data.seeds import Use, mixed_seed
-from spkd.data.views import FixedViews, SmallViews, TrainViews, in_batches
+from spkd.data.views import FixedViews, SmallViews, TrainViews, in_batches, readers
 from spkd.errors import InputError
 
 
@@ -73,8 +73,9 @@ class TrainStream:
         batch_size: images in a batch.
         seed: of the order and the augmentation.
         device: where the batches are wanted.
-        workers: processes that read files (0: this one, None: as many as threads compute, from 2 to 8, but no more than
-            there are processors); without effect on images in memory unless they are changed by ``augment``.
+        workers: processes that read files (0: this one, None: as is usual for the device, as
+            :class:`~spkd.data.options.DataOptions` says); without effect on images in memory unless they are changed by
+            ``augment``.
         part: which part of every batch is given, and in how many parts it is divided; they differ by at most one image.
         least: how many images each part of every batch must have.
 
@@ -144,6 +145,14 @@ class TrainStream:
     def size(self, batch: int) -> int:
         """Return how many images a batch of an epoch has, all parts together."""
         return self.last_batch_size if batch == self.batches_per_epoch - 1 else self._batch_size
+
+    @property
+    def readers(self) -> int | None:
+        """How many processes make the views of images (0: this one); None where they are made on the device."""
+        if isinstance(self._images, MemoryImages) and self._augment == "none":
+            return None
+        own = -(-self._batch_size // self._parts)
+        return readers(self._workers, self._device, self.batches_per_epoch, own, self._sizes)
 
     def own_size(self, batch: int) -> int:
         """Return how many images of a batch of an epoch are in this process's part."""

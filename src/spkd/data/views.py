@@ -39,6 +39,9 @@ from spkd.signals import signals_blocked
 
 _log = logging.getLogger(__name__)
 
+MOST_READERS = 16
+"""Processes that read for a GPU where nobody has said how many."""
+
 
 class _Unreadable(str):
     """What is wrong with an image that cannot be had.
@@ -130,12 +133,8 @@ def in_batches(
     views: TrainViews | SmallViews | FixedViews, batches: Sequence[Tensor], device: torch.device, workers: int | None
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
     """Give the views in batches, one of each size, as bytes to the device and as floats from there on."""
-    wanted = min(max(2, min(torch.get_num_threads(), 8)), usable_cpus()) if workers is None else workers
     largest = max((len(batch) for batch in batches), default=0)
-    most = min(wanted, len(batches))
-    workers = min(most, _with_shared_memory(3 * sum(size**2 for size in views.sizes) * largest))
-    if workers < most:
-        _tell_of_memory(workers, most)
+    workers = readers(workers, device, len(batches), largest, views.sizes)
     resizing()  # or every worker would import it for itself, at every epoch
     how = _start_method() if workers else None
     on_gpu = device.type == "cuda"
@@ -163,6 +162,26 @@ def in_batches(
             f"a process that reads images has died ({one_line(error)}): fewer --workers need less memory, and so do "
             "smaller batches; in a container the shared memory may be too small (--shm-size)"
         ) from error
+
+
+def readers(workers: int | None, device: torch.device, batches: int, images: int, sizes: Sequence[int]) -> int:
+    """Return how many processes read so many batches of at most so many images each, in views of these sizes."""
+    most = min(_usual_readers(device) if workers is None else workers, batches)
+    readers = min(most, _with_shared_memory(3 * sum(size**2 for size in sizes) * images))
+    if readers < most:
+        _tell_of_memory(readers, most)
+    return readers
+
+
+def _usual_readers(device: torch.device) -> int:
+    """Return how many processes read where nobody has said it.
+
+    A network on a GPU leaves the processors to them, and PyTorch counts cores as one thread that are two processors.
+    One on the processors needs these itself, and where the threads of a process are said, others want a share of them.
+    """
+    if device.type == "cuda" and "OMP_NUM_THREADS" not in os.environ:
+        return min(usable_cpus(), MOST_READERS)
+    return min(max(2, min(torch.get_num_threads(), 8)), usable_cpus())
 
 
 def _with_shared_memory(batch: int) -> int:

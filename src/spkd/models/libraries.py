@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import ssl
 import sys
@@ -30,6 +31,11 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision writes the densenet weights' layer names with a dot that module names may not hold.
 _OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
 _OLD_VIT_NAME, _VIT_PLACES = re.compile(r"mlp\.linear_([12])\."), {"1": "0", "2": "3"}
+
+# Modules of timm whose networks cut images into squares side by side, with a position embedding for each where
+# they have any. Elsewhere squares overlap, or are of a convolution's outputs.
+_OF_SQUARES = frozenset(f"timm.models.{name}" for name in ("beit", "cait", "deit", "eva", "vision_transformer"))
+_REGISTERS = ("reg_token", "register_tokens")  # as timm and DINOv2 call them
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,36 @@ def weights_names(library: Library, name: str) -> tuple[str, ...]:
     from torchvision import models
 
     return tuple(models.get_model_weights(name).__members__)
+
+
+def has_positions(library: Library, name: str) -> bool:
+    """Return whether the library's network may have weights that tell its image size to :func:`size_by_positions`."""
+    if library == "torchvision":
+        return False
+    import timm
+
+    return timm.model_entrypoint(name).__module__ in _OF_SQUARES
+
+
+def size_by_positions(tensors: Mapping[str, Tensor]) -> int | None:
+    """Return for what image size the weights of a vision transformer were made; None where they do not tell.
+
+    There is a position embedding for each square of the image, whose side the first convolution's filters have, and
+    perhaps for the class or for each token beside these: ``size = side · √(rows − tokens)``. None where that is no
+    whole number.
+    """
+    sizes: set[int | None] = set()
+    for name, positions in tensors.items():
+        prefix = name.removesuffix("pos_embed")
+        filters = tensors.get(f"{prefix}patch_embed.proj.weight")
+        if prefix == name or filters is None or positions.dim() != 3:
+            continue
+        single = sum(f"{prefix}{token}" in tensors for token in ("cls_token", "dist_token"))
+        registers = sum(tensors[f"{prefix}{one}"].shape[1] for one in _REGISTERS if f"{prefix}{one}" in tensors)
+        along = math.isqrt(positions.shape[1])
+        tokens = positions.shape[1] - along**2
+        sizes.add(along * filters.shape[-1] if tokens in (0, single, single + registers) else None)
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def make_pretrained(library: Library, name: str, arguments: Mapping[str, object], chosen: Pretrained) -> nn.Module:

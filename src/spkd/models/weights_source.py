@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -102,22 +103,41 @@ def model_defaults(spec: str, weights: str | None) -> Defaults:
 
     They come from a saved model's ``model.json``, or from torchvision's or timm's metadata of the pretrained
     weights (also for a local file of weights for such an architecture). For other weights in a saved model's
-    architecture, the size is the saved model's. Nothing is built or downloaded.
+    architecture, the size is the saved model's. A file for one of timm's vision transformers tells its own size.
+    Nothing is built or downloaded.
 
     Raises:
-        InputError: for an unknown model, or an unknown name of weights.
+        InputError: for an unknown model, an unknown name of weights, or a file that would tell and cannot be read.
     """
     origin = find_origin(spec, weights)
     if (described := origin.described) is not None:
         return Defaults(described.image_size, described.normalisation, described.view)
-    own_size = None if origin.info is None else origin.info.image_size
+    size = None if origin.info is None else origin.info.image_size
+    size_of = None if size is None else "the saved model"
     known = None if origin.weights is None else _metadata(origin.architecture, origin.weights)
-    size_of = None if own_size is None else "the saved model"
-    if known is None:
-        return Defaults(own_size, None, size_of=size_of)
-    if own_size is None and not is_of_library(spec, weights):
-        size_of = origin.architecture.source
-    return Defaults(own_size or known.image_size, Normalisation(known.mean, known.std), size_of=size_of)
+    if size is None and known is not None:
+        size = known.image_size
+        size_of = None if is_of_library(spec, weights) else origin.architecture.source
+    if (told := _told_size(origin)) is not None:
+        size, size_of = told, None
+    return Defaults(size, None if known is None else Normalisation(known.mean, known.std), size_of=size_of)
+
+
+def _told_size(origin: Origin) -> int | None:
+    """Return for what image size a file of weights was made, where these tell it."""
+    source, file = origin.architecture.source, origin.weights
+    if source == "wrn" or source == "callable" or file is None or not is_file(file):
+        return None
+    if not libraries.has_positions(source, origin.architecture.name):
+        return None
+    state = Path(file).stat()
+    return _size_in(file, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _size_in(file: str, changed: int, size: int) -> int | None:
+    """Return what a file tells of its image size; asked for several times, and read once while it stays the same."""
+    return libraries.size_by_positions(read_tensors(Path(file)))
 
 
 def has_foreign_weights(spec: str, weights: str | None) -> bool:

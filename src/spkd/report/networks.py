@@ -14,7 +14,7 @@ from spkd.export import ExportReport
 from spkd.quantisation import Int8Report
 from spkd.report.grid import as_text
 from spkd.report.tables import signed
-from spkd.studies.records import NetworkRow, weak_teacher
+from spkd.studies.records import NetworkRow, unlike_steps, weak_teacher
 from spkd.training.evaluation import Evaluation
 
 UNEQUAL = 1.5
@@ -63,8 +63,8 @@ def gain_text(rows: Sequence[NetworkRow]) -> str | None:
     >>> gain_text([alone, NetworkRow("student, sp", "wrn-10-1", 1, 1, 1.0, test_error=2.25, val_error=2.0)])
     'student, sp: 0.75 points fewer test errors than alone, in this one run; `spkd compare` tests it over seeds'
 
-    Where both have a balanced error to show, it is told too, and where the two disagree neither is a verdict. A teacher
-    that is no better than the student alone is warned of in a second line.
+    Where both have a balanced error to show, it is told too, and where the two disagree neither is a verdict. Further
+    lines warn of unlike numbers of steps, and of a teacher that is no better than the student alone.
     """
     alone = next((row for row in rows if row.label == "student alone"), None)
     if alone is None or alone.test_error is None or rows[-1].test_error is None:
@@ -81,6 +81,9 @@ def gain_text(rows: Sequence[NetworkRow]) -> str | None:
     text = f"{rows[-1].label}: {said}, in this one run; `spkd compare` tests it over seeds"
     if max(gains) <= 0 and min(gains) < 0 and "sp" in rows[-1].label.removeprefix("student, ").split("+"):
         text += ", and a lower --gamma may help"
+    if (unlike := unlike_steps(alone.steps, rows[-1].steps, alone.epochs)) is not None:
+        said, epochs = unlike
+        text += f"\nwarning: {said}; `spkd train --epochs {epochs} ...` gives it as many"
     teacher = next((row for row in rows if row.label == "teacher"), None)
     if teacher is None:
         return text

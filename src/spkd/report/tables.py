@@ -8,7 +8,7 @@ from statistics import mean
 from rich.table import Table
 
 from spkd.report.grid import Grid, grid_markdown, grid_table
-from spkd.studies.records import BASELINE, Comparison, ComparisonRow, weak_teacher
+from spkd.studies.records import BASELINE, Comparison, ComparisonRow, unlike_steps, weak_teacher
 from spkd.studies.statistics import holm
 from spkd.training.recipe import Select
 
@@ -118,7 +118,17 @@ def _warnings(comparison: Comparison) -> tuple[str, ...]:
     own = {comparison.measure: comparison.rows, comparison.other_measure: comparison.other_rows}
     error, balanced = (both(measure, own[measure]) for measure in ("error", "balanced"))
     warning = weak_teacher(*error, balanced)
-    return () if warning is None else (f"Warning: {warning}.",)
+    return tuple(f"Warning: {one}." for one in (warning, _unlike_steps(comparison)) if one is not None)
+
+
+def _unlike_steps(comparison: Comparison) -> str | None:
+    """Return a warning where the student alone was trained for another number of steps than those with the teacher."""
+    taught = next((steps for method, steps in comparison.steps.items() if method != BASELINE), None)
+    unlike = unlike_steps(comparison.steps.get(BASELINE), taught, comparison.epochs)
+    if unlike is None:
+        return None
+    said, epochs = unlike
+    return f"{said}; --methods {BASELINE} --epochs {epochs} with another --out gives it as many"
 
 
 def _caption(comparison: Comparison) -> str:

@@ -81,6 +81,7 @@ def compare(
         return None
     taught_results = [state.results[_name(method, 0)] for method in taught]
     results = {method: [state.results[_name(method, seed)] for seed in range(seeds)] for method in methods}
+    first = results[methods[0]][0]
     comparison = Comparison(
         title=f"{request.model} on {data_name}",
         teacher=_teacher_record(request, taught_results),
@@ -91,6 +92,8 @@ def compare(
         command=command,
         software=_software(state.results.values()),
         measure=measure,
+        epochs=first.get("epochs"),
+        steps={method: own[0]["steps"] for method, own in results.items() if "steps" in own[0]},
     )
     if all(_has_both(result) for own in results.values() for result in own):
         comparison = replace(comparison, other_rows=_rows(methods, baseline, results, comparison.other_measure))

@@ -12,6 +12,8 @@ from spkd.training.recipe import Select
 
 BASELINE = "none"
 """The student alone."""
+UNLIKE = 1.1
+"""How many times the steps of one training another has from which on it is said beside their errors."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Comparison:
         measure: what the errors of ``rows`` are: ``error``, the share of images, or ``balanced``, the mean of the
             classes' own errors.
         other_rows: the same by the other measure, where it is shown too.
+        epochs: of each run, where they are known.
+        steps: of a run, by method, where they are known.
     """
 
     title: str
@@ -77,6 +81,8 @@ class Comparison:
     software: Mapping[str, str] = field(default_factory=dict)
     measure: Select = "error"
     other_rows: tuple[ComparisonRow, ...] = ()
+    epochs: int | None = None
+    steps: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def other_measure(self) -> Select:
@@ -103,6 +109,7 @@ class NetworkRow:
         val_error: likewise, on the validation images.
         epochs: of training, where that is of this run.
         test_balanced_error: mean of the classes' own test errors, in percent; None where it is not to be shown.
+        steps: of training, where that is of this run and known.
     """
 
     label: str
@@ -114,6 +121,7 @@ class NetworkRow:
     val_error: float | None
     epochs: int | None = None
     test_balanced_error: float | None = None
+    steps: int | None = None
 
 
 def error_key(split: str, measure: Select) -> str:
@@ -200,6 +208,23 @@ def weak_teacher(
     return (
         f"the teacher ({told}) is no better than the student alone ({others}) by the {which}, and better by the other"
     )
+
+
+def unlike_steps(alone: int | None, taught: int | None, epochs: int | None) -> tuple[str, int] | None:
+    """Return the steps of the student alone and of one with a teacher in words, and the epochs that give it as many.
+
+    ``epochs`` are those of the student alone. None where the numbers are alike or not known; with images that have no
+    label, which only a teacher can speak of, an epoch is more steps.
+
+    >>> unlike_steps(7_860, 290_000, 30)
+    ('alone had 7,860 steps, with the teacher 290,000', 1107)
+    >>> unlike_steps(7_860, 8_000, 30), unlike_steps(None, 8_000, 30)
+    (None, None)
+    """
+    if not (alone and taught and epochs) or max(alone, taught) <= UNLIKE * min(alone, taught):
+        return None
+    as_many = max(1, round(epochs * taught / alone))
+    return None if as_many == epochs else (f"alone had {alone:,} steps, with the teacher {taught:,}", as_many)
 
 
 def _paired(errors: Mapping[int, float], baseline: ComparisonRow | None) -> PairedComparison | None:

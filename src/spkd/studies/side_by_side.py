@@ -188,10 +188,13 @@ def network_row(label: str, folder: Path, result: dict[str, Any]) -> NetworkRow:
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row tells of a run: its errors in percent, the balanced one where it is to be shown, its epochs."""
+    """Return what a row tells of a run: its epochs and steps, and its errors in percent, the balanced one where it is
+    to be shown.
+    """
     balanced = result["test_balanced_error"] if counts_balanced(result) else None
     errors = {name: result[name] for name in ("test_error", "val_error")}
-    return {**errors, "test_balanced_error": balanced, "epochs": result.get("epochs")}
+    trained = {name: result.get(name) for name in ("epochs", "steps")}
+    return {**errors, "test_balanced_error": balanced, **trained}
 
 
 def _measured(label: str, classifier: Classifier, facts: Mapping[str, Any]) -> NetworkRow:

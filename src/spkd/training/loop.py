@@ -32,6 +32,7 @@ from spkd.training.recipe import Recipe, learning_rate
 from spkd.training.run_folder import RunFolder
 from spkd.training.step_graph import StepGraph
 from spkd.training.validation import errors_of_all, errors_unless
+from spkd.training.waiting import Waiting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -94,6 +95,7 @@ class Training:
         self._recipe, self._seed, self._identity, self._fabric = recipe, seed, identity, fabric
         self._folder, self._display = folder, display
         self._crowding = Crowding(fabric.device, display.say)
+        self._waiting = Waiting(fabric.device, stream.readers, display.say)
         self.state = TrainingState()
         ask, module = distiller.remember, cast(nn.Module, distiller)
         if compiled:
@@ -185,23 +187,24 @@ class Training:
             ReaderDied: when a process that reads images has died. A checkpoint is written.
         """
         steps = self._recipe.epochs * self._stream.batches_per_epoch
-        self._display.begin(title, steps, self._steps_done())
+        self._display.begin(title, steps, self.steps_done())
         # A network from a saved folder comes in eval mode; the teacher stays in it whatever is called.
         self._distiller.train()
-        self._saved_at, first = time.monotonic(), self._steps_done()
+        self._saved_at, first = time.monotonic(), self.steps_done()
         with self._log() as log, stop_signals() as received, self._graph or contextlib.nullcontext():
 
             def is_over() -> bool:
                 # A run that has no time makes one step, or many of those would never come to an end.
-                return bool(received) or (is_past(deadline) and self._steps_done() > first)
+                return bool(received) or (is_past(deadline) and self.steps_done() > first)
 
             while self.state.epoch < self._recipe.epochs:
                 begun = time.perf_counter()
-                batches = self._readable(self._stream.batches(self.state.epoch, start=self.state.batch))
+                batches = self._stream.batches(self.state.epoch, start=self.state.batch)
+                batches = self._readable(self._waiting.watched(batches))
                 for batch, upcoming in _looking_ahead(batches, 0 if self._graph is None else 1):
                     self._step(batch, upcoming)
                     self.state.seconds += time.perf_counter() - begun
-                    stop = agreed(self._fabric, self._steps_done(), is_over())
+                    stop = agreed(self._fabric, self.steps_done(), is_over())
                     if stop or self._is_due(checkpoint_seconds):
                         self.save()
                     if stop:
@@ -230,12 +233,13 @@ class Training:
             self.save()
             raise
 
-    def _steps_done(self) -> int:
+    def steps_done(self) -> int:
+        """Return how many steps of the run have been made."""
         return self.state.epoch * self._stream.batches_per_epoch + self.state.batch
 
     def _step(self, batch: Batch, upcoming: Batch | None = None) -> None:
         images, targets, shown = batch
-        step = self._steps_done()
+        step = self.steps_done()
         rank = self._fabric.global_rank
         _seed(self._fabric.device, mixed_seed(Use.STEP, self._seed, step, *([rank] if rank else [])))
         rate = learning_rate(self._recipe, step, self._stream.batches_per_epoch)
@@ -354,7 +358,7 @@ class Training:
             parts.append(f"val {name.replace('_', ' ')} {state.rows[-1][f'val_{name}']:.2f} %")
         if state.seconds:  # not yet after the first step
             parts.append(f"{state.images_total / state.seconds:,.0f} images/s")
-        self._display.update(self._steps_done(), ", ".join(parts))
+        self._display.update(self.steps_done(), ", ".join(parts))
 
     def _log(self) -> contextlib.AbstractContextManager[EventLog | None]:
         """Return the logs for TensorBoard, which the first process alone writes."""

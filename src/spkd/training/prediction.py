@@ -124,8 +124,8 @@ def predict(
         images: files, and folders to be searched with all that are below.
         top: how many classes are wanted of each; with more than there are, all.
         accelerator: as of a run.
-        workers: processes that read files (None: as many as threads compute, from 2 to 8, but no more than there are
-            processors).
+        workers: processes that read files (None: for a GPU as many as there are processors, up to 16; else, and where
+            OMP_NUM_THREADS is set, as many as threads compute, from 2 to 8, but no more than there are processors).
         skip_bad_images: leave out files that cannot be read.
         display: shows how many are done (None: nothing does).
         rows: get a row for each image: the file, then each wanted class with its probability.

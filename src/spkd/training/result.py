@@ -54,6 +54,7 @@ def result_of(
         "method": setup.request.method,
         "seed": setup.request.seed,
         "epochs": state.epoch,
+        "steps": training.steps_done(),
         "test_error": measured.top1_error,
         "test_balanced_error": measured.balanced_error,
         "val_error": state.best_error,

@@ -30,6 +30,7 @@ from spkd.training.notes import are_unequal
 from spkd.training.options import Request, Runtime
 from spkd.training.playback import Player
 from spkd.training.progress import Display
+from spkd.training.recipe import learning_rate
 from spkd.training.result import result_of
 from spkd.training.run_folder import RunFolder, refuse_inputs
 from spkd.training.setup import Setup, set_up
@@ -45,6 +46,8 @@ WORTH_COMPILING = 10_000
 """Steps of 8 ms less that make up for a compilation of a minute."""
 SMALL_IMAGES = 64
 """Side length in pixels up to which a GPU is done with a batch before Python has told it of the whole."""
+STILL_HIGH = 0.1
+"""Share of the highest learning rate above which it is said that a run was ended at it."""
 
 
 def run(
@@ -174,6 +177,13 @@ def _train(
         display.say(
             f"kept: epoch {state.best_epoch} of {state.epoch}{planned}, validation error {_told(setup, *errors)}"
         )
+        if planned:
+            share = learning_rate(setup.recipe, training.steps_done() - 1, stream.batches_per_epoch) / setup.recipe.lr
+            if share > STILL_HIGH:
+                display.say(
+                    f"the learning rate was still {share:.0%} of its highest: "
+                    f"--epochs {state.epoch} would have ended it"
+                )
         if _is_near_chance(setup, *errors):
             display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
         if teacher_errors is None:

@@ -56,16 +56,28 @@ def _defaults(request: Request) -> dict[str, Defaults]:
 
 
 def other_sizes(request: Request, image_size: int, teacher_size: int) -> list[str]:
-    """Return a line for each network that was made for images of another size, or that does not say for which."""
+    """Return a line for each network that was made for images of another size, or that does not say for which.
+
+    A teacher that is shown smaller images than its own may well know less of them, which is warned of.
+    """
     lines = []
     for name, known in _defaults(request).items():
         is_teacher = name == "teacher"
+        shown = teacher_size if is_teacher else image_size
         if is_teacher and known.size_of is not None and (request.teacher_size or request.data.image_size) is None:
             option = "--image_size, or for the teacher alone by --teacher_size"
             lines.append(f"{name}: {known.unsaid_size()}; if they were trained at another, give it by {option}")
-        elif known.image_size not in (None, teacher_size if is_teacher else image_size):
-            made = f"its weights were made for images of {known.image_size} × {known.image_size} pixels"
-            lines.append(f"{name}: {made if known.size_of is None else known.unsaid_size()}")
+        elif known.image_size is not None and known.image_size != shown:
+            made = f"were made for images of {known.image_size} × {known.image_size} pixels"
+            if known.size_of is not None:
+                lines.append(f"{name}: {known.unsaid_size()}; it is shown {shown} × {shown}")
+            elif is_teacher and known.image_size > shown:
+                lines.append(
+                    f"warning: the teacher's weights {made}, and it is shown {shown} × {shown}: --teacher_size "
+                    f"{known.image_size} shows it the same crops at its own size"
+                )
+            else:
+                lines.append(f"{name}: its weights {made}, and it is shown {shown} × {shown}")
     return lines
 
 
