@@ -1011,7 +1011,7 @@ def test_images_of_one_patient_stay_together_in_every_command(
         (["--groups", "(x"], "groups: expected a regular expression, got '(x': missing ), unterminated subpattern at"),
         (["--data", "digits", "--groups", "x"], "groups: digits is no folder of files whose paths tell groups"),
         (["--groups", r"/1\d\."], "is not found in the paths of 30 of the 48 images, the first: board/0.jpg in "),
-        (["--groups", "."], "class 'board' has images of 1 group, too few to be split between 3 sets; add images"),
+        (["--groups", "."], "have images of too few groups to be split between 3 sets: 'board' (1), "),
     ],
 )
 def test_mistakes_with_groups_are_one_line(
