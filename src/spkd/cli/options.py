@@ -36,7 +36,7 @@ _NORMALISATION = (
     f"what its weights were trained with: {NORMALISATIONS} (default: as they say, else as the library's own, or "
     "by these images; a line says which)"
 )
-_TRAINING_VIEWS = ("no_flip", "crop_scale", "augment", "mixup", "draw")
+_TRAINING_VIEWS = ("no_flip", "turns", "crop_scale", "augment", "mixup", "draw")
 _DIVIDING = ("devices", "sync_batchnorm", "timeout_seconds")
 _RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by images, weights and network, and said)"
 

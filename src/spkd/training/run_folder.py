@@ -37,6 +37,7 @@ what it leads to.
 
 NOT_SAID = {
     "no_flip": False,
+    "turns": False,
     "grey": False,
     "crop_scale": CROP_SCALE,
     "augment": "none",
