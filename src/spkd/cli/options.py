@@ -208,6 +208,11 @@ def export_parser() -> ArgumentParser:
         "that changes; no decision does"
     )
     parser.add_argument("--calibrate", action="store_true", help=text)
+    text = (
+        "how many images the file is to take at a time, exactly, for converters and runtimes that need a fixed shape "
+        "(default: any number)"
+    )
+    parser.add_argument("--batch", type=int | None, default=None, help=text)
     _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2, in 8 bits model-int8.onnx)")
     parser.add_argument(
         "--tolerance",
