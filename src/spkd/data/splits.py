@@ -103,7 +103,7 @@ def require_enough(
 
 
 def _rare(targets: Tensor, groups: Tensor | None, classes: Sequence[str]) -> list[str]:
-    """Return the classes of fewer than two images, or of fewer than two groups where these are given."""
+    """Return the classes, in quotes, of fewer than two images, or of fewer than two groups where these are given."""
     return [repr(name) for name, number in zip(classes, _numbers(targets, groups, classes), strict=True) if number < 2]
 
 
