@@ -107,6 +107,81 @@ def test_a_saved_run_becomes_one_file_that_answers_alike(saved, format: str, suf
     assert report.max_difference < 1e-4
 
 
+class OnlyThree(Small):
+    """Fails with batches of another size, as a network may that is made for one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.view(3, -1, 8, 8))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("count", [1, 5, 6])
+@pytest.mark.parametrize(("format", "suffix", "run"), [("onnx", ".onnx", run_onnx), ("torch", ".pt2", run_torch)])
+def test_a_file_for_a_fixed_batch_takes_that_and_no_other(
+    saved: tuple[Path, Classifier],
+    batch: int,
+    count: int,
+    format: str,
+    suffix: str,
+    run: Callable[[Path, Tensor], np.ndarray],
+) -> None:
+    folder, classifier = saved
+    report = export_model(folder, format=format, images=torch.rand(count, 1, 8, 8), batch=batch)
+    images = torch.rand(batch, 1, 8, 8)
+    with torch.no_grad():
+        assert run(report.path, images) == pytest.approx(classifier(images).numpy(), abs=1e-4)
+    for other in (batch - 1, batch + 1):
+        if other:
+            with pytest.raises(Exception, match=r"INVALID_ARGUMENT|Guard failed|shape"):
+                run(report.path, torch.rand(other, 1, 8, 8))
+    if format == "onnx":
+        model = onnx.load(report.path)
+        onnx.checker.check_model(model, full_check=True)
+        for value, rest in ((model.graph.input[0], [1, 8, 8]), (model.graph.output[0], [3])):
+            assert [dim.dim_value for dim in value.type.tensor_type.shape.dim] == [batch, *rest]
+        told = {entry.key: entry.value for entry in model.metadata_props}["images"]
+    else:
+        extra = {"images.txt": ""}
+        torch.export.load(report.path, extra_files=extra)
+        told = extra["images.txt"]
+    assert told.endswith(f"with antialiasing, exactly {batch} at a time; the model normalises them")
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+def test_a_network_of_one_batch_size_becomes_a_file_of_that(tmp_path: Path, images: Tensor, format: str) -> None:
+    path = tmp_path / f"x{spkd.export.SUFFIXES[format]}"
+    export_network(OnlyThree().eval(), path, format, images=images, batch=3)
+    with pytest.raises(InputError, match=r"must not depend on the values of the images$"):
+        export_network(ByContent(), path, format, images=images, batch=3)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_none_is_refused_before_the_network_is_loaded(tmp_path: Path, batch: int) -> None:
+    with pytest.raises(InputError, match=rf"^batch: expected 1 image or more, got {batch}; leave it out"):
+        export_model(tmp_path / "absent", images=torch.rand(3, 1, 8, 8), batch=batch)
+    with pytest.raises(InputError, match=r"^batch: "):
+        export_network(Small(), tmp_path / "x.onnx", images=torch.rand(3, 3, 8, 8), batch=batch)
+
+
+@pytest.mark.parametrize("wrong", [1, 2])
+def test_every_image_is_checked_in_batches_as_the_file_takes_them(
+    wrong: int, tmp_path: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, seen = Small().eval(), []
+
+    def run(shown: Tensor) -> Tensor:
+        seen.append(shown)
+        with torch.no_grad():
+            logits: Tensor = network(shown)
+        return logits + 0.01 * (len(seen) == wrong)
+
+    monkeypatch.setattr(spkd.export, "in_format", lambda *_: (b"content", run))
+    with pytest.raises(InputError, match=r"by 0\.01 on a batch of 3, more than"):
+        export_network(network, tmp_path / "x.onnx", images=images, batch=3)
+    filled = torch.cat([images, images[4:]])
+    assert torch.equal(torch.cat(seen), filled[: 3 * wrong])
+
+
 def test_an_onnx_file_names_its_tensors_classes_and_dynamic_batch(saved) -> None:  # type: ignore[no-untyped-def]
     folder, _ = saved
     report = export_model(folder / "student", folder / "deploy.onnx", images=torch.rand(3, 1, 8, 8))
@@ -209,7 +284,7 @@ def test_batches_of_one_of_two_and_of_all_are_checked(
             logits: Tensor = network(batch)
         return logits + difference if len(batch) == wrong else logits
 
-    monkeypatch.setattr(spkd.export, "_in_format", lambda *_: (b"content", run))
+    monkeypatch.setattr(spkd.export, "in_format", lambda *_: (b"content", run))
     with pytest.raises(InputError, match=f"by {difference} on a batch of {wrong}, more than"):
         export_network(network, tmp_path / "x.onnx", images=images)
     assert list(tmp_path.iterdir()) == []
@@ -223,6 +298,8 @@ def test_the_latencies_are_those_of_one_image(tmp_path: Path, images: Tensor, mo
     monkeypatch.setattr(spkd.export, "latency_ms", measured)
     report = export_network(Small(), tmp_path / "x.onnx", images=images)
     assert (report.latency_torch_ms, report.latency_exported_ms) == (11.0, 1.0)
+    report = export_network(Small(), tmp_path / "x.onnx", images=images, batch=20)
+    assert (report.latency_torch_ms, report.latency_exported_ms) == (30.0 / 20, 1.0)
 
 
 def test_the_tolerance_is_relative_to_the_largest_logit(tmp_path: Path, images: Tensor) -> None:

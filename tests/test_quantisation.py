@@ -19,7 +19,7 @@ from spkd.errors import InputError
 from spkd.export import converted, export_model
 from spkd.models.classifier import Classifier
 from spkd.models.exported import onnx_runner
-from spkd.quantisation import export_int8, quantised
+from spkd.quantisation import Int8Report, export_int8, quantised
 from spkd.training.counting import counting
 
 CLASSES = ("null", "eins", "zwei", "drei")
@@ -81,6 +81,42 @@ def test_the_file_answers_nearly_alike_and_the_report_counts_what_it_does(
     assert report.bytes < 0.4 * report.float_bytes
 
 
+@pytest.mark.parametrize("batch", [1, 6])
+def test_a_file_for_a_fixed_batch_is_measured_on_all_images(saved: tuple[Path, Classifier], batch: int) -> None:
+    """The calibration images are no multiple of it, nor are the labelled ones; what they say is the same."""
+    labelled = [*batches(3, 40, seed=1), *batches(1, 7, seed=2)]
+    with torch.no_grad():  # a quarter are of the first class, whatever they are taken for
+        labelled = [(images, torch.where(targets > 0, saved[1](images).argmax(1), 0)) for images, targets in labelled]
+
+    def exported(name: str, batch: int | None) -> Int8Report:
+        return export_int8(
+            saved[0],
+            saved[0] / f"{name}.onnx",
+            images=torch.rand(4, 1, 8, 8),
+            calibration=(images for images, _ in batches(4, 32, seed=0)),
+            labelled=labelled,
+            calibrate=True,
+            batch=batch,
+        )
+
+    plain, fixed = exported("plain", None), exported("fixed", batch)
+    assert fixed.images == 127
+    assert (fixed.error, fixed.float_error, fixed.agreement) == (plain.error, plain.float_error, plain.agreement)
+    assert plain.calibration is not None
+    assert fixed.calibration is not None
+    assert fixed.calibration.temperature == pytest.approx(plain.calibration.temperature, rel=1e-4)
+    ((images, _),) = batches(1, batch, seed=3)
+    found, expected = (answers(report.path, images) for report in (fixed, plain))
+    assert np.abs(found - expected).mean() < 0.01 * np.abs(expected).mean()
+    model = onnx.load(fixed.path)
+    onnx.checker.check_model(model, full_check=True)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        assert value.type.tensor_type.shape.dim[0].dim_value == batch
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert f", exactly {batch} at a time; " in told["images"]
+    assert float(told["temperature"]) == fixed.calibration.temperature
+
+
 def test_a_class_without_images_is_no_part_of_what_8_bits_cost(saved: tuple[Path, Classifier]) -> None:
     report = export_int8(
         saved[0],
@@ -111,7 +147,7 @@ def test_each_latency_is_that_of_its_own_form(saved: tuple[Path, Classifier], mo
         with torch.no_grad():
             return float((run(image) - classifier(image)).abs().max())
 
-    monkeypatch.setattr("spkd.quantisation.latency_ms", distance)
+    monkeypatch.setattr("spkd.export.latency_ms", distance)
     calibration = (pixels for pixels, _ in batches(1, 32, 0))
     report = export_int8(folder, images=torch.rand(3, 1, 8, 8), calibration=calibration, labelled=batches(1, 8, 1))
     assert report.source_latency_ms == 0 < report.float_latency_ms < 1e-3 < report.latency_ms
@@ -258,7 +294,7 @@ def test_logits_in_8_bits_are_divided_by_the_temperature_that_they_have(
     assert plain.calibration is None
     logits = answers(plain.path, pixels)
     shown, timed = Counted(), []
-    monkeypatch.setattr("spkd.quantisation.latency_ms", lambda run, *_: timed.append(run(pixels)) or 1.0)
+    monkeypatch.setattr("spkd.export.latency_ms", lambda run, *_: timed.append(run(pixels)) or 1.0)
     report = export_int8(folder, **given, calibrate=True, shown=counting(shown, "comparing", 120))
     assert shown.steps == [("comparing", 120), 70, 120]
     assert report.calibration is not None

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from spkd.calibration import Calibration, calibrated
+from spkd.conversion import in_format
 from spkd.errors import InputError, nearest, one_line
 from spkd.export_options import TOLERANCE
 from spkd.files import write_bytes_atomically
 from spkd.models.classifier import ModelInfo, require_unit_range
 from spkd.models.cost import latency_ms
-from spkd.models.exported import Runner, onnx_runner, told_beside
+from spkd.models.exported import Runner, in_full_batches, told_beside
 from spkd.models.saved_model import load_classifier
 from spkd.modes import evaluating, usual_defaults
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-OPSET = 18  # what PyTorch's exporter writes natively; onnxruntime reads it since 1.14
 LATENCY_REPEATS = 30
-_EXTRA_FILES = {"classes": "classes.json", "images": "images.txt", "temperature": "temperature.txt"}
-"""What a ``torch`` file calls what is told beside it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,8 @@ class ExportReport:
         source_bytes: size of the network's parameters and buffers.
         max_difference: largest absolute difference of a logit over all checked batches.
         relative_difference: the same relative to the largest logit, which ``tolerance`` bounds.
-        latency_torch_ms: median time of one image in PyTorch on the CPU.
+        latency_torch_ms: median time of one image in PyTorch on the CPU; where the file takes several at a time, the
+            time of these divided by their number.
         latency_exported_ms: the same of the file, in onnxruntime for ``onnx``, with as many threads.
         calibration: the temperature that its logits were divided by, and what that changed; None where they were not.
     """
@@ -66,16 +61,17 @@ def export_model(
     *,
     images: Tensor,
     tolerance: float = TOLERANCE,
+    batch: int | None = None,
     labelled: Iterable[tuple[Tensor, Tensor]] | None = None,
     shown: AbstractContextManager[Callable[[int], object]] | None = None,
 ) -> ExportReport:
     """Export the classifier saved in ``folder``, a run folder or a saved model.
 
-    The file takes float32 images (batch, channels, image_size, image_size) in [0, 1], of any batch size,
-    and gives logits (batch, classes). An ONNX file is self-contained and calls them ``images`` and ``logits``. Its
-    metadata hold the names of the classes, as JSON under ``classes``, and under ``images``, in words, what the images
-    are to be; a ``torch`` file holds the same as the extra files ``classes.json`` and ``images.txt`` and is read by
-    :func:`torch.export.load`.
+    The file takes float32 images (batch, channels, image_size, image_size) in [0, 1], of any batch size unless one is
+    given, and gives logits (batch, classes). An ONNX file is self-contained and calls them ``images`` and ``logits``.
+    Its metadata hold the names of the classes, as JSON under ``classes``, and under ``images``, in words, what the
+    images are to be; a ``torch`` file holds the same as the extra files ``classes.json`` and ``images.txt`` and is read
+    by :func:`torch.export.load`.
 
     Args:
         folder: where the classifier is.
@@ -83,6 +79,8 @@ def export_model(
         format: ``onnx`` or ``torch``.
         images: real images (n, channels, image_size, image_size) in [0, 1] for the check.
         tolerance: greatest difference of a logit from PyTorch's, relative to the greatest absolute logit.
+        batch: how many images the file is to take at a time, exactly, for converters and runtimes that need a fixed
+            shape; who has fewer fills them up. None for any number.
         labelled: batches of such images and targets, which the network has not learnt, as of a validation: the logits
             are divided by the temperature that :func:`spkd.calibration.temperature_of` gives of these, and the metadata
             hold it under ``temperature``, the extra files as ``temperature.txt``. None leaves them as they are.
@@ -90,12 +88,13 @@ def export_model(
             (:func:`spkd.training.counting.counting`).
 
     Raises:
-        InputError: when there is no saved model, the images are others, there is no best temperature, the network
-            cannot be converted, its logits are not finite, the exported ones differ by more than the tolerance, or the
-            file cannot be written. Nothing is written then.
+        InputError: when there is no saved model, the images are others, the batch is below 1, there is no best
+            temperature, the network cannot be converted, its logits are not finite, the exported ones differ by more
+            than the tolerance, or the file cannot be written. Nothing is written then.
     """
     # Before the network is loaded: a mistyped option is answered at once.
     path = export_path(Path(folder), None if out is None else Path(out), format)
+    require_batch(batch)
     classifier = load_classifier(folder)
     require_own_images(classifier.info, images)
     found = None
@@ -103,8 +102,25 @@ def export_model(
         with shown or nullcontext(lambda images: None) as count:
             found = calibrated(classifier, labelled, classifier.info.classes, count)
     return export_network(
-        classifier, path, format, images=images, tolerance=tolerance, info=classifier.info, calibration=found
+        classifier,
+        path,
+        format,
+        images=images,
+        tolerance=tolerance,
+        batch=batch,
+        info=classifier.info,
+        calibration=found,
     )
+
+
+def require_batch(batch: int | None) -> None:
+    """Refuse a number of images, for a file to take at a time, that there is none of.
+
+    Raises:
+        InputError: when it is below 1.
+    """
+    if batch is not None and batch < 1:
+        raise InputError(f"batch: expected 1 image or more, got {batch}; leave it out for any number")
 
 
 def require_own_images(info: ModelInfo, images: Tensor) -> None:
@@ -150,22 +166,26 @@ def export_network(
     *,
     images: Tensor,
     tolerance: float = TOLERANCE,
+    batch: int | None = None,
     info: ModelInfo | None = None,
     calibration: Calibration | None = None,
 ) -> ExportReport:
     """Export any network from images to logits; :func:`export_model` says what the file is like.
 
     The file's content is run on the images in batches of one, of two and of all (fewer than three are
-    repeated), and moved into place only when every logit is within ``tolerance`` times the largest
-    absolute logit of PyTorch's. The network is left as it was, its mode included. Without ``info`` the file tells
-    nothing of classes and images. With a ``calibration`` all logits are those divided by its temperature.
+    repeated), or where a ``batch`` is given in such, of which the last is filled up. It is moved into place only when
+    every logit is within ``tolerance`` times the largest absolute logit of PyTorch's. The network is left as it was,
+    its mode included. Without ``info`` the file tells nothing of classes and images. With a ``calibration`` all logits
+    are those divided by its temperature.
 
     Raises:
         InputError: when there are no images, the network cannot be converted, its logits are not finite, the
             exported ones differ, or the file cannot be written. Nothing is written then.
     """
     temperature = None if calibration is None else calibration.temperature
-    exported = converted(network, format, images=images, tolerance=tolerance, info=info, temperature=temperature)
+    exported = converted(
+        network, format, images=images, tolerance=tolerance, batch=batch, info=info, temperature=temperature
+    )
     report = ExportReport(
         path=path,
         format=format,
@@ -173,12 +193,19 @@ def export_network(
         source_bytes=weight_bytes(network),
         max_difference=exported.max_difference,
         relative_difference=exported.relative_difference,
-        latency_torch_ms=latency_ms(network, images[:1].to("cpu", torch.float32), LATENCY_REPEATS),
-        latency_exported_ms=latency_ms(exported.run, images[:1].to("cpu", torch.float32), LATENCY_REPEATS),
+        latency_torch_ms=latency_of_one(network, images, batch),
+        latency_exported_ms=latency_of_one(exported.run, images, batch),
         calibration=calibration,
     )
     write_bytes_atomically(path, exported.content)
     return report
+
+
+def latency_of_one(run: Runner, images: Tensor, batch: int | None) -> float:
+    """Return the median time of an image in milliseconds: by itself, or where ``batch`` is given as one of these."""
+    number = batch or 1
+    (shown,) = in_full_batches(images[:number].to("cpu", torch.float32), number)
+    return latency_ms(run, shown, LATENCY_REPEATS) / number
 
 
 @dataclass(frozen=True)
@@ -218,6 +245,7 @@ def converted(
     images: Tensor,
     tolerance: float,
     info: ModelInfo | None,
+    batch: int | None = None,
     temperature: float | None = None,
 ) -> Converted:
     """Convert a network and check the outcome, as :func:`export_network` says, without writing anything.
@@ -231,29 +259,34 @@ def converted(
         raise InputError(f"format: expected {' or '.join(SUFFIXES)}, got {format!r}")
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise InputError(f"tolerance: expected a number above 0, got {tolerance}; the default is {TOLERANCE:g}")
-    images = _at_least_three(images)
+    require_batch(batch)
+    batches = _batches_to_check(images, batch)
     if temperature is not None:
         network = _Tempered(network, temperature)
     with evaluating(network), usual_defaults():
-        batches = [images[:size] for size in (1, 2, len(images))]
         with torch.no_grad():
-            expected = [network(batch) for batch in batches]
+            expected = [network(shown) for shown in batches]
         # Made up, since a file of torch.export keeps what it was traced with, and the images are the user's.
-        example = torch.rand(batches[1].shape, generator=torch.Generator().manual_seed(0))
-        content, run = _in_format(network, example, format, told_beside(info, temperature))
+        shape = (batch or 2, *images.shape[1:])
+        example = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+        content, run = in_format(network, example, format, told_beside(info, temperature, batch), batch)
     difference = _check(run, batches, expected, tolerance, format)
     relative = difference / max(1e-30, *(float(logits.abs().max()) for logits in expected))
     return Converted(content, run, difference, relative)
 
 
-def _at_least_three(images: Tensor) -> Tensor:
+def _batches_to_check(images: Tensor, batch: int | None) -> list[Tensor]:
+    """Return images in batches of one, of two and of all, three at the least, or in such as a file takes them."""
     if images.ndim != 4 or len(images) == 0 or not images.is_floating_point():
         raise InputError(
             "images: expected floating-point images (n, channels, height, width) with n of 1 or more for "
             f"the check, got {images.dtype} of shape {tuple(images.shape)}"
         )
     images = images.detach().to("cpu", torch.float32)
-    return images.repeat(-(-3 // len(images)), 1, 1, 1)
+    if batch is not None:
+        return in_full_batches(images, batch)
+    images = images.repeat(-(-3 // len(images)), 1, 1, 1)
+    return [images[:size] for size in (1, 2, len(images))]
 
 
 def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance: float, format: str) -> float:
@@ -286,89 +319,6 @@ def _check(run: Runner, batches: list[Tensor], expected: list[Tensor], tolerance
             )
         largest = max(largest, difference)
     return largest
-
-
-def _in_format(network: nn.Module, example: Tensor, format: str, told: dict[str, str]) -> tuple[bytes, Runner]:
-    """Return the content of a file, which tells this beside the network, and a function that runs it."""
-    shapes = ({0: Dim("batch")},)
-    try:
-        with quiet():
-            program = torch.export.export(network, (example,), dynamic_shapes=shapes, strict=False)
-            if format == "torch":
-                return _torch_file(program, told)
-            return _onnx_file(program, shapes, told)
-    # A network of the user's own may fail to convert in any way.
-    except Exception as error:
-        raise InputError(
-            f"the model cannot be converted to the format {format}: {one_line(error)}; its forward must "
-            "work for any batch size and must not depend on the values of the images"
-        ) from error
-
-
-def _torch_file(program: ExportedProgram, told: dict[str, str]) -> tuple[bytes, Runner]:
-    for module in program.graph_module.modules():
-        if isinstance(module, torch.fx.GraphModule):
-            for node in module.graph.nodes:
-                node.meta.pop("stack_trace", None)  # names files and quotes lines of this machine
-    file = io.BytesIO()
-    torch.export.save(program, file, extra_files={_EXTRA_FILES[name]: text for name, text in told.items()})
-    module = torch.export.load(io.BytesIO(file.getvalue())).module()
-
-    def run(images: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = module(images)
-            return logits
-
-    return file.getvalue(), run
-
-
-def _onnx_file(program: ExportedProgram, shapes: tuple[dict[int, Dim]], told: dict[str, str]) -> tuple[bytes, Runner]:
-    import onnx
-
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        dynamic_shapes=shapes,
-        input_names=["images"],
-        output_names=["logits"],
-        opset_version=OPSET,
-        external_data=False,
-        verbose=False,
-    )
-    if exported is None:
-        raise RuntimeError("torch.onnx.export gave no program")
-    model = exported.model_proto
-    _remove_traces(model)
-    onnx.helper.set_model_props(model, told)
-    content = model.SerializeToString()
-    return content, onnx_runner(content)
-
-
-def _remove_traces(model: Any) -> None:
-    """Drop what the exporter notes of each node: files and lines of this machine's source code."""
-    graph = model.graph
-    for part in (
-        model,
-        graph,
-        *graph.node,
-        *graph.value_info,
-        *graph.input,
-        *graph.output,
-        *graph.initializer,
-    ):
-        del part.metadata_props[:]
-        part.doc_string = ""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' progress prints and their notes to their own developers from the user."""
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)
-        for library in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
-            warnings.filterwarnings("ignore", category=UserWarning, module=library.replace(".", r"\."))
-        yield
 
 
 def weight_bytes(network: nn.Module) -> int:

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from spkd.calibration import Calibration, calibrated
+from spkd.conversion import quiet
 from spkd.errors import InputError, one_line
 from spkd.export import (
-    LATENCY_REPEATS,
     converted,
     export_path,
-    quiet,
+    latency_of_one,
+    require_batch,
     require_own_images,
     weight_bytes,
 )
 from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
 from spkd.files import write_bytes_atomically
 from spkd.models.classifier import ModelInfo
-from spkd.models.cost import latency_ms
-from spkd.models.exported import onnx_runner, told_beside
+from spkd.models.exported import in_full_batches, onnx_runner, told_beside
 from spkd.models.saved_model import load_classifier
 from spkd.training.evaluation import errors_of_counts
 
@@ -57,7 +57,8 @@ class Int8Report:
         bytes: its size.
         float_bytes: size of the same as a float32 ONNX file.
         source_bytes: size of the network's parameters and buffers.
-        latency_ms: median time of one image in onnxruntime on the CPU.
+        latency_ms: median time of one image in onnxruntime on the CPU; where the file takes several at a time, the time
+            of these divided by their number.
         float_latency_ms: the same of the float32 ONNX file.
         source_latency_ms: the same of PyTorch.
         images: number of labelled images that both were tried on.
@@ -97,6 +98,7 @@ def export_int8(
     labelled: Iterable[tuple[Tensor, Tensor]],
     tolerance: float = TOLERANCE,
     weight_bits: WeightBits = WEIGHT_BITS,
+    batch: int | None = None,
     calibrate: bool = False,
     shown: AbstractContextManager[Callable[[int], object]] | None = None,
 ) -> Int8Report:
@@ -119,6 +121,7 @@ def export_int8(
             between the two forms is still to be made.
         tolerance: of the float32 conversion; see :func:`spkd.export.export_network`.
         weight_bits: of the weights: 7, or 8 for a file that only processors with VNNI will run.
+        batch: how many images the file is to take at a time; None for any number.
         calibrate: whether the logits, float32 again, are divided by the temperature that those in 8 bits have on
             ``labelled`` (:func:`spkd.calibration.temperature_of`).
         shown: entered while the errors are measured; gives what takes the number of images of each batch then
@@ -128,9 +131,12 @@ def export_int8(
         InputError: as :func:`spkd.export.export_model` does, and when onnxruntime cannot quantise the network.
     """
     path = export_path(Path(folder), None if out is None else Path(out), "onnx", name="model-int8")
+    require_batch(batch)
     classifier = load_classifier(folder)
     require_own_images(classifier.info, images)
-    exported = converted(classifier, "onnx", images=images, tolerance=tolerance, info=classifier.info)
+    exported = converted(classifier, "onnx", images=images, tolerance=tolerance, batch=batch, info=classifier.info)
+    if batch is not None:
+        calibration = (full for some in calibration for full in in_full_batches(some, batch))
     content = quantised(exported.content, calibration, weight_bits)
     run = onnx_runner(content)
     differing = 0
@@ -152,19 +158,18 @@ def export_int8(
         raise InputError("labelled: expected at least one image to compare on, got none")
     found = calibrated(nn.Identity(), said, names) if calibrate else None
     if found is not None:
-        content = _tempered(content, classifier.info, found.temperature)
+        content = _tempered(content, classifier.info, found.temperature, batch)
         run = onnx_runner(content)
     images_of, wrong, float_wrong = counts.tolist()
     errors, float_errors = (errors_of_counts(list(zip(one, images_of, strict=True))) for one in (wrong, float_wrong))
-    one = images[:1].to("cpu", torch.float32)
     report = Int8Report(
         path=path,
         bytes=len(content),
         float_bytes=len(exported.content),
         source_bytes=weight_bytes(classifier),
-        latency_ms=latency_ms(run, one, LATENCY_REPEATS),
-        float_latency_ms=latency_ms(exported.run, one, LATENCY_REPEATS),
-        source_latency_ms=latency_ms(classifier, one, LATENCY_REPEATS),
+        latency_ms=latency_of_one(run, images, batch),
+        float_latency_ms=latency_of_one(exported.run, images, batch),
+        source_latency_ms=latency_of_one(classifier, images, batch),
         images=number,
         error=errors.error,
         float_error=float_errors.error,
@@ -234,7 +239,7 @@ def quantised(content: bytes, calibration: Iterable[Tensor], weight_bits: Weight
     return quantised
 
 
-def _tempered(content: bytes, info: ModelInfo, temperature: float) -> bytes:
+def _tempered(content: bytes, info: ModelInfo, temperature: float, batch: int | None) -> bytes:
     """Return an ONNX file's content with its logits divided by a temperature, in float32, which its metadata tell."""
     import onnx
 
@@ -245,6 +250,6 @@ def _tempered(content: bytes, info: ModelInfo, temperature: float) -> bytes:
             names[:] = ["spkd.undivided" if name == "logits" else name for name in names]
     graph.initializer.append(onnx.helper.make_tensor("spkd.temperature", onnx.TensorProto.FLOAT, [], [temperature]))
     graph.node.append(onnx.helper.make_node("Div", ["spkd.undivided", "spkd.temperature"], ["logits"]))
-    onnx.helper.set_model_props(model, told_beside(info, temperature))
+    onnx.helper.set_model_props(model, told_beside(info, temperature, batch))
     tempered: bytes = model.SerializeToString()
     return tempered

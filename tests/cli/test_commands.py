@@ -701,7 +701,8 @@ def test_export_in_8_bits_tells_what_it_costs_on_validation_images(
 ) -> None:
     out = tmp_path / "small.onnx"
     monkeypatch.setattr("spkd.training.progress.PLAIN_INTERVAL", 0.0)
-    assert main(["export", str(student), "--int8", "--out", str(out)]) == 0
+    assert main(["export", str(student), "--int8", "--batch", "4", "--out", str(out)]) == 0
+    assert onnxruntime.InferenceSession(out).get_inputs()[0].shape == [4, 1, 8, 8]
     shown, told = capsys.readouterr()
     assert f"written: {out}" in shown
     assert re.fullmatch(r"comparing: 297 of 297, [\d,]+ images/s, 0:00 left", told.splitlines()[-1])
@@ -711,6 +712,7 @@ def test_export_in_8_bits_tells_what_it_costs_on_validation_images(
     for wrong, line in (
         (["--format", "torch"], "--int8 makes an ONNX file"),
         (["--check_images", "x.png"], "--int8 needs labelled images"),
+        (["--batch", "0"], "batch: expected 1 image or more, got 0"),
     ):
         assert main(["export", str(student), "--int8", *wrong]) == 2
         assert line in capsys.readouterr().err
@@ -746,7 +748,7 @@ def test_export_writes_a_file_with_the_student_s_answers(
     capsys: pytest.CaptureFixture[str], student: Path, tmp_path: Path, form: str
 ) -> None:
     path = tmp_path / {"onnx": "student.onnx", "torch": "student.pt2"}[form]
-    printed = succeed(capsys, "export", str(student), "--format", form, "--out", str(path))
+    printed = succeed(capsys, "export", str(student), "--format", form, "--batch", "5", "--out", str(path))
     assert str(path) in printed
     images = torch.rand(5, 1, 8, 8)
     with torch.no_grad():
@@ -1039,7 +1041,7 @@ def test_images_of_one_patient_stay_together_in_every_command(
         (["--groups", "(x"], "groups: expected a regular expression, got '(x': missing ), unterminated subpattern at"),
         (["--data", "digits", "--groups", "x"], "groups: digits is no folder of files whose paths tell groups"),
         (["--groups", r"/1\d\."], "is not found in the paths of 30 of the 48 images, the first: board/0.jpg in "),
-        (["--groups", "."], "class 'board' has images of 1 group, too few to be split between 3 sets; add images"),
+        (["--groups", "."], "have images of too few groups to be split between 3 sets: 'board' (1), "),
     ],
 )
 def test_mistakes_with_groups_are_one_line(

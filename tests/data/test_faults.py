@@ -1,6 +1,5 @@
-"""Many files are decoded once, and again where one has changed."""
+"""Many files are decoded once, and again those that have changed."""
 
-import json
 import os
 import threading
 import time
@@ -48,15 +47,22 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+def written(folder: Path) -> Path:
+    """Return the one record in the cache."""
+    (record,) = (folder / "cache").rglob("seen")
+    return record
+
+
 def expected(count: int = 5) -> list[str | None]:
     return ["not an image, or of an unknown format" if place == 2 else None for place in range(count)]
 
 
-def test_what_was_found_holds_until_a_file_changes(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
+def test_only_files_that_are_new_or_have_changed_are_decoded(
+    decoded: list[str], paths: list[str], tmp_path: Path
+) -> None:
     assert faults_of(paths) == expected()
     assert sorted(decoded) == paths
-    record = next((tmp_path / "cache").rglob("unreadable.json"))
-    assert json.loads(record.read_text()) == {"unreadable": [paths[2]]}
+    assert written(tmp_path).stat().st_size == 9 * 5, "of which a million are to fit"
     decoded.clear()
     assert faults_of(paths) == expected()
     assert decoded == [paths[2]], "what could not be read is tried again"
@@ -66,15 +72,67 @@ def test_what_was_found_holds_until_a_file_changes(decoded: list[str], paths: li
     os.utime(paths[2], ns=(before.st_atime_ns, before.st_mtime_ns))
     decoded.clear()
     assert faults_of(paths) == [None] * 5, "a disk may have been the reason"
-    for change in (lambda path: os.utime(path, ns=(0, 0)), lambda path: Path(path).write_bytes(b"y")):
+    for change, count in ((lambda path: os.utime(path, ns=(0, 0)), 2), (lambda path: Path(path).write_bytes(b"y"), 1)):
         change(paths[4])
         decoded.clear()
         found = faults_of(paths)
-        assert sorted(decoded) == paths
+        assert decoded == [paths[2], paths[4]][-count:], "and the third is known to be readable after the first change"
     assert found[4] is not None
+
+
+def test_a_file_more_or_fewer_leaves_what_is_known_of_the_others(
+    decoded: list[str], paths: list[str], tmp_path: Path
+) -> None:
+    faults_of(paths)
+    more = [f"{tmp_path}/images/{name}.png" for name in ("0a", "9")]
+    for number, path in enumerate(more):
+        noise(number, 9, 7).save(path)
     decoded.clear()
-    assert faults_of(paths[:4]) == [None] * 4
-    assert sorted(decoded) == paths[:4], "another list of files"
+    assert faults_of(sorted([*paths, *more])) == [None, None, *expected()[1:], None]
+    assert sorted(decoded) == sorted([paths[2], *more])
+    Path(paths[1]).unlink()
+    Path(paths[0]).replace(paths[1])
+    decoded.clear()
+    assert faults_of([*paths[1:], *more]) == [None, *expected()[2:], None, None]
+    assert sorted(decoded) == paths[1:3], "one with the size and date of another is not that one"
+    assert written(tmp_path).stat().st_size == 9 * 6, "of one that is gone nothing is kept"
+
+
+def test_folders_have_a_record_each(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
+    others = []
+    for path in paths:
+        (tmp_path / "others").mkdir(exist_ok=True)
+        others.append(str(tmp_path / "others" / Path(path).name))
+        noise(0, 5, 5).save(others[-1])
+        os.utime(others[-1], ns=(0, Path(path).stat().st_mtime_ns))
+    for _ in range(2):
+        decoded.clear()
+        assert faults_of(paths) == expected()
+        assert faults_of(others) == [None] * 5
+    assert decoded == [paths[2]]
+
+
+def test_a_damaged_record_makes_no_file_readable(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
+    faults_of(paths)
+    record = written(tmp_path)
+    whole = record.read_bytes()
+    for damaged, count in ((whole[: 9 * 3 + 4], 3), (whole[1:], 5), (b"", 5)):
+        record.write_bytes(damaged)
+        decoded.clear()
+        assert faults_of(paths) == expected()
+        assert len(decoded) == count
+        assert record.read_bytes() == whole
+
+
+def test_another_version_looks_for_itself(
+    decoded: list[str], paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults_of(paths)
+    for name in ("__version__", "FORMATS"):
+        monkeypatch.setattr(faults, name, "another")
+        decoded.clear()
+        faults_of(paths)
+        assert sorted(decoded) == paths
 
 
 def test_of_few_files_nothing_is_kept(decoded: list[str], paths: list[str], tmp_path: Path) -> None:
@@ -91,7 +149,7 @@ def test_a_dead_link_is_one_that_cannot_be_read(decoded: list[str], paths: list[
     noise(0, 4, 4).save(tmp_path / "nowhere.png")
     decoded.clear()
     assert faults_of([*paths, f"{tmp_path}/link.png"]) == [*expected(), None]
-    assert len(decoded) == 6
+    assert len(decoded) == 2
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -105,7 +163,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 ) -> None:
     if there:  # the folder, in which another user's process has its lock
         faults_of(paths)
-        next((tmp_path / "cache").rglob("unreadable.json")).unlink()
+        written(tmp_path).unlink()
         next((tmp_path / "cache").rglob(".lock")).unlink()
         decoded.clear()
 
@@ -113,7 +171,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
             raise InputError("cannot write")
 
         monkeypatch.setattr(faults, "locked", refuse)
-        monkeypatch.setattr(faults, "write_json_atomically", refuse)
+        monkeypatch.setattr(faults, "write_bytes_atomically", refuse)
         monkeypatch.setattr("os.access", lambda *given: False)
     else:
         (tmp_path / "cache").write_bytes(b"")
@@ -165,16 +223,28 @@ def test_files_of_another_working_folder_are_others(
     assert None not in faults_of(names)
 
 
+def test_a_folder_by_its_path_from_here_and_by_its_whole_path_is_one(
+    decoded: list[str], paths: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults_of(paths)
+    for place, above in ((tmp_path, "images"), (tmp_path / "images", ""), (tmp_path / "images", "../images")):
+        monkeypatch.chdir(place)
+        decoded.clear()
+        names = [str(Path(above, Path(path).name)) for path in paths]
+        assert faults_of(names) == expected()
+        assert decoded == [names[2]]
+
+
 def test_one_process_decodes_and_another_waits_for_it(
     decoded: list[str], paths: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults_of(paths)
     (folder,) = (tmp_path / "cache" / "spkd" / "checked").iterdir()
-    kept = (folder / "unreadable.json").read_bytes()
+    kept = written(tmp_path).read_bytes()
     with locked(folder, wait=True):
         faults_of(paths)
     assert caplog.messages == [], "what is known is not waited for"
-    (folder / "unreadable.json").unlink()
+    (folder / "seen").unlink()
     decoded.clear()
     found: list[list[str | None]] = []
     waiting = threading.Thread(target=lambda: found.append(faults_of(paths)))
@@ -186,7 +256,7 @@ def test_one_process_decodes_and_another_waits_for_it(
             time.sleep(0.01)
         waiting.join(0.5)
         assert not found
-        (folder / "unreadable.json").write_bytes(kept)
+        (folder / "seen").write_bytes(kept)
     waiting.join(20)
     assert found == [expected()]
     assert decoded == [paths[2]]

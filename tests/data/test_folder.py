@@ -199,10 +199,11 @@ class TestGroups:
         whole = load_folder(folder, groups=r"patient\d+", divided=False)
         assert len(whole.train) == 33, "of sets that are not cut no group is asked for"
 
-    def test_a_class_of_too_few_is_named(self, make_folder):
+    @pytest.mark.parametrize("skip", [False, True])
+    def test_a_class_of_too_few_is_named(self, make_folder, skip):
         folder = make_folder(patients("a", range(8)) | patients("rare", range(2), images=9))
-        with pytest.raises(InputError, match=one_line("class 'rare' has images of 2 groups, too few to be split")):
-            load_folder(folder, groups=r"patient\d+")
+        with pytest.raises(InputError, match=one_line(r"images of too few groups to be split .*: 'rare' \(2\);")):
+            load_folder(folder, groups=r"patient\d+", skip_bad_images=skip)
 
     def test_those_in_several_given_sets_are_told_and_left_there(self, make_folder):
         own = {"train": range(6), "val": range(6, 9), "test": range(8, 12)}
@@ -404,9 +405,20 @@ class TestErrors:
         with pytest.raises(InputError, match=one_line("no image in .*test")):
             load_folder(make_folder({"train/a": 3, "train/b": 3, "test/a": 0}))
 
-    def test_a_class_too_small_to_split_is_named(self, make_folder):
-        with pytest.raises(InputError, match=one_line("class 'b' has 1 image")):
-            load_folder(make_folder({"a": 5, "b": 1}))
+    @pytest.mark.parametrize("given", [{}, {"val/a": 2, "val/c": 2}, {"test/a": 1}])
+    def test_classes_too_small_to_split_are_named_before_any_file_is_decoded(self, make_folder, given, monkeypatch):
+        folder = make_folder({"train/a": 5, "train/b": 1, "train/c": 1, **given})
+        monkeypatch.setattr("spkd.data.folder.open_files", lambda *arguments: pytest.fail("decoded"))
+        for skip in (False, True):
+            line = one_line(rf"2 of 3 classes have too few .* {2 if given else 3} sets: 'b' \(1\), 'c' \(1\);")
+            with pytest.raises(InputError, match=line):
+                load_folder(folder, skip_bad_images=skip)
+
+    def test_classes_of_too_few_groups_are_named_before_any_file_is_decoded(self, make_folder, monkeypatch):
+        folder = make_folder(patients("a", range(8)) | patients("rare", range(2), images=9))
+        monkeypatch.setattr("spkd.data.folder.open_files", lambda *arguments: pytest.fail("decoded"))
+        with pytest.raises(InputError, match=one_line(r"too few groups .*: 'rare' \(2\);")):
+            load_folder(folder, groups=r"patient\d+")
 
 
 @pytest.mark.parametrize("size", [8, None])
@@ -449,15 +461,15 @@ class TestUnreadable:
         np.testing.assert_array_equal(data.train.image(1).permute(1, 2, 0).numpy(), expected)
 
     def test_a_class_of_which_none_is_left(self, make_folder, size):
-        folder = make_folder({"a": 3, "b": 1}, size)
-        self.spoil(folder, "b/000.png")
+        folder = make_folder({"a": 3, "b": 3}, size)
+        self.spoil(folder, "b/000.png", "b/001.png", "b/002.png")
         with pytest.raises(InputError, match=one_line("no image in class folder .*b can be read")):
             load_folder(folder, skip_bad_images=True)
 
     def test_none_at_all(self, make_folder, size):
-        folder = make_folder({"a": 2, "b": 2}, size)
-        self.spoil(folder, "a/000.png", "a/001.png", "b/000.png", "b/001.png")
-        with pytest.raises(InputError, match=one_line(r"none of 4 files can be read, .*a.000\.png")) as caught:
+        folder = make_folder({"a": 3, "b": 3}, size)
+        self.spoil(folder, *(f"{label}/{number:03d}.png" for label in "ab" for number in range(3)))
+        with pytest.raises(InputError, match=one_line(r"none of 6 files can be read, .*a.000\.png")) as caught:
             load_folder(folder, skip_bad_images=True)
         assert "skip_bad" not in str(caught.value)
         with pytest.raises(InputError, match=one_line("cannot be read .*--skip_bad_images")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,11 +68,13 @@ def test_groups_of_one_class_are_divided_wherever_there_are_enough(groups: Group
     assume(len(targets.unique()) == int(targets.max()) + 1)
     share = min(share, 1 / sets)
     counts = [round(share * len(targets))] * (sets - 1)
-    least = min(sum(label in inside for inside in groups) for label in targets.unique().tolist())
-    if least >= sets:
+    spread = {label: sum(label in inside for inside in groups) for label in targets.unique().tolist()}
+    few = {label: number for label, number in spread.items() if number < sets}
+    if not few:
         check(hold_out_groups(targets, numbers, counts, names(targets), 0), targets, numbers)
     else:
-        line = rf"^data: class 'class \d' has images of {least} groups?, too few to be split between {sets} sets; add"
+        named = ", ".join(f"'class {label}' ({number})" for label, number in few.items())
+        line = rf"^data: {len(few)} of .* images of too few groups to be split between {sets} sets: {re.escape(named)};"
         with pytest.raises(InputError, match=line):
             hold_out_groups(targets, numbers, counts, names(targets), 0)
 
@@ -110,16 +113,17 @@ def test_what_hinders_is_named() -> None:
     """Three groups with two of three classes each: any two of them hold all, and one alone does not."""
     targets, numbers = images_of([{0: 1, 1: 1}, {0: 1, 2: 1}, {1: 1, 2: 1}])
     line = (
-        r"^data: class 'class \d' has images of 2 groups, too few to be split between 2 sets, since these hold images"
+        r"^data: 1 of 3 classes has images of too few groups to be split between 2 sets, since these hold images of "
+        r"other classes too: 'class \d' \(2\); add"
     )
     with pytest.raises(InputError, match=line):
         hold_out_groups(targets, numbers, [3], names(targets), 0)
 
 
-def test_the_class_of_the_fewest_groups_is_named() -> None:
+def test_classes_of_too_few_groups_are_named() -> None:
     targets, numbers = images_of([{0: 1}, {0: 1}, {1: 1}, {2: 1}, {2: 1}, {2: 1}])
     with pytest.raises(
-        InputError, match=r"^data: class 'class 1' has images of 1 group, too few to be split between 3"
+        InputError, match=r"^data: 2 of 3 classes have images of too few .* 3 sets: 'class 0' \(2\), 'class 1' \(1\);"
     ):
         hold_out_groups(targets, numbers, [1, 1], names(targets), 0)
 

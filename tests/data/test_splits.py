@@ -90,8 +90,24 @@ def test_many_classes_of_many_images_take_no_look_through_all_for_each():
 
 
 def test_a_class_of_one_image_is_named():
-    with pytest.raises(InputError, match=r"^data: class 'rare' has 1 image [^\n]+$"):
+    line = (
+        r"^data: 1 of 2 classes has too few images to be split between 2 sets: 'rare' \(1\); add images of it [^\n]+$"
+    )
+    with pytest.raises(InputError, match=line):
         hold_out(torch.tensor([0, 0, 0, 1]), 1, ["common", "rare"])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_all_classes_of_too_few_are_named_and_counted(grouped):
+    targets = torch.tensor([0] * 9 + [1] * 2 + [2] * 5 + [3])
+    groups = {"train": torch.arange(len(targets))} if grouped else None
+    what, more = ("images of too few groups", "images of other groups") if grouped else ("too few images", "images of")
+    line = rf"^data: 2 of 4 classes have {what} to be split between 3 sets: 'b' \(2\), 'd' \(1\); add {more}"
+    with pytest.raises(InputError, match=line):
+        complete_splits(images_of(targets), None, None, "abcd", groups)
+    many = torch.arange(20)
+    with pytest.raises(InputError, match=r"^data: 20 of 20 classes have .* '9' \(1\), \.\.\.; add"):
+        complete_splits(images_of(many), None, None, [str(label) for label in range(20)], groups and {"train": many})
 
 
 def test_without_other_sets_both_are_cut():
@@ -147,9 +163,7 @@ def test_a_class_must_have_an_image_for_every_set(given, needed):
     for part in (splits.train, splits.val, splits.test):
         assert (part.targets == 1).any()
     for count in range(needed):
-        line = (
-            rf"^data: class 'rare' has {count} images? to be split between {needed} sets, expected at least {needed};"
-        )
+        line = rf"^data: 1 of 2 classes has too few images to be split between {needed} sets: 'rare' \({count}\); add"
         with pytest.raises(InputError, match=line):
             cut(count)
 
@@ -252,6 +266,6 @@ def test_a_class_of_too_few_groups_is_named():
     whole = images_of(torch.tensor([0] * 30 + [1] * 10))
     groups = torch.cat([torch.arange(30), torch.tensor([30, 31] * 5)])
     with pytest.raises(
-        InputError, match=r"^data: class 'b' has images of 2 groups, too few to be split between 3 sets;"
+        InputError, match=r"^data: 1 of 2 classes has images of too few groups to be split between 3 sets: 'b' \(2\);"
     ):
         complete_splits(whole, None, None, "ab", {"train": groups})

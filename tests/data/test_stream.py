@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from spkd.data.augment import draw_share, pad_reflect, resize
+from spkd.data.augment import draw_share, draw_turns, pad_reflect, resize
 from spkd.data.images import FileImages, MemoryImages
 from spkd.data.seeds import Use, mixed_seed
 from spkd.data.stream import TrainStream, evaluation_batches
@@ -188,6 +188,62 @@ class TestAugment:
         assert torch.equal(torch.get_rng_state(), before)
 
 
+class TestTurns:
+    """What is seen is what is seen without it, turned."""
+
+    @pytest.fixture
+    def pictures(self, images):
+        images = images.select(torch.arange(7))
+        return images.relabelled(torch.arange(7))  # so that a target tells which image it is
+
+    @pytest.mark.parametrize("options", [{}, {"augment": "rand"}, {"draw": "balanced"}])
+    def test_the_same_views_are_turned_at_both_sizes_by_what_seed_epoch_and_image_say(self, pictures, options):
+        options |= {"size": 12, "teacher_size": 20}
+        seen = set()
+        for seed, epoch in itertools.product((0, 3), range(3)):
+            quarters = draw_turns(7, mixed_seed(7, seed, epoch)).tolist()
+            plain = stream(pictures, 3, seed, **options).batches(epoch)
+            turned = stream(pictures, 3, seed, turns=True, **options).batches(epoch)
+            for one, other in zip(plain, turned, strict=True):
+                assert torch.equal(one.targets, other.targets)
+                for name in ("images", "shown"):
+                    views = zip(getattr(one, name), one.targets.tolist(), strict=True)
+                    expected = [view.rot90(quarters[index], (1, 2)) for view, index in views]
+                    assert torch.equal(getattr(other, name), torch.stack(expected))
+                    assert getattr(other, name).is_contiguous()
+            seen.add(tuple(quarters))
+        assert len(seen) == 6
+
+    def test_of_one_size_there_is_one_tensor(self, pictures):
+        assert all(batch.shown is batch.images for batch in stream(pictures, 4, turns=True).batches(0))
+
+    def test_turned_images_are_mixed(self, pictures):
+        turned = stream(pictures, 4, turns=True).batches(1)
+        mixed = stream(pictures, 4, turns=True, mixup=0.7, classes=7).batches(1)
+        for number, (one, other) in enumerate(zip(turned, mixed, strict=True)):
+            share = draw_share(0.7, mixed_seed(Use.MIX, 0, 1, number))
+            torch.testing.assert_close(other.images, share * one.images + (1 - share) * one.images.roll(1, 0))
+
+    @pytest.mark.parametrize("start", [0, 1])
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_workers_parts_and_the_start_do_not_matter(self, pictures, start, workers):
+        whole = content(stream(pictures, 3, turns=True).epoch(1))[start:]
+        assert content(stream(pictures, 3, turns=True, workers=workers).epoch(1, start)) == whole
+        halves = (stream(pictures, 3, turns=True, part=(part, 2)).epoch(1, start) for part in range(2))
+        joined = [[torch.cat(both) for both in zip(*own, strict=True)] for own in zip(*halves, strict=True)]
+        assert content(joined) == whole
+
+    def test_with_mirror_images_eight_orientations_are_seen_alike(self):
+        corner = torch.zeros(1600, 1, 4, 4, dtype=torch.uint8)  # too small for a margin
+        corner[:, 0, 0, 1] = 255
+        for flip, orientations in ((True, 8), (False, 4)):
+            views, _ = next(stream(MemoryImages(corner, torch.arange(1600)), 1600, 5, 4, flip, turns=True).epoch(0))
+            found, counts = views.unique(dim=0, return_counts=True)
+            assert len(found) == orientations
+            mean = 1600 / orientations
+            assert (counts - mean).abs().max() < 4 * (mean * (1 - 1 / orientations)) ** 0.5
+
+
 class TestTeacherSize:
     @pytest.mark.parametrize("augment", ["none", "rand"])
     def test_student_and_teacher_see_one_view_each_at_its_size(self, images, augment):
@@ -348,6 +404,7 @@ def test_the_device_does_not_matter(images, augment):
             images,
             image_size=16,
             flip=True,
+            turns=True,
             augment=augment,
             batch_size=4,
             seed=0,

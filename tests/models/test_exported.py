@@ -80,6 +80,31 @@ def test_a_file_takes_new_images_for_what_the_network_does(teacher: Path, digits
     assert len({one.classes[0] for one in found.predictions}) > 1
 
 
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_file_for_a_fixed_batch_is_evaluated_and_asked_like_any(
+    teacher: Path, digits_file: Path, tmp_path: Path, batch: int
+) -> None:
+    from PIL import Image
+
+    test = load_data(DataOptions()).test
+    assert isinstance(test, MemoryImages)
+    path = export_model(teacher, tmp_path / "m.onnx", images=test.pixels[:8].float() / 255, batch=batch).path
+    said: list[str] = []
+    found, own = evaluated(path, said), evaluated(digits_file, [])
+    assert found.images == 1000
+    shown = "one image" if batch == 1 else "7 images, as it takes them"
+    assert re.search(rf" takes \d+\.\d\d ms for {shown}, by onnxruntime", said[-1])
+    assert (found.top1_error, found.per_class) == (own.top1_error, own.per_class)
+    assert found.cross_entropy == pytest.approx(own.cross_entropy, rel=1e-4)
+    (tmp_path / "new").mkdir()
+    for place in range(9):
+        Image.fromarray(test.pixels[place, 0].numpy()).save(tmp_path / "new" / f"{place}.png")
+    asked, expected = (predict(file, [str(tmp_path / "new")], top=1).predictions for file in (path, digits_file))
+    assert [one.classes for one in asked] == [one.classes for one in expected]
+    with torch.no_grad():
+        assert load_exported(path)(test.pixels[:5].float() / 255).shape == (5, 10)
+
+
 def test_eight_bits_are_evaluated_too(teacher: Path, tmp_path: Path) -> None:
     from spkd.quantisation import export_int8
 

@@ -488,6 +488,7 @@ def test_what_decides_the_teacher_s_words_is_in_the_identity(tiny: str, teacher:
         "batch_size": replace(wanted, overrides={**wanted.overrides, "batch_size": 32}),
         "seed": replace(wanted, seed=1),
         "mixup": replace(wanted, data=replace(wanted.data, mixup=1.0)),
+        "turns": replace(wanted, data=replace(wanted.data, turns=True)),
         "draw": replace(wanted, data=replace(wanted.data, draw="sqrt")),
     }
     for field, other in changed.items():

@@ -891,17 +891,20 @@ def test_images_that_are_changed_besides_make_another_run_and_another_tape(tmp_p
     assert not torch.equal(plain, changed)
 
 
-def test_mixed_and_drawn_images_are_another_run(tmp_path: Path) -> None:
-    options: list[dict[str, Any]] = [{}, {"mixup": 0.5}, {"draw": "balanced"}]
+def test_turned_mixed_and_drawn_images_are_other_runs(tmp_path: Path) -> None:
+    options: list[dict[str, Any]] = [{}, {"mixup": 0.5}, {"draw": "balanced"}, {"turns": True}]
     setups = [set_up(Request(model="wrn-10-1", data=DataOptions(**one))) for one in options]
-    assert not {"mixup", "draw"} & setups[0].config().keys()
-    assert [setup.config().get("mixup") for setup in setups] == [None, 0.5, None]
-    assert [setup.config().get("draw") for setup in setups] == [None, None, "balanced"]
-    assert len({setup.identity() for setup in setups}) == 3
-    assert len({str(setup.tape_identity()) for setup in setups}) == 3
-    plain, mixed, drawn = (next(iter(make_stream(setup, torch.device("cpu")).batches(0))) for setup in setups)
+    assert not {"mixup", "draw", "turns"} & setups[0].config().keys()
+    assert [setup.config().get("mixup") for setup in setups] == [None, 0.5, None, None]
+    assert [setup.config().get("draw") for setup in setups] == [None, None, "balanced", None]
+    assert [setup.config().get("turns") for setup in setups] == [None, None, None, True]
+    assert len({setup.identity() for setup in setups}) == 4
+    assert len({str(setup.tape_identity()) for setup in setups}) == 4
+    plain, mixed, drawn, turned = (next(iter(make_stream(setup, torch.device("cpu")).batches(0))) for setup in setups)
     assert mixed.targets.shape == (len(plain.targets), 10)
     assert not torch.equal(drawn.targets, plain.targets)
+    assert torch.equal(turned.targets, plain.targets)
+    assert not torch.equal(turned.images, plain.images)
 
 
 def test_a_teacher_that_was_made_to_see_images_otherwise_is_told(tmp_path: Path) -> None:

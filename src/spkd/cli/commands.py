@@ -248,12 +248,13 @@ def taps(options: Namespace) -> int:
 @keeping_last()
 def export(options: Namespace) -> int:
     """Write a saved network to a file to deploy."""
-    from spkd.export import export_model
+    from spkd.export import export_model, require_batch
     from spkd.report.networks import calibration_text, export_table
     from spkd.training.counting import counting
     from spkd.training.own_images import images_in, own_data, real_images, validation_images
     from spkd.training.progress import display
 
+    require_batch(options.batch)
     if options.int8:
         return _export_int8(options)
     if options.weight_bits is not None:
@@ -278,6 +279,7 @@ def export(options: Namespace) -> int:
         options.format,
         images=images,
         tolerance=options.tolerance,
+        batch=options.batch,
         labelled=labelled,
         shown=counting(shown, "calibrating", number),
     )
@@ -315,6 +317,7 @@ def _export_int8(options: Namespace) -> int:
         labelled=labelled,
         tolerance=options.tolerance,
         weight_bits=options.weight_bits or WEIGHT_BITS,
+        batch=options.batch,
         calibrate=options.calibrate,
         shown=counting(shown, "comparing", number),
     )

@@ -36,7 +36,7 @@ _NORMALISATION = (
     f"what its weights were trained with: {NORMALISATIONS} (default: as they say, else as the library's own, or "
     "by these images; a line says which)"
 )
-_TRAINING_VIEWS = ("no_flip", "crop_scale", "augment", "mixup", "draw")
+_TRAINING_VIEWS = ("no_flip", "turns", "crop_scale", "augment", "mixup", "draw")
 _DIVIDING = ("devices", "sync_batchnorm", "timeout_seconds")
 _RECIPE = f"one of {', '.join(PRESETS)} (default: chosen by images, weights and network, and said)"
 
@@ -208,6 +208,11 @@ def export_parser() -> ArgumentParser:
         "that changes; no decision does"
     )
     parser.add_argument("--calibrate", action="store_true", help=text)
+    text = (
+        "how many images the file is to take at a time, exactly, for converters and runtimes that need a fixed shape "
+        "(default: any number)"
+    )
+    parser.add_argument("--batch", type=int | None, default=None, help=text)
     _add_text(parser, "out", "the file (default: FOLDER/export/model.onnx or .pt2, in 8 bits model-int8.onnx)")
     parser.add_argument(
         "--tolerance",

@@ -74,6 +74,26 @@ def draw_crops(count: int, margin: int, flip: bool, seed: int) -> Crops:
     return Crops(top, left, mirrored & flip)
 
 
+def draw_turns(count: int, seed: int) -> Tensor:
+    """Draw by how many quarters each of ``count`` images is turned: from 0 to 3, each as likely, int64, (count,)."""
+    return torch.randint(4, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def turn_images(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn each of (b, c, size, size) images to the left by so many quarters, 0 to 3, (b,): as ``torch.rot90`` does.
+
+    >>> images = torch.arange(4).view(1, 1, 2, 2).repeat(2, 1, 1, 1)
+    >>> turn_images(images, torch.tensor([0, 1])).flatten(1)
+    tensor([[0, 1, 2, 3],
+            [1, 3, 0, 2]])
+    """
+    # Pixel by pixel, since how many are turned how far is not known without waiting for the device.
+    size = images.shape[-1]
+    places = torch.arange(size**2, device=images.device).view(size, size)
+    sources = torch.stack([places.rot90(quarters) for quarters in range(4)]).flatten(1)[turns]
+    return images.flatten(2).gather(2, sources.unsqueeze(1).expand(-1, images.shape[1], -1)).view_as(images)
+
+
 def draw_share(alpha: float, seed: int) -> float:
     """Return how much of a mixed image is its own, from Beta(``alpha``, ``alpha``), in whole 256ths.
 

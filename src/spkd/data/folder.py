@@ -14,8 +14,8 @@ from spkd.data.checked_files import open_files
 from spkd.data.decoding import reason
 from spkd.data.formats import EXTENSIONS
 from spkd.data.groups import Grouping, note_of_parted, numbered
-from spkd.data.images import ImageData, Images, MemoryImages, channel_statistics, joined
-from spkd.data.splits import Splits, complete_splits
+from spkd.data.images import FileImages, ImageData, Images, MemoryImages, channel_statistics, joined
+from spkd.data.splits import Splits, complete_splits, require_enough
 from spkd.data.twins import twins
 from spkd.errors import InputError, nearest, some
 from spkd.files import is_file, is_folder, is_utf8
@@ -91,9 +91,15 @@ def load_folder(
     listings = {split: _list_images(root) for split, root in roots.items()}
     classes = tuple(sorted(_class_folders(roots["train"])))
     _check_classes(folder, roots, listings, classes, least=2 if divided else 1)
-    parts, opened_notes = _open_splits(listings, classes, skip_bad_images)
+    listed = {split: _as_listed(listing, classes) for split, listing in listings.items()}
+    grouping = None if groups is None or not divided else Grouping(groups, folder)
+    if divided:
+        # Before all files are decoded, after which there may be fewer. One that is left out need be of no group.
+        early = None if grouping is None or skip_bad_images else numbered(grouping.of_sets(listed))
+        require_enough({split: images.targets for split, images in listed.items()}, classes, early)
+    parts, opened_notes = _open_splits(listed, skip_bad_images)
     _check_none_empty(roots["train"], parts["train"], classes)
-    grouped = None if groups is None or not divided else Grouping(groups, folder).of_sets(parts)
+    grouped = None if grouping is None else grouping.of_sets(parts)
     if divided:
         numbers = None if grouped is None else numbered(grouped)
         splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes, numbers)
@@ -318,24 +324,26 @@ def _check_classes(
         )
 
 
-def _open_splits(
-    listings: Mapping[str, _Listing], classes: tuple[str, ...], skip_bad: bool
-) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """Open all splits' files together, since they are kept in memory all or none."""
+def _as_listed(listing: _Listing, classes: tuple[str, ...]) -> FileImages:
     places = {name: place for place, name in enumerate(classes)}
-    paths = [path for listing in listings.values() for path in listing.paths]
-    targets = [places[label] for listing in listings.values() for label in listing.labels]
+    return FileImages(listing.paths, torch.tensor([places[label] for label in listing.labels], dtype=torch.int64))
+
+
+def _open_splits(listed: Mapping[str, FileImages], skip_bad: bool) -> tuple[dict[str, Images], tuple[str, ...]]:
+    """Open all splits' files together, since they are kept in memory all or none."""
+    paths = [path for images in listed.values() for path in images.paths]
+    targets = [target for images in listed.values() for target in images.targets.tolist()]
     opened = open_files(paths, targets, skip_bad)
     parts: dict[str, Images] = {}
     first = 0
-    for split, listing in listings.items():
-        last = first + len(listing.paths)
+    for split, images in listed.items():
+        last = first + len(images)
         inside = (opened.kept >= first) & (opened.kept < last)
         parts[split] = opened.images.select(torch.nonzero(inside).squeeze(1))
         first = last
     empty = next((split for split, images in parts.items() if not len(images)), None)
     if empty is not None:
-        raise InputError(f"data: none of the {len(listings[empty].paths)} images of the {empty} set can be read")
+        raise InputError(f"data: none of the {len(listed[empty])} images of the {empty} set can be read")
     return parts, (*opened.notes, *opened.notes_of_size)
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spkd.errors import InputError
+from spkd.errors import InputError, some
 
 TRIES = 10
 """How often, at most, it is tried to have every class in every set."""
@@ -50,8 +50,7 @@ def hold_out_groups(
     (5, 2, set())
     """
     spread = groups_of_classes(targets, groups, len(classes))
-    if spread.min() <= len(counts):
-        raise _too_few(int(spread.argmin()), spread, len(counts) + 1, classes)
+    refuse_few(spread, len(counts) + 1, classes, grouped=True)
     of_images = np.unique(groups.numpy(), return_inverse=True)[1]
     # The pairs of a group and a class that there are: a table of all would be gigabytes for many of both.
     pairs, numbers = np.unique(of_images * len(classes) + targets.numpy(), return_counts=True)
@@ -75,7 +74,8 @@ def hold_out_groups(
             return [torch.from_numpy(np.flatnonzero(of_sets == place)) for place in range(len(shares))]
         rank[lacking] = rank.min() - 1
         smallness = np.zeros_like(sizes)
-    raise _too_few(lacking[0], spread, len(shares), classes)
+    since = ", since these hold images of other classes too"
+    raise _too_few(lacking, spread, len(shares), classes, grouped=True, since=since)
 
 
 def groups_of_classes(targets: Tensor, groups: Tensor, classes: int) -> NDArray[np.int64]:
@@ -126,10 +126,36 @@ def _place(
     return places, [label for label, sets in enumerate(missing) if sets]
 
 
-def _too_few(label: int, spread: NDArray[np.int64], sets: int, classes: Sequence[str]) -> InputError:
-    groups = f"{spread[label]} group{'' if spread[label] == 1 else 's'}"
-    since = "" if spread[label] < sets else ", since these hold images of other classes too"
+def refuse_few(numbers: NDArray[np.int64], sets: int, classes: Sequence[str], *, grouped: bool) -> None:
+    """Refuse classes with fewer images, or images of fewer groups where these are kept whole, than there are sets.
+
+    Args:
+        numbers: of each class its images, or its groups.
+        sets: between how many sets the images are to be split.
+        classes: the names, for the error's line.
+        grouped: whether groups are kept whole.
+
+    Raises:
+        InputError: naming all such classes.
+    """
+    if len(labels := np.flatnonzero(numbers < sets)):
+        raise _too_few(labels.tolist(), numbers, sets, classes, grouped=grouped)
+
+
+def _too_few(
+    labels: Sequence[int],
+    numbers: NDArray[np.int64],
+    sets: int,
+    classes: Sequence[str],
+    *,
+    grouped: bool,
+    since: str = "",
+) -> InputError:
+    have = f"1 of {len(classes)} classes has" if len(labels) == 1 else f"{len(labels)} of {len(classes)} classes have"
+    what = "images of too few groups" if grouped else "too few images"
+    named = some([f"{classes[label]!r} ({numbers[label]})" for label in labels], 10)
+    more = "images of other groups" if grouped else "images of it" if len(labels) == 1 else "images of them"
     return InputError(
-        f"data: class {classes[label]!r} has images of {groups}, too few to be split between {sets} sets{since}; "
-        "add images of other groups or give the sets as folders of their own"
+        f"data: {have} {what} to be split between {sets} sets{since}: {named}; add {more} or give the sets as folders "
+        "of their own"
     )

@@ -130,6 +130,7 @@ class ImageData:
         unlabelled: images without a label to learn from besides, by what a teacher says of them.
         native_size: side length in pixels when the images are small and alike, else None.
         flip: whether an image and its mirror image are of one class.
+        turns: whether training images are turned by multiples of 90 degrees.
         crop_scale: least share of an image's area that a training view shows, where images are not small and alike.
         augment: what else is done to training images.
         mixup: alpha of the share by which training images are mixed, 0 where they are not.
@@ -158,6 +159,7 @@ class ImageData:
     augment: Augment = "none"
     mixup: float = 0.0
     draw: Draw = "plain"
+    turns: bool = False
     chosen_view: View | None = None
 
     @property

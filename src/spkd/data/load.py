@@ -62,6 +62,7 @@ def _load(named: tuple[DataOptions, bool]) -> ImageData:
     return replace(
         data,
         flip=data.flip and not options.no_flip,
+        turns=options.turns,
         crop_scale=options.crop_scale,
         augment=options.augment,
         mixup=options.mixup,

@@ -38,6 +38,8 @@ class DataOptions:
         image_size: side length in pixels that the networks see (default: from the weights or the images).
         no_flip: mirror no training image, for classes that a mirror changes, as letters or left and right (default:
             every other one is mirrored, but in torchvision's sets of digits, letters and traffic signs).
+        turns: turn training images by 0, 90, 180 or 270 degrees too, each as likely, for pictures without an up, as
+            aerial and microscope images or parts on a belt; with mirror images these are eight orientations.
         grey: read colour images as grey ones, for networks of one channel (a trained one is shown them so by itself).
         crop_scale: least share of a large image's area that a training crop shows; 1 for the whole image, squeezed to a
             square. Images that are all small squares of one size are shifted by an eighth at the most.
@@ -68,6 +70,7 @@ class DataOptions:
     train_images: int | None = None
     groups: str | None = None
     no_flip: bool = False
+    turns: bool = False
     grey: bool = False
     crop_scale: float = CROP_SCALE
     augment: Augment = "none"

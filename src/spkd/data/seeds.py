@@ -16,6 +16,7 @@ class Use(IntEnum):
     LOSSES = 4
     AUGMENT = 5
     MIX = 6
+    TURNS = 7
 
 
 def mixed_seed(*parts: int) -> int:

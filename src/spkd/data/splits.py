@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spkd.data.group_splits import groups_of_classes, hold_out_groups
+from spkd.data.group_splits import groups_of_classes, hold_out_groups, refuse_few
 from spkd.data.images import Images
 from spkd.data.seeds import mixed_seed
-from spkd.errors import InputError
+from spkd.errors import some
 
 SPLIT_SEED = 2019
 """One seed for every split that is cut here, whatever a run's own seed: runs of unlike seeds, and a teacher
@@ -57,9 +57,11 @@ def complete_splits(
     notes, why = [], ""
     of_train, of_val = (None if groups is None else groups.get(name) for name in ("train", "val"))
     given = {name: images for name, images in (("test", test), ("validation", val)) if images is not None}
+    sets = {"train": train, "val": val, "test": test}
+    require_enough({name: one.targets for name, one in sets.items() if one is not None}, classes, groups)
     lacking = [] if val is None else _rare(val.targets, of_val, classes)
     if test is None and lacking:
-        fewer = f"fewer than two {'' if of_val is None else 'groups '}of {lacking[0]!r}"
+        fewer = f"fewer than two {'' if of_val is None else 'groups '}of {some(lacking, 5)}"
         why = f", and not of val/, which has {fewer}: a network that learnt train/ knows them"
     elif test is None and val is not None:
         total = len(val)
@@ -69,7 +71,6 @@ def complete_splits(
             "left to choose by"
         )
     missing = [name for name in ("test", "validation") if name not in given]
-    _check_enough(train.targets, 1 + len(missing), classes)
     total = len(train)
     share = 0.15 if "test" in missing else 0.10  # with a test set that is cut, as many as that
     train, parts = _cut(train, [round(share * total)] * len(missing), classes, of_train)
@@ -79,11 +80,38 @@ def complete_splits(
     return Splits(train, given["validation"], given["test"], tuple(notes))
 
 
+def require_enough(
+    targets: Mapping[str, Tensor], classes: Sequence[str], groups: Mapping[str, Tensor] | None = None
+) -> None:
+    """Check that every class has enough for each set that :func:`complete_splits` would cut from training images.
+
+    Args:
+        targets: class of each image of the sets that are given: ``train``, and perhaps ``val`` and ``test``.
+        classes: as there.
+        groups: as there.
+
+    Raises:
+        InputError: naming the classes that have too few images, or images of too few groups.
+    """
+    of_train, of_val = (None if groups is None else groups.get(name) for name in ("train", "val"))
+    cut = ("val" not in targets) + (
+        "test" not in targets and ("val" not in targets or bool(_rare(targets["val"], of_val, classes)))
+    )
+    if cut:
+        numbers = _numbers(targets["train"], of_train, classes)
+        refuse_few(numbers, 1 + cut, classes, grouped=of_train is not None)
+
+
 def _rare(targets: Tensor, groups: Tensor | None, classes: Sequence[str]) -> list[str]:
-    """Return the classes of fewer than two images, or of fewer than two groups where these are given."""
-    of_images = np.bincount(targets.numpy(), minlength=len(classes))
-    numbers = of_images if groups is None else groups_of_classes(targets, groups, len(classes))
-    return [name for name, number in zip(classes, numbers, strict=True) if number < 2]
+    """Return the classes, in quotes, of fewer than two images, or of fewer than two groups where these are given."""
+    return [repr(name) for name, number in zip(classes, _numbers(targets, groups, classes), strict=True) if number < 2]
+
+
+def _numbers(targets: Tensor, groups: Tensor | None, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return how many images there are of each class, or of how many groups where these are given."""
+    if groups is not None:
+        return groups_of_classes(targets, groups, len(classes))
+    return np.bincount(targets.numpy(), minlength=len(classes))
 
 
 def _cut(
@@ -104,18 +132,6 @@ def _cut(
             held.append(stay[taken])
             stay = stay[left]
     return images.select(stay), [(images.select(one), words) for one, words in zip(held, told, strict=True)]
-
-
-def _check_enough(targets: Tensor, needed: int, classes: Sequence[str]) -> None:
-    """Check that every class has an image for each of the sets that the images are divided into."""
-    if needed == 1:
-        return
-    for name, size in _sizes(targets, classes):
-        if size < needed:
-            raise InputError(
-                f"data: class {name!r} has {size} image{'' if size == 1 else 's'} to be split between {needed} sets, "
-                f"expected at least {needed}; add images of it or give the sets as folders of their own"
-            )
 
 
 def hold_out(targets: Tensor, count: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -139,26 +155,16 @@ def hold_out(targets: Tensor, count: int, classes: Sequence[str]) -> tuple[Tenso
     >>> len(stay), len(held)
     (3, 3)
     """
-    sizes = _sizes(targets, classes)
-    for name, size in sizes:
-        if size < 2:
-            raise InputError(
-                f"data: class {name!r} has {size} image to be split between two sets, expected at least 2; "
-                f"add images of it or give the sets as folders of their own"
-            )
-    shares = _shares(np.array([size for _, size in sizes]), count)
+    sizes = _numbers(targets, None, classes)
+    refuse_few(sizes, 2, classes, grouped=False)
+    shares = _shares(sizes, count)
     held = torch.zeros(len(targets), dtype=torch.bool)
     generator = torch.Generator().manual_seed(mixed_seed(SPLIT_SEED))
     # One sort for all classes: a look through all images for each of thousands would take minutes.
-    of_classes = torch.split(torch.argsort(targets, stable=True), [size for _, size in sizes])
+    of_classes = torch.split(torch.argsort(targets, stable=True), sizes.tolist())
     for members, share in zip(of_classes, shares, strict=True):
         held[members[torch.randperm(len(members), generator=generator)[:share]]] = True
     return torch.nonzero(~held).squeeze(1), torch.nonzero(held).squeeze(1)
-
-
-def _sizes(targets: Tensor, classes: Sequence[str]) -> list[tuple[str, int]]:
-    """Return how many images there are of each class."""
-    return list(zip(classes, torch.bincount(targets, minlength=len(classes)).tolist(), strict=True))
 
 
 def _shares(sizes: NDArray[np.int64], count: int) -> list[int]:

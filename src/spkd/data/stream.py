@@ -18,12 +18,14 @@ from spkd.data.augment import (
     crop_views,
     draw_crops,
     draw_share,
+    draw_turns,
     mix_images,
     mix_labels,
     pad_reflect,
     padding,
     resize,
     to_unit_range,
+    turn_images,
 )
 from spkd.data.draws import drawn_images
 from spkd.data.images import Images, MemoryImages, usual_view
@@ -53,8 +55,9 @@ class TrainStream:
     Every epoch gives every image once, in an order of its own, unless ``draw`` says otherwise. Images in memory live on
     the device and are augmented there in batches: reflect padding by an eighth of the side, a random crop, a random
     flip. Others are read by worker processes: a random resized crop and a random flip of each. What ``augment`` does
-    besides is done by these too, to images in memory as well. With ``mixup`` each image of a batch is then mixed with
-    the one before it, the first with the last, all of a batch by one share (Zhang et al., *mixup*, ICLR 2018).
+    besides is done by these too, to images in memory as well. With ``turns`` each view is turned after that. With
+    ``mixup`` each image of a batch is then mixed with the one before it, the first with the last, all of a batch by one
+    share (Zhang et al., *mixup*, ICLR 2018).
 
     A last batch of fewer images is given too, unless it would be a single image, on which batch norm cannot
     train (with a batch size of 1 all are given).
@@ -64,6 +67,7 @@ class TrainStream:
         image_size: side length of the images given.
         teacher_size: side length at which a teacher is shown the same views, ``image_size`` or more (None: that).
         flip: whether images may be mirrored.
+        turns: whether they are turned, as :func:`~spkd.data.augment.draw_turns` says.
         crop_scale: least share of the area of an image in a file that a view shows, in (0, 1].
         augment: what else is done to them, as :func:`~spkd.data.augment.augmented` does it.
         mixup: alpha of the Beta(alpha, alpha) that these shares are drawn from; 0 mixes nothing.
@@ -97,6 +101,7 @@ class TrainStream:
         batch_size: int,
         seed: int,
         device: torch.device,
+        turns: bool = False,
         crop_scale: float = CROP_SCALE,
         augment: Augment = "none",
         mixup: float = 0.0,
@@ -116,7 +121,7 @@ class TrainStream:
         _check_size(image_size)
         self._images = images
         self._sizes = (image_size,) if teacher_size in (None, image_size) else (image_size, teacher_size)
-        self._flip = flip
+        self._flip, self._turns = flip, turns
         self._crop_scale = crop_scale
         self._augment = augment
         self._mixup, self._draw, self._classes = mixup, draw, classes
@@ -180,6 +185,8 @@ class TrainStream:
         drawn = drawn_images(self._images.targets, self._draw, generator)
         order = torch.randperm(len(drawn), generator=generator)
         batches = self._views(drawn, order, epoch, start)
+        if self._turns:
+            batches = self._turning(batches, self._parts_of(order.to(self._device), start), epoch)
         return self._mixing(batches, epoch, start) if self._mixup else batches
 
     def _views(self, drawn: Tensor, order: Tensor, epoch: int, start: int) -> Iterator[Batch]:
@@ -221,6 +228,13 @@ class TrainStream:
             return own
         before = [torch.tensor_split(batch.roll(1), self._parts)[self._part][:1] for batch in whole]
         return [torch.cat(both) for both in zip(before, own, strict=True)]
+
+    def _turning(self, batches: Iterator[Batch], parts: list[Tensor], epoch: int) -> Iterator[Batch]:
+        turns = draw_turns(len(self._images), mixed_seed(Use.TURNS, self._seed, epoch)).to(self._device)
+        for (images, targets, shown), indices in zip(batches, parts, strict=True):
+            turned = turn_images(images, turns[indices])
+            also = turned if shown is images else turn_images(shown, turns[indices])
+            yield Batch(turned, targets, also)
 
     def _mixing(self, batches: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
         for number, (images, targets, shown) in enumerate(batches, start):

@@ -60,15 +60,21 @@ def load_exported(path: Path) -> Classifier:
         info = ModelInfo(str(path), json.loads(told["classes"]), channels, size, Normalisation((0.0,), (1.0,)))
     except (KeyError, ValueError) as error:
         raise InputError(f"model: {path} tells no classes or image size: give a file of `spkd export`") from error
-    return Classifier(_Exported(_runner(session)), _with_view(info, told)).eval()
+    return Classifier(_Exported(_runner(session), _batch(session)), _with_view(info, told)).eval()
+
+
+def fixed_batch(exported: Classifier) -> int | None:
+    """Return how many images an exported file takes at a time; None where that is any number."""
+    return exported.network.batch if isinstance(exported.network, _Exported) else None
 
 
 class _Exported(nn.Module):
     """What an exported file computes."""
 
-    def __init__(self, run: Runner) -> None:
+    def __init__(self, run: Runner, batch: int | None) -> None:
         super().__init__()
         self._run = run
+        self.batch = batch
 
     def forward(self, images: Tensor) -> Tensor:
         return self._run(images.cpu()).to(images.device)
@@ -88,31 +94,55 @@ def _session(file: bytes | str) -> Any:
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
+def _batch(session: Any) -> int | None:
+    """Return how many images a file takes at a time; None where that is any number, for which it has a name."""
+    batch = session.get_inputs()[0].shape[0]
+    return batch if isinstance(batch, int) else None
+
+
 def _runner(session: Any) -> Runner:
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
-    return run
+    return of_any_number(run, _batch(session))
 
 
-def told_beside(info: ModelInfo | None, temperature: float | None) -> dict[str, str]:
-    """Return what is written beside an exported network: its ``classes`` as JSON, its ``images`` in words, and the
-    ``temperature`` that its logits were divided by.
+def of_any_number(run: Runner, batch: int | None) -> Runner:
+    """Return what gives the logits of any number of images by what takes exactly ``batch`` at a time, if not None."""
+    if batch is None:
+        return run
+    return lambda images: torch.cat([run(full) for full in in_full_batches(images, batch)])[: len(images)]
+
+
+def in_full_batches(images: Tensor, batch: int) -> list[Tensor]:
+    """Return images (n, ...) in batches of exactly so many; the last is filled up with the last image.
+
+    >>> in_full_batches(torch.tensor([4, 7, 9]), 2)
+    [tensor([4, 7]), tensor([9, 9])]
+    """
+    missing = -len(images) % batch
+    return list(torch.split(torch.cat([images, images[-1:].repeat(missing, *[1] * (images.ndim - 1))]), batch))
+
+
+def told_beside(info: ModelInfo | None, temperature: float | None, batch: int | None) -> dict[str, str]:
+    """Return what is written beside an exported network: its ``classes`` as JSON, its ``images`` in words, in which
+    stands how many it takes at a time where that is fixed, and the ``temperature`` that its logits were divided by.
 
     What is None is not.
     """
-    told = {} if info is None else {"classes": json.dumps(info.classes), "images": _images(info)}
+    told = {} if info is None else {"classes": json.dumps(info.classes), "images": _images(info, batch)}
     return told if temperature is None else {**told, "temperature": repr(temperature)}
 
 
-def _images(info: ModelInfo) -> str:
+def _images(info: ModelInfo, batch: int | None) -> str:
     colour = "RGB" if info.channels == 3 else f"{info.channels} channel(s)"
     seen = "" if info.view is None else _VIEWS[info.view]
     if info.view == "centre":
         seen += f" after its shorter side was resized to {shorter_side(info.image_size)}"
     how = "turned upright as EXIF data say, resized bilinearly with antialiasing"
     size = f"{info.image_size} x {info.image_size} pixels{seen}, {how}"
-    return f"float32 in [0, 1], {colour}, {size}; the model normalises them"
+    at_a_time = "" if batch is None else f", exactly {batch} at a time"
+    return f"float32 in [0, 1], {colour}, {size}{at_a_time}; the model normalises them"
 
 
 def _with_view(info: ModelInfo, told: Mapping[str, str]) -> ModelInfo:

@@ -69,6 +69,7 @@ def tape_identity(request: Request, data: ImageData, image_size: int, recipe: Re
         "images": data.fingerprint,
         **unlabelled_images(data),
         **if_given("mixup", repr(data.mixup) if data.mixup else None),
+        **if_given("turns", "by multiples of 90 degrees" if data.turns else None),
         **if_given("draw", data.draw if data.draw != "plain" else None),
         "image_size": image_size,
         **if_given("channels", "1" if data.channels == 1 and isinstance(data.train, FileImages) else None),

@@ -48,6 +48,7 @@ _UNFINISHED = tuple(str(Path(name).with_name(f".{Path(name).name}.*.part*")) for
 
 NOT_SAID = {
     "no_flip": False,
+    "turns": False,
     "grey": False,
     "crop_scale": CROP_SCALE,
     "augment": "none",

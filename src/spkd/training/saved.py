@@ -16,7 +16,7 @@ from spkd.files import is_folder, is_there, require_writable
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation, same_classes
 from spkd.models.cost import latency_ms
-from spkd.models.exported import is_exported, load_either
+from spkd.models.exported import fixed_batch, is_exported, load_either
 from spkd.models.network import HeadMismatch
 from spkd.models.saved_model import find_meant, find_saved, load_classifier, not_saved, savable_state, save_classifier
 from spkd.models.weights import refuse_unreadable
@@ -158,9 +158,10 @@ def _note_exported(exported: Classifier, options: DataOptions, say: Callable[[st
     info = exported.info
     if options.image_size not in (None, info.image_size):
         raise InputError(f"--image_size: {info.spec} takes images of {info.image_size} × {info.image_size} pixels only")
-    one = torch.rand(1, info.channels, info.image_size, info.image_size)
-    took = latency_ms(exported, one)
-    say(f"{info.spec} takes {took:.2f} ms for one image, by onnxruntime (threads: {torch.get_num_threads()})")
+    batch = fixed_batch(exported) or 1
+    took = latency_ms(exported, torch.rand(batch, info.channels, info.image_size, info.image_size))
+    shown = "one image" if batch == 1 else f"{batch} images, as it takes them"
+    say(f"{info.spec} takes {took:.2f} ms for {shown}, by onnxruntime (threads: {torch.get_num_threads()})")
 
 
 def _require_weights(spec: str, weights: str | None, normalisation: str | None) -> None:
