@@ -49,7 +49,7 @@ def test_the_file_answers_nearly_alike_and_the_report_counts_what_it_does(
     report = export_int8(
         folder,
         images=torch.rand(6, 1, 8, 8),
-        calibration=(images for images, _ in batches(4, 32, seed=0)),
+        typical=(images for images, _ in batches(4, 32, seed=0)),
         labelled=[*batches(3, 40, seed=1), *batches(1, 7, seed=2)],
     )
     assert report.path == folder / "export" / "model-int8.onnx"
@@ -83,7 +83,7 @@ def test_the_file_answers_nearly_alike_and_the_report_counts_what_it_does(
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_a_file_for_a_fixed_batch_is_measured_on_all_images(saved: tuple[Path, Classifier], batch: int) -> None:
-    """The calibration images are no multiple of it, nor are the labelled ones; what they say is the same."""
+    """The typical images are no multiple of it, nor are the labelled ones; what they say is the same."""
     labelled = [*batches(3, 40, seed=1), *batches(1, 7, seed=2)]
     with torch.no_grad():  # a quarter are of the first class, whatever they are taken for
         labelled = [(images, torch.where(targets > 0, saved[1](images).argmax(1), 0)) for images, targets in labelled]
@@ -93,7 +93,7 @@ def test_a_file_for_a_fixed_batch_is_measured_on_all_images(saved: tuple[Path, C
             saved[0],
             saved[0] / f"{name}.onnx",
             images=torch.rand(4, 1, 8, 8),
-            calibration=(images for images, _ in batches(4, 32, seed=0)),
+            typical=(images for images, _ in batches(4, 32, seed=0)),
             labelled=labelled,
             calibrate=True,
             batch=batch,
@@ -121,7 +121,7 @@ def test_a_class_without_images_is_no_part_of_what_8_bits_cost(saved: tuple[Path
     report = export_int8(
         saved[0],
         images=torch.rand(3, 1, 8, 8),
-        calibration=(pixels for pixels, _ in batches(1, 32, 0)),
+        typical=(pixels for pixels, _ in batches(1, 32, 0)),
         labelled=[(images, targets.clamp(max=2)) for images, targets in batches(2, 30, 1)],
     )
     assert [one.name for one in report.per_class] == list(CLASSES[:3])
@@ -133,7 +133,7 @@ def test_the_comparison_shows_how_much_of_it_is_done(saved: tuple[Path, Classifi
     export_int8(
         saved[0],
         images=torch.rand(3, 1, 8, 8),
-        calibration=(pixels for pixels, _ in batches(1, 32, 0)),
+        typical=(pixels for pixels, _ in batches(1, 32, 0)),
         labelled=batches(3, 8, 1),
         shown=counting(shown, "comparing", 24),
     )
@@ -148,15 +148,15 @@ def test_each_latency_is_that_of_its_own_form(saved: tuple[Path, Classifier], mo
             return float((run(image) - classifier(image)).abs().max())
 
     monkeypatch.setattr("spkd.export.latency_ms", distance)
-    calibration = (pixels for pixels, _ in batches(1, 32, 0))
-    report = export_int8(folder, images=torch.rand(3, 1, 8, 8), calibration=calibration, labelled=batches(1, 8, 1))
+    typical = (pixels for pixels, _ in batches(1, 32, 0))
+    report = export_int8(folder, images=torch.rand(3, 1, 8, 8), typical=typical, labelled=batches(1, 8, 1))
     assert report.source_latency_ms == 0 < report.float_latency_ms < 1e-3 < report.latency_ms
 
 
 def test_the_answers_are_those_of_exact_sums_on_every_processor(saved: tuple[Path, Classifier]) -> None:
     folder, _ = saved
-    calibration = (pixels for pixels, _ in batches(4, 32, 0))
-    report = export_int8(folder, images=torch.rand(3, 1, 8, 8), calibration=calibration, labelled=batches(1, 8, 1))
+    typical = (pixels for pixels, _ in batches(4, 32, 0))
+    report = export_int8(folder, images=torch.rand(3, 1, 8, 8), typical=typical, labelled=batches(1, 8, 1))
     # Where two products of unsigned and signed numbers are added in 16 bits, 2 · 255 · 64 still fits.
     model = onnx.load(report.path)
     weights = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) > 1]
@@ -173,13 +173,13 @@ def test_the_answers_are_those_of_exact_sums_on_every_processor(saved: tuple[Pat
 
 
 def test_all_bits_are_used_where_they_are_asked_for(saved: tuple[Path, Classifier]) -> None:
-    calibration = [pixels for pixels, _ in batches(2, 32, 0)]
+    typical = [pixels for pixels, _ in batches(2, 32, 0)]
     largest = {}
     for bits in (7, 8):
         report = export_int8(
             saved[0],
             images=torch.rand(3, 1, 8, 8),
-            calibration=calibration,
+            typical=typical,
             labelled=batches(1, 8, 1),
             weight_bits=bits,  # type: ignore[arg-type]
         )
@@ -192,15 +192,15 @@ def test_all_bits_are_used_where_they_are_asked_for(saved: tuple[Path, Classifie
 
 def test_the_tolerance_reaches_the_check(saved: tuple[Path, Classifier]) -> None:
     with pytest.raises(InputError, match="tolerance: expected a number above 0"):
-        export_int8(saved[0], images=torch.rand(3, 1, 8, 8), calibration=[], labelled=[], tolerance=0.0)
+        export_int8(saved[0], images=torch.rand(3, 1, 8, 8), typical=[], labelled=[], tolerance=0.0)
 
 
 def test_inputs_outputs_and_metadata_are_those_of_the_float_file(saved: tuple[Path, Classifier]) -> None:
     folder, _ = saved
     images = torch.rand(3, 1, 8, 8)
-    calibration = (pixels for pixels, _ in batches(1, 8, 0))
+    typical = (pixels for pixels, _ in batches(1, 8, 0))
     whole = export_model(folder, images=images)
-    small = export_int8(folder, images=images, calibration=calibration, labelled=batches(1, 8, 1))
+    small = export_int8(folder, images=images, typical=typical, labelled=batches(1, 8, 1))
     assert whole.bytes == small.float_bytes
     exact, coarse = onnx.load(whole.path), onnx.load(small.path)
     assert coarse.metadata_props == exact.metadata_props
@@ -223,19 +223,19 @@ def test_a_layer_s_sums_are_those_of_whole_numbers_worked_out_by_hand() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
     with torch.no_grad():
         network[1].weight[3] *= 50  # a scale for all outputs would round the others' weights away
-    calibration = torch.rand(64, 3, 2, 2) * 4 - 1
-    content = converted(network, "onnx", images=calibration, tolerance=1e-4, info=None).content
-    found = onnx_runner(quantised(content, [calibration[:40], calibration[40:]]))(calibration)
+    typical = torch.rand(64, 3, 2, 2) * 4 - 1
+    content = converted(network, "onnx", images=typical, tolerance=1e-4, info=None).content
+    found = onnx_runner(quantised(content, [typical[:40], typical[40:]]))(typical)
     weight, bias = (parameter.detach().double() for parameter in network[1].parameters())
-    least, greatest = float(calibration.min()), float(calibration.max())
+    least, greatest = float(typical.min()), float(typical.max())
     step = (greatest - least) / 255
-    seen = (calibration.flatten(1).double() / step).round() * step
+    seen = (typical.flatten(1).double() / step).round() * step
     scales = weight.abs().amax(dim=1, keepdim=True) / 64  # seven bits
     expected = seen @ ((weight / scales).round() * scales).T + bias
     step_of_logits = float(expected.max() - expected.min()) / 255
     assert float((found - expected).abs().max()) < 0.75 * step_of_logits  # half a step, and its own rounding
     with torch.no_grad():
-        assert not torch.equal(found, network(calibration))
+        assert not torch.equal(found, network(typical))
 
 
 def test_values_beyond_those_of_calibration_are_cut_off() -> None:
@@ -254,8 +254,8 @@ def test_what_cannot_be_quantised_leaves_the_earlier_file(
     path.parent.mkdir()
     path.write_text("earlier")
 
-    def export(calibration: object, labelled: object) -> None:
-        export_int8(folder, images=torch.rand(3, 1, 8, 8), calibration=calibration, labelled=labelled)  # type: ignore[arg-type]
+    def export(typical: object, labelled: object) -> None:
+        export_int8(folder, images=torch.rand(3, 1, 8, 8), typical=typical, labelled=labelled)  # type: ignore[arg-type]
 
     def unreadable() -> Iterator[Tensor]:
         yield torch.rand(4, 1, 8, 8)
@@ -273,7 +273,7 @@ def test_what_cannot_be_quantised_leaves_the_earlier_file(
 
 def test_a_wrong_name_is_answered_before_the_model_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=re.escape("ending in .onnx")):
-        export_int8(tmp_path, tmp_path / "x.pt2", images=torch.rand(1), calibration=[], labelled=[])
+        export_int8(tmp_path, tmp_path / "x.pt2", images=torch.rand(1), typical=[], labelled=[])
 
 
 def test_logits_in_8_bits_are_divided_by_the_temperature_that_they_have(
@@ -287,7 +287,7 @@ def test_logits_in_8_bits_are_divided_by_the_temperature_that_they_have(
     targets = torch.cat([(decided[:30] + 1) % 4, decided[30:]])
     given = {
         "images": images,
-        "calibration": [pixels],
+        "typical": [pixels],
         "labelled": [(pixels[:70], targets[:70]), (pixels[70:], targets[70:])],
     }
     plain = export_int8(folder, **given)

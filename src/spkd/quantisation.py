@@ -25,8 +25,7 @@ from spkd.export import (
 )
 from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
 from spkd.files import write_bytes_atomically
-from spkd.models.classifier import ModelInfo
-from spkd.models.exported import in_full_batches, onnx_runner, told_beside
+from spkd.models.exported import in_full_batches, onnx_runner
 from spkd.models.saved_model import load_classifier
 from spkd.training.evaluation import errors_of_counts
 
@@ -94,7 +93,7 @@ def export_int8(
     out: str | Path | None = None,
     *,
     images: Tensor,
-    calibration: Iterable[Tensor],
+    typical: Iterable[Tensor],
     labelled: Iterable[tuple[Tensor, Tensor]],
     tolerance: float = TOLERANCE,
     weight_bits: WeightBits = WEIGHT_BITS,
@@ -107,7 +106,7 @@ def export_int8(
     Weights are signed with a scale for each output channel and use seven of the eight bits, unless all are asked for:
     processors without instructions for 8-bit products (VNNI) add two of them in 16 bits, which would overflow, and
     answer wrongly then. Activations are unsigned with a scale for each tensor, from the least and greatest value that
-    it takes on the calibration images (Jacob et al. 2018, post-training); logits are float32 again; layer and unfused
+    it takes on the typical images (Jacob et al. 2018, post-training); logits are float32 again; layer and unfused
     batch norms stay in float32. Inputs, outputs and metadata are those of :func:`spkd.export.export_model`. What it
     gains in time and costs in accuracy differs between networks, and the time between processors, so the report tells
     both: plain convolutions gain most, transformers lose most.
@@ -116,7 +115,7 @@ def export_int8(
         folder: where the classifier is.
         out: the file, or an existing folder for it; ``<folder>/export/model-int8.onnx`` by default.
         images: real images (n, channels, h, w) in [0, 1], to check the float32 conversion with.
-        calibration: batches of images that are typical, as of the training images.
+        typical: batches of images like those that it will see, as of the training images.
         labelled: batches of images and targets to measure the errors on: not those of a test, where the choice
             between the two forms is still to be made.
         tolerance: of the float32 conversion; see :func:`spkd.export.export_network`.
@@ -136,8 +135,8 @@ def export_int8(
     require_own_images(classifier.info, images)
     exported = converted(classifier, "onnx", images=images, tolerance=tolerance, batch=batch, info=classifier.info)
     if batch is not None:
-        calibration = (full for some in calibration for full in in_full_batches(some, batch))
-    content = quantised(exported.content, calibration, weight_bits)
+        typical = (full for some in typical for full in in_full_batches(some, batch))
+    content = quantised(exported.content, typical, weight_bits)
     run = onnx_runner(content)
     differing = 0
     said: list[tuple[Tensor, Tensor]] = []  # logits in 8 bits and targets, where they are to be calibrated
@@ -158,7 +157,7 @@ def export_int8(
         raise InputError("labelled: expected at least one image to compare on, got none")
     found = calibrated(nn.Identity(), said, names) if calibrate else None
     if found is not None:
-        content = _tempered(content, classifier.info, found.temperature, batch)
+        content = _tempered(content, found.temperature)
         run = onnx_runner(content)
     images_of, wrong, float_wrong = counts.tolist()
     errors, float_errors = (errors_of_counts(list(zip(one, images_of, strict=True))) for one in (wrong, float_wrong))
@@ -187,7 +186,7 @@ def export_int8(
     return report
 
 
-def quantised(content: bytes, calibration: Iterable[Tensor], weight_bits: WeightBits = WEIGHT_BITS) -> bytes:
+def quantised(content: bytes, typical: Iterable[Tensor], weight_bits: WeightBits = WEIGHT_BITS) -> bytes:
     """Return the content of a float32 ONNX file in 8-bit integers, with the same metadata.
 
     ``weight_bits`` is as of :func:`export_int8`.
@@ -205,7 +204,7 @@ def quantised(content: bytes, calibration: Iterable[Tensor], weight_bits: Weight
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(calibration)
+            self.batches: Iterator[Tensor] = iter(typical)
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
@@ -239,7 +238,7 @@ def quantised(content: bytes, calibration: Iterable[Tensor], weight_bits: Weight
     return quantised
 
 
-def _tempered(content: bytes, info: ModelInfo, temperature: float, batch: int | None) -> bytes:
+def _tempered(content: bytes, temperature: float) -> bytes:
     """Return an ONNX file's content with its logits divided by a temperature, in float32, which its metadata tell."""
     import onnx
 
@@ -250,6 +249,6 @@ def _tempered(content: bytes, info: ModelInfo, temperature: float, batch: int | 
             names[:] = ["spkd.undivided" if name == "logits" else name for name in names]
     graph.initializer.append(onnx.helper.make_tensor("spkd.temperature", onnx.TensorProto.FLOAT, [], [temperature]))
     graph.node.append(onnx.helper.make_node("Div", ["spkd.undivided", "spkd.temperature"], ["logits"]))
-    onnx.helper.set_model_props(model, told_beside(info, temperature, batch))
+    model.metadata_props.add(key="temperature", value=repr(temperature))
     tempered: bytes = model.SerializeToString()
     return tempered

@@ -109,10 +109,10 @@ def test_eight_bits_are_evaluated_too(teacher: Path, tmp_path: Path) -> None:
     from spkd.quantisation import export_int8
 
     data = DataOptions("digits")
-    calibration, labelled, _ = images_to_quantise_with(teacher, data, print)
+    typical, labelled, _ = images_to_quantise_with(teacher, data, print)
     batches = list(labelled)
     images = batches[0][0][:8]
-    report = export_int8(teacher, tmp_path / "m.onnx", images=images, calibration=calibration, labelled=batches)
+    report = export_int8(teacher, tmp_path / "m.onnx", images=images, typical=typical, labelled=batches)
     measured = evaluate_saved(report.path, data, split="val", teacher=None, accelerator="cpu")
     assert measured.top1_error == report.error
 

@@ -55,7 +55,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
 
 
-@pytest.mark.parametrize("options", [{}, {"mixup": 1.0, "draw": "balanced"}])
+@pytest.mark.parametrize("options", [{}, {"mixup": 1.0, "draw": "balanced", "turns": True}])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_float32_played_is_live_bit_for_bit(
     tiny: str, teacher: Path, tmp_path: Path, precision: str, options: dict[str, Any]

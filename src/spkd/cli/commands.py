@@ -308,12 +308,12 @@ def _export_int8(options: Namespace) -> int:
     _require_place(options, "model-int8")
     data = own_data(options.folder, _pick(DataOptions, options))
     shown = display(brief=True)
-    calibration, labelled, number = images_to_quantise_with(options.folder, data, say=shown.say)
+    typical, labelled, number = images_to_quantise_with(options.folder, data, say=shown.say)
     report = export_int8(
         options.folder,
         options.out,
         images=real_images(options.folder, data, CHECKED),
-        calibration=calibration,
+        typical=typical,
         labelled=labelled,
         tolerance=options.tolerance,
         weight_bits=options.weight_bits or WEIGHT_BITS,

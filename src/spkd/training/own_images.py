@@ -31,7 +31,7 @@ from spkd.training.run_folder import config_of, why_others
 
 SPLITS = ("test", "val", "train", "all")
 """On what a network may be evaluated; all is the three together."""
-CALIBRATION = 512
+TYPICAL = 512
 """Images that the ranges of a quantised network's activations are taken from, at most."""
 COMPARED = 10_000
 """Images that a network is measured on before it is exported, at most: an error is sure to half a point then."""
@@ -192,9 +192,9 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
 def images_to_quantise_with(
     folder: str | Path, options: DataOptions, say: Callable[[str], None]
 ) -> tuple[Iterator[Tensor], Batches, int]:
-    """Return training images to calibrate with and labelled validation images, as the network in ``folder`` takes them.
+    """Return training images to take ranges from and labelled validation images, as the network in ``folder`` sees them.
 
-    The former are up to ``CALIBRATION`` in number, evenly spread over their set, and without augmentation; the latter
+    The former are up to ``TYPICAL`` in number, evenly spread over their set, and without augmentation; the latter
     and ``say`` are as of :func:`validation_images`.
 
     Returns:
@@ -205,7 +205,7 @@ def images_to_quantise_with(
         InputError: when there is no such network, or it does not know the images.
     """
     info, data = _network_and_images(folder, options)
-    learnt = _seen(_evenly(data.train, CALIBRATION), info, options.workers)
+    learnt = _seen(_evenly(data.train, TYPICAL), info, options.workers)
     return (pixels for pixels, _ in learnt), *_validation(folder, info, data, options, say)
 
 
