@@ -57,6 +57,14 @@ class RunFailed(RuntimeError):
     """
 
 
+PEER_LOST = 4
+"""Exit code of a process of several whose run ends by no fault of its own."""
+
+
+class PeerLost(RunFailed):
+    """Another process of a run has died or does not answer; why, that one says where it can."""
+
+
 class ReaderDied(RunFailed):
     """A process that reads images has died, as where memory is short for a while: the same may do another time."""
 

@@ -537,6 +537,18 @@ def test_a_reader_that_dies_is_told_in_one_line(monkeypatch, file_images):
         list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=2))
 
 
+def test_what_fails_with_a_reader_is_its_death(monkeypatch, file_images):
+    """As of the thread that hands its batches to a GPU."""
+
+    def started(loader, *, spawning):
+        raise RuntimeError("Pin memory thread exited unexpectedly")
+        yield
+
+    monkeypatch.setattr("spkd.data.views._started", started)
+    with pytest.raises(ReaderDied, match="Pin memory thread"):
+        list(evaluation_batches(file_images, image_size=16, batch_size=2, device=CPU, workers=2))
+
+
 @dataclass(frozen=True)
 class WhoReads(FixedViews):
     """Tells of each image which process reads it."""

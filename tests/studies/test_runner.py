@@ -485,6 +485,9 @@ def test_a_claim_is_no_older_where_clocks_differ(ahead: float, tmp_path: Path, m
         assert ours
         monkeypatch.setattr(state, "time", SimpleNamespace(time=lambda: time.time() + ahead, sleep=time.sleep))
         assert read_running(tmp_path) is not None
+        os.utime(tmp_path / "running.json", (time.time() - 61,) * 2)  # until its next sign of life
+        assert read_running(tmp_path) is None
+        os.utime(tmp_path / "running.json")
         os.truncate(tmp_path / "running.json", 0)  # as where another has just begun to write it
         assert not state._claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["running.json"]

@@ -357,12 +357,13 @@ class Ended:
         ((0, 3, 1), 1),
         ((1, -signal.SIGKILL), 1),
         ((1, None, -signal.SIGKILL), 2),
+        ((4, 1), 1),
+        ((4, 1, -signal.SIGKILL), 2),
+        ((4, 4), 0),
         ((0, -signal.SIGTERM, -signal.SIGKILL), 1),
     ],
 )
-def test_a_death_is_told_rather_than_an_error_that_may_follow_from_it(
-    codes: tuple[int | None, ...], first: int | None
-) -> None:
+def test_what_others_follow_from_is_told_rather_than_they(codes: tuple[int | None, ...], first: int | None) -> None:
     """Where the launcher looks only once both have ended."""
     workers = [Ended(code) for code in codes]
     assert _watch(workers) == first

@@ -366,7 +366,7 @@ def test_a_run_is_over_in_the_midst_of_a_validation_and_goes_on_with_it(by_signa
 
 
 @pytest.mark.parametrize(
-    ("place", "error"), [("training", UnreadableImage), ("validation", UnreadableImage), ("training", ReaderDied)]
+    ("place", "error"), itertools.product(["training", "validation"], [UnreadableImage, ReaderDied])
 )
 def test_images_that_can_no_longer_be_read_end_a_run_that_goes_on(
     place: str, error: type[Exception], tmp_path: Path
@@ -451,18 +451,21 @@ def test_checkpoints_that_take_long_are_few(
     assert len(written) == saves, "the one at the end among them"
 
 
+@pytest.mark.parametrize("error", [ReaderDied, UnreadableImage])
 @pytest.mark.parametrize("own", [True, False])
 def test_an_image_that_one_process_cannot_read_ends_the_run_of_all_with_a_checkpoint(
-    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: bool, error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the other process says is made up."""
     training = made(tmp_path)
     summed: list[Tensor] = []
-    others = torch.tensor([1, 100, *[0] * 18, int(not own)])
+    others = torch.tensor(
+        [1, 100, *[0] * 18, *(int(not own and error is kind) for kind in (ReaderDied, UnreadableImage))]
+    )
 
     def unreadable() -> Iterator[tuple[Tensor, Tensor]]:
         yield next(training._validation())
-        raise UnreadableImage("image a.png cannot be read (stale)")
+        raise error("image a.png cannot be read (stale)")
 
     def sum_of_all(fabric: Fabric, counts: Tensor) -> Tensor:
         summed.append(counts + others)
@@ -474,14 +477,14 @@ def test_an_image_that_one_process_cannot_read_ends_the_run_of_all_with_a_checkp
     training._distiller.train()
     training._step(next(training._stream.batches(0)))
     batches = unreadable() if own else training._validation()
-    with pytest.raises(UnreadableImage, match="a.png" if own else "b.png"):
+    with pytest.raises(error, match="a.png" if own else "b.png"):
         validation.errors_of_all(training._fabric, training.student, batches, 10, training.save)
     assert training._folder.checkpoint.exists()
-    others[-1] = 0
-    error, balanced = validation.errors_of_all(
+    others[-2:] = 0
+    wrongly, balanced = validation.errors_of_all(
         training._fabric, training.student, training._validation(), 10, training.save
     )
-    wrong, images = summed[-1][:-1].view(10, 2).double().T
-    assert (int(images.sum()), int(summed[-1][-1])) == (397, 0)
-    assert error == 100 * int(wrong.sum()) / 397
+    wrong, images = summed[-1][:-2].view(10, 2).double().T
+    assert (int(images.sum()), summed[-1][-2:].tolist()) == (397, [0, 0])
+    assert wrongly == 100 * int(wrong.sum()) / 397
     assert balanced == pytest.approx(100 * float((wrong / images).mean()))

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from spkd import __version__
 from spkd.cli import commands, options
-from spkd.errors import InputError, RunFailed, nearest, one_line, printable
+from spkd.errors import PEER_LOST, InputError, PeerLost, RunFailed, nearest, one_line, printable
 from spkd.machine import is_follower, is_launched
 from spkd.training.devices import is_full_memory, leave
 
@@ -62,7 +62,8 @@ COMMANDS: Mapping[str, Command] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done. 1: the run failed. 2: bad input. 3: stopped in time, with a checkpoint. 130: interrupted.
+    0: done. 1: the run failed. 2: bad input. 3: stopped in time, with a checkpoint. 4: of one of several processes,
+    another was lost. 130: interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     _name_user()
@@ -78,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_one_line(str(error.message), given), 2)
     except InputError as error:
         return _fail(str(error), 2)
+    except PeerLost as error:
+        return _fail(str(error), PEER_LOST)
     except RunFailed as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
@@ -91,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"the device's memory is full: smaller images, or a CPU, need less of it ({one_line(error)})", 1
             )
         return _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
+    finally:
+        _let_go_of_logs()
 
 
 def _name_user() -> None:
@@ -151,6 +156,14 @@ def _fail(line: str, code: int) -> int:
     with contextlib.suppress(OSError):  # a log on a full disk: the code is still told
         print(f"spkd: error: {printable(' '.join(line.split()))}", file=sys.stderr, flush=True)
     return code
+
+
+def _let_go_of_logs() -> None:
+    """Have what a full disk did not take of a log forgotten: Python would try again at its end, and exit with 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _parser() -> ArgumentParser:

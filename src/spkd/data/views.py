@@ -156,7 +156,7 @@ def in_batches(
             shown = [to_unit_range(alike.to(device, non_blocking=on_gpu)) for alike in pixels]
             yield shown, targets.to(device, non_blocking=on_gpu)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not any(sign in str(error) for sign in ("DataLoader worker", "Pin memory thread")):  # which fails with it
             raise
         raise ReaderDied(
             f"a process that reads images has died ({one_line(error)}): fewer --workers need less memory, and so do "

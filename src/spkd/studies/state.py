@@ -309,10 +309,10 @@ def _of_the_living(path: Path) -> dict[str, Any] | None:
 def _is_silent(path: Path) -> bool:
     """Return whether a claim has had no sign of life for too long.
 
-    By the clock of the file system, by which that is dated: a server's may be behind this machine's.
+    By the clock of the file system, by which that is dated: a server's may be behind this machine's, or before it.
     """
     beat = path.stat().st_mtime
-    if time.time() - beat <= SILENCE:
+    if 0 <= time.time() - beat <= SILENCE:
         return False
     try:
         with tempfile.TemporaryFile(dir=path.parent) as file:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from spkd.errors import InputError, ReaderDied, RunFailed, UnreadableImage, one_line
+from spkd.errors import InputError, PeerLost, ReaderDied, RunFailed, UnreadableImage, one_line
 from spkd.machine import is_launched, usable_cpus
 from spkd.training.options import Runtime
 
@@ -204,7 +204,7 @@ def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
         signs = ("timed out", "timeout", "connection closed", "connection reset", "nccl", "gloo", "broken pipe")
         if not is_launched() or not any(sign in text for sign in signs):
             raise
-        raise RunFailed(
+        raise PeerLost(
             f"another process of this run has died or has not answered for {runtime.timeout_seconds:g} s "
             f"({one_line(error)[:120]}); {to_go_on}"
         ) from error

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from spkd.errors import InputError
+from spkd.errors import PEER_LOST, InputError
 from spkd.machine import usable_cpus
 from spkd.signals import end_with_parent
 from spkd.training.environment import environment_of_children
@@ -64,7 +64,7 @@ def launch(main: Callable[[Sequence[str]], int], arguments: Sequence[str], proce
         if codes[0] != codes[first] and said[first].exists():
             for line in said[first].read_text().strip().splitlines()[-1:]:
                 print(line, file=sys.stderr)
-        return codes[first]
+        return 1 if codes[first] == PEER_LOST else codes[first]
 
 
 def _watch(workers: Sequence[BaseProcess]) -> int | None:
@@ -82,9 +82,11 @@ def _watch(workers: Sequence[BaseProcess]) -> int | None:
 
 
 def _failed(workers: Sequence[BaseProcess]) -> int | None:
-    """Return which process has failed, or None: one that died before one with an error, which may follow from it."""
-    ended = [rank for rank, worker in enumerate(workers) if worker.exitcode]
-    return min(ended, key=lambda rank: (workers[rank].exitcode or 0) > 0, default=None)
+    """Return which process has failed, or None: of several one that died, then one with an error of its own, from
+    which that of those that wait for it follows.
+    """
+    codes = {rank: worker.exitcode for rank, worker in enumerate(workers) if worker.exitcode}
+    return min(codes, key=lambda rank: (codes[rank] > 0, codes[rank] == PEER_LOST), default=None)
 
 
 def _work(main: Callable[[Sequence[str]], int], arguments: list[str], rank: int, said: Path) -> None:

@@ -183,8 +183,9 @@ class Training:
 
         Raises:
             RunFailed: when a loss is not finite. The last checkpoint stays.
-            UnreadableImage: when an image can no longer be read. A checkpoint is written.
-            ReaderDied: when a process that reads images has died. A checkpoint is written.
+            UnreadableImage: when an image can no longer be read. A checkpoint is written, by the first process if it is
+                one that cannot.
+            ReaderDied: when a process that reads images has died, likewise.
         """
         steps = self._recipe.epochs * self._stream.batches_per_epoch
         self._display.begin(title, steps, self.steps_done())

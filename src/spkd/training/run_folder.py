@@ -267,10 +267,10 @@ def _run_of(network: str | Path) -> RunFolder | None:
 
 def why_others(network: str | Path, data: ImageData, options: DataOptions) -> str | None:
     """Return in words why :func:`images_changed` says so, None where it does not."""
-    if not images_changed(network, data, options):
-        return None
     run = _run_of(network)
-    groups = None if run is None else (run.config() or {}).get("groups")
+    if run is None or not images_changed(network, data, options):
+        return None
+    groups = (run.config() or {}).get("groups")
     if groups == options.groups:
         return f"the images have changed since {network} was trained"
     given = "without --groups" if groups is None else f"with --groups '{groups}', which are to be given"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from spkd.errors import UnreadableImage
+from spkd.errors import ReaderDied, UnreadableImage
 from spkd.processes import first_said, share_buffers
 from spkd.training.devices import sum_of_all
 from spkd.training.evaluation import Errors, errors_of
@@ -47,21 +47,24 @@ def errors_of_all(
 
     Raises:
         UnreadableImage: in all of them, after ``save`` has been called, when one has met such an image.
+        ReaderDied: in all of them likewise, when a process that reads images for one has died.
     """
-    failures: list[str] = []
+    failures: dict[type[Exception], list[str]] = {ReaderDied: [], UnreadableImage: []}
 
     def readable() -> Batches:
         try:
             yield from batches
-        except UnreadableImage as error:
-            failures.append(str(error))
+        except (ReaderDied, UnreadableImage) as error:
+            failures[type(error)].append(str(error))
 
     def total(counts: Tensor) -> Tensor:
-        summed = sum_of_all(fabric, torch.cat([counts.flatten(), counts.new_tensor([len(failures)])]))
-        if summed[-1]:
-            save()
-            raise UnreadableImage(first_said(failures))
-        return summed[:-1].view_as(counts)
+        failed = counts.new_tensor([len(said) for said in failures.values()])
+        summed = sum_of_all(fabric, torch.cat([counts.flatten(), failed]))
+        for (kind, said), several in zip(failures.items(), summed[-len(failures) :].tolist(), strict=True):
+            if several:
+                save()
+                raise kind(first_said(said))
+        return summed[: -len(failures)].view_as(counts)
 
     share_buffers(student)
     return errors_of(student, readable(), classes, total)
