@@ -366,7 +366,7 @@ def test_a_run_is_over_in_the_midst_of_a_validation_and_goes_on_with_it(by_signa
 
 
 @pytest.mark.parametrize(
-    ("place", "error"), itertools.product(["training", "validation"], [UnreadableImage, ReaderDied])
+    ("place", "error"), list(itertools.product(["training", "validation"], [UnreadableImage, ReaderDied]))
 )
 def test_images_that_can_no_longer_be_read_end_a_run_that_goes_on(
     place: str, error: type[Exception], tmp_path: Path
