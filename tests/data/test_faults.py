@@ -189,7 +189,7 @@ def test_it_is_kept_below_the_home_folder_where_no_other_place_is_named(
     for _ in range(2):
         assert faults_of(paths) == expected()
     assert sorted(decoded) == sorted([*paths, paths[2]])
-    assert len([*(tmp_path / "home" / ".cache" / "spkd" / "checked").glob("*/unreadable.json")]) == 1
+    assert len([*(tmp_path / "home" / ".cache" / "spkd" / "checked").glob("*/seen")]) == 1
 
 
 def test_nothing_is_kept_of_a_user_without_a_home(

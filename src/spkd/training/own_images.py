@@ -192,7 +192,7 @@ def real_images(folder: str | Path, options: DataOptions, count: int) -> Tensor:
 def images_to_quantise_with(
     folder: str | Path, options: DataOptions, say: Callable[[str], None]
 ) -> tuple[Iterator[Tensor], Batches, int]:
-    """Return training images to take ranges from and labelled validation images, as the network in ``folder`` sees all.
+    """Return typical training images, and labelled validation images, as the network in ``folder`` takes them.
 
     The former are up to ``TYPICAL`` in number, evenly spread over their set, and without augmentation; the latter
     and ``say`` are as of :func:`validation_images`.
