@@ -40,7 +40,7 @@ def temperature_of(logits: Tensor, targets: Tensor) -> float:
     .. math::
         T = \arg\min_{T > 0} \; -\frac{1}{n} \sum_i \log \mathrm{softmax}(z_i / T)_{y_i}
 
-    (Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017, equation 9). The sum is convex in 1 / T, so T is
+    (temperature scaling: Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017). The sum is convex in 1 / T, so T is
     where its derivative by that is zero: where the logits of the targets are in the mean what they are expected to be,
     :math:`\sum_i z_{i, y_i} = \sum_i \sum_k \mathrm{softmax}(z_i / T)_k \, z_{i, k}`. Computed in float64.
 
