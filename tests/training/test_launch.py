@@ -92,7 +92,7 @@ def test_two_processes_end_with_the_weights_of_one_with_a_tape_and_a_stop_too(
     options: list[str], tmp_path: Path
 ) -> None:
     tapes = {name: ["--tape", str(tmp_path / name), "--tape_dtype", "float32"] for name in ("tape", "of_one")}
-    exact = [*options, "--epochs", "2", "--teacher_precision", "32-true"]
+    exact = [*options, "--epochs", "2", "--teacher_precision", "32-true", "--mixup", "1", "--turns"]
     begun = [str(tmp_path / "tape"), *without_method(exact), "--methods", "sp+kd+at", *tapes["tape"][2:]]
     stopped = subprocess.run(
         command(*begun, "--devices", "2", "--max_time", "0", of=("tape", "record")), capture_output=True, text=True
