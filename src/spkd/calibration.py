@@ -40,9 +40,10 @@ def temperature_of(logits: Tensor, targets: Tensor) -> float:
     .. math::
         T = \arg\min_{T > 0} \; -\frac{1}{n} \sum_i \log \mathrm{softmax}(z_i / T)_{y_i}
 
-    (temperature scaling: Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017). The sum is convex in 1 / T, so T is
-    where its derivative by that is zero: where the logits of the targets are in the mean what they are expected to be,
-    :math:`\sum_i z_{i, y_i} = \sum_i \sum_k \mathrm{softmax}(z_i / T)_k \, z_{i, k}`. Computed in float64.
+    (temperature scaling: Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017). The sum is convex in
+    1 / T, so T is where its derivative by that is zero: where the logits of the targets are in the mean what they are
+    expected to be, :math:`\sum_i z_{i, y_i} = \sum_i \sum_k \mathrm{softmax}(z_i / T)_k \, z_{i, k}`. Computed in
+    float64.
 
     A network that is too sure has T above 1. No decision changes. Logits times c have the temperature cT; adding one
     number to all logits of an image changes nothing. Take images that the network has not learnt, or T is too low.
