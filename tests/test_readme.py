@@ -36,7 +36,9 @@ def test_python_blocks_run(
     Image.new("RGB", (30, 20), (200, 100, 50)).save(tmp_path / "photo.jpg")
     if "model.onnx" in block:
         export_model(teacher, "model.onnx", images=torch.rand(4, 1, 8, 8))
-    exec(compile(block, "README.md", "exec"), {})
+    namespace: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace.keys() > {"__builtins__"}, "the block defines nothing"
 
 
 def test_the_guide_makes_smaller_copies_of_photos_of_which_the_sets_are_the_same(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spkd.cli import commands
+from spkd.cli import showing
 from spkd.cli.main import COMMANDS, main
 from spkd.files import write_text_atomically
 
@@ -177,7 +177,7 @@ def test_what_a_terminal_would_obey_is_shown(
     )
     code, out, _ = answer(capsys, "status", "\x1b[2Jb")
     assert (code, "\x1b" in out, "\\x1b[2Jname" in out) == (0, False, True)
-    commands._say("two\nlines of \x1b[2J")
+    showing.say("two\nlines of \x1b[2J")
     assert capsys.readouterr().out == "two\nlines of \\x1b[2J\n"
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
-from spkd.data.kept import keeping_last
+from spkd.cli.options import pick
+from spkd.cli.showing import say, show
 from spkd.data.options import DataOptions
-from spkd.errors import InputError, UnusableFolder, printable
-from spkd.export_options import WEIGHT_BITS
-from spkd.files import is_folder, require_writable, slug, write_text_atomically
+from spkd.errors import InputError, UnusableFolder
+from spkd.files import require_writable, slug, write_text_atomically
 from spkd.losses.weights import LossWeights
 from spkd.studies.options import RunnerOptions
 from spkd.studies.scales import ReproduceOptions
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
     from spkd.training.progress import Display
 
-CHECKED = 64
-"""Images on which an exported file is checked."""
 STOPPED = 3
 """Exit code of a run that was stopped in time, with a checkpoint to go on from."""
 
@@ -53,8 +50,8 @@ def train(options: Namespace) -> int:
     )
     if result is None:
         return _stopped(_how_to_go_on(out))
-    _print(network_table([network_row("trained", out, result)]))
-    _say(f"saved in {out / 'student'}")
+    show(network_table([network_row("trained", out, result)]))
+    say(f"saved in {out / 'student'}")
     return 0
 
 
@@ -83,12 +80,12 @@ def distill(options: Namespace) -> int:
     )
     if rows is None:
         return _stopped(_how_to_go_on(out))
-    _print(network_table(rows))
+    show(network_table(rows))
     if (gain := gain_text(rows)) is not None:
-        _say(gain)
+        say(gain)
     if len(rows) > 2:
-        _say(f"the student alone is in {out}-alone")
-    _say(f"saved in {out / 'student'}; for a file to deploy: spkd export {shlex.quote(str(out))}")
+        say(f"the student alone is in {out}-alone")
+    say(f"saved in {out / 'student'}; for a file to deploy: spkd export {shlex.quote(str(out))}")
     return 0
 
 
@@ -107,7 +104,7 @@ def compare(options: Namespace) -> int:
         seeds=options.seeds,
         out=out,
         runtime=_runtime(options),
-        options=RunnerOptions(**_pick(RunnerOptions, options)),
+        options=RunnerOptions(**pick(RunnerOptions, options)),
         against=options.against,
         overwrite=options.overwrite,
         # Called again as it was, it would begin anew.
@@ -117,8 +114,8 @@ def compare(options: Namespace) -> int:
         return _stopped(f"the same command{' without --overwrite' if options.overwrite else ''} goes on")
     write_figure(comparison_figure(comparison), out / "comparison.png")
     write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
-    _print(comparison_table(comparison))
-    _say(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
+    show(comparison_table(comparison))
+    say(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
     return 0
 
 
@@ -128,8 +125,8 @@ def status(options: Namespace) -> int:
     from spkd.studies.state import study_state
 
     states = study_state(Path(options.folder))
-    _print(status_table(states))
-    _say(status_text(states))
+    show(status_table(states))
+    say(status_text(states))
     return 0
 
 
@@ -153,7 +150,7 @@ def tape(options: Namespace) -> int:
         raise InputError(error.what) from error
     if found is None:
         raise InputError(f"there is no tape in {folder}: `spkd tape record {folder} --teacher ...` makes one")
-    _print(tape_table(found))
+    show(tape_table(found))
     return 0
 
 
@@ -166,7 +163,7 @@ def evaluate(options: Namespace) -> int:
 
     measured = evaluate_saved(
         options.network,
-        data_to_evaluate_on(options.network, options.weights, _pick(DataOptions, options)),
+        data_to_evaluate_on(options.network, options.weights, pick(DataOptions, options)),
         split=options.split,
         teacher=options.teacher,
         accelerator=options.accelerator,
@@ -177,10 +174,10 @@ def evaluate(options: Namespace) -> int:
         out=options.out,
         per_class=options.per_class,
     )
-    _print(evaluation_table(measured, per_class=options.per_class))
+    show(evaluation_table(measured, per_class=options.per_class))
     for what, where in (("saved in", options.save), ("written:", options.out)):
         if where is not None:
-            _say(f"{what} {where}")
+            say(f"{what} {where}")
     return 0
 
 
@@ -206,19 +203,19 @@ def predict(options: Namespace) -> int:
             probabilities=options.probabilities,
         )
         for note in found.notes:
-            _say(note, sys.stderr)
+            say(note, sys.stderr)
         if out is None:
             for line in rows.lines():
                 if sys.stdout.isatty():
-                    _say(line.removesuffix("\n"))
+                    say(line.removesuffix("\n"))
                 else:  # the names as they are
                     sys.stdout.write(line)
             sys.stdout.flush()
             return 0
         rows.save(out)
     counts = Counter(one.classes[0] for one in found.predictions)
-    _say(f"{len(found.predictions)} images: {', '.join(f'{count} {name}' for name, count in counts.most_common())}")
-    _say(f"written: {out}")
+    say(f"{len(found.predictions)} images: {', '.join(f'{count} {name}' for name, count in counts.most_common())}")
+    say(f"written: {out}")
     return 0
 
 
@@ -227,7 +224,7 @@ def taps(options: Namespace) -> int:
     from spkd.report.layers import layers_table
     from spkd.training.layers import find_layers
 
-    given = {name: value for name, value in _pick(DataOptions, options).items() if value is not None}
+    given = {name: value for name, value in pick(DataOptions, options).items() if value is not None}
     if options.data is None and (useless := sorted(given.keys() - {"image_size", "grey"})):
         raise InputError(f"--{useless[0]} is of images: name them by --data, or leave it out")
     found = find_layers(
@@ -241,102 +238,8 @@ def taps(options: Namespace) -> int:
         grey=bool(options.grey),
         select=tuple(options.taps),
     )
-    _print(layers_table(found))
+    show(layers_table(found))
     return 0
-
-
-@keeping_last()
-def export(options: Namespace) -> int:
-    """Write a saved network to a file to deploy."""
-    from spkd.export import export_model, require_batch
-    from spkd.report.networks import calibration_text, export_table
-    from spkd.training.counting import counting
-    from spkd.training.own_images import images_in, own_data, real_images, validation_images
-    from spkd.training.progress import display
-
-    require_batch(options.batch)
-    if options.int8:
-        return _export_int8(options)
-    if options.weight_bits is not None:
-        raise InputError("--weight_bits is of 8-bit integers: give --int8, or leave it out")
-    if options.calibrate and options.check_images:
-        raise InputError("--calibrate needs labelled images to measure on: give --data, not --check_images")
-    _require_place(options, "model")
-    labelled, number, shown = None, 0, display(brief=True)
-    if options.check_images:
-        useless = [name for name, value in _pick(DataOptions, options).items() if value is not None]
-        if useless:
-            raise InputError(f"--check_images takes files as they are: leave out --{useless[0]}")
-        images = images_in(options.check_images, options.folder, CHECKED)
-    else:
-        data = own_data(options.folder, _pick(DataOptions, options))
-        images = real_images(options.folder, data, CHECKED)
-        if options.calibrate:
-            labelled, number = validation_images(options.folder, data, say=shown.say)
-    report = export_model(
-        options.folder,
-        options.out,
-        options.format,
-        images=images,
-        tolerance=options.tolerance,
-        batch=options.batch,
-        labelled=labelled,
-        shown=counting(shown, "calibrating", number),
-    )
-    _print(export_table(report))
-    if report.calibration is not None:
-        _say(calibration_text(report.calibration))
-    _say(
-        f"largest difference of a logit: {report.relative_difference:.1g} of the largest logit "
-        f"(allowed: {options.tolerance:g})"
-    )
-    _say(f"written: {report.path}")
-    return 0
-
-
-def _export_int8(options: Namespace) -> int:
-    from spkd.quantisation import export_int8
-    from spkd.report.networks import calibration_text, int8_table, int8_text
-    from spkd.training.counting import counting
-    from spkd.training.own_images import images_to_quantise_with, own_data, real_images
-    from spkd.training.progress import display
-
-    if options.format != "onnx":
-        raise InputError("--int8 makes an ONNX file: leave out --format")
-    if options.check_images:
-        raise InputError("--int8 needs labelled images to measure on: give --data, not --check_images")
-    _require_place(options, "model-int8")
-    data = own_data(options.folder, _pick(DataOptions, options))
-    shown = display(brief=True)
-    typical, labelled, number = images_to_quantise_with(options.folder, data, say=shown.say)
-    report = export_int8(
-        options.folder,
-        options.out,
-        images=real_images(options.folder, data, CHECKED),
-        typical=typical,
-        labelled=labelled,
-        tolerance=options.tolerance,
-        weight_bits=options.weight_bits or WEIGHT_BITS,
-        batch=options.batch,
-        calibrate=options.calibrate,
-        shown=counting(shown, "comparing", number),
-    )
-    _print(int8_table(report))
-    _say(int8_text(report))
-    if report.calibration is not None:
-        _say(calibration_text(report.calibration))
-    _say(f"written: {report.path}")
-    return 0
-
-
-def _require_place(options: Namespace, name: str) -> None:
-    """Refuse a file that cannot be written, before the images are looked at, which may take long."""
-    from spkd.export import export_path
-
-    out = None if options.out is None else Path(options.out)
-    path = export_path(Path(options.folder), out, options.format, name)
-    if is_folder(options.folder):  # where there is none, that is what must be said
-        require_writable(path)
 
 
 def reproduce(options: Namespace) -> int:
@@ -347,7 +250,7 @@ def reproduce(options: Namespace) -> int:
     from spkd.training.progress import display
 
     if options.name is None:
-        _print(grid_table(experiments_grid()))
+        show(grid_table(experiments_grid()))
         return 0
     experiment_named(options.name)
     if options.redraw and options.only:
@@ -357,18 +260,18 @@ def reproduce(options: Namespace) -> int:
     if not options.redraw:
         state = reproduce(
             options.name,
-            ReproduceOptions(**{**_pick(ReproduceOptions, options), "only": tuple(options.only)}),
+            ReproduceOptions(**{**pick(ReproduceOptions, options), "only": tuple(options.only)}),
             out,
-            runner=RunnerOptions(**_pick(RunnerOptions, options)),
+            runner=RunnerOptions(**pick(RunnerOptions, options)),
             runtime=_runtime(options),
             display=display(),
             command=shlex.join(["spkd", *sys.argv[1:]]),
         )
     report = write_report(options.name, out)
-    _print(grid_table(report.main))
+    show(grid_table(report.main))
     for text in report.findings:
-        _say(text)
-    _say(f"written: {report.paths[0]}, records.csv, tables/, figures/")
+        say(text)
+    say(f"written: {report.paths[0]}, records.csv, tables/, figures/")
     if state is not None:
         state.raise_failure(out)
     return _stopped("the same command goes on") if state is not None and state.missing else 0
@@ -389,7 +292,7 @@ def _network(option: str, named: str | None, data: str | None, default: str) -> 
 
 
 def _request(options: Namespace, model: str, seed: int) -> Request:
-    overrides = {name: value for owner in (Recipe, LossWeights) for name, value in _pick(owner, options).items()}
+    overrides = {name: value for owner in (Recipe, LossWeights) for name, value in pick(owner, options).items()}
     if overrides.get("milestones") is not None:
         overrides["milestones"] = tuple(overrides["milestones"])
     distilled = "student" in options
@@ -404,7 +307,7 @@ def _request(options: Namespace, model: str, seed: int) -> Request:
         teacher_size=options.teacher_size if distilled else None,
         method=options.get("method", "none"),
         taps=tuple(options.taps) if distilled else ("last",),
-        data=DataOptions(**_pick(DataOptions, options)),
+        data=DataOptions(**pick(DataOptions, options)),
         unlabelled=options.unlabelled if distilled else None,
         recipe=options.recipe,
         overrides=overrides,
@@ -413,11 +316,7 @@ def _request(options: Namespace, model: str, seed: int) -> Request:
 
 
 def _runtime(options: Namespace) -> Runtime:
-    return Runtime(**_pick(Runtime, options))
-
-
-def _pick(owner: type, options: Namespace) -> dict[str, Any]:
-    return {field.name: options[field.name] for field in fields(owner) if field.name in options}
+    return Runtime(**pick(Runtime, options))
 
 
 def _note_new_run(options: Namespace, shown: Display) -> None:
@@ -437,22 +336,5 @@ def _how_to_go_on(out: Path) -> str:
 
 
 def _stopped(how_to_go_on: str) -> int:
-    _say(f"stopped before the end; {how_to_go_on}", sys.stderr)
+    say(f"stopped before the end; {how_to_go_on}", sys.stderr)
     return STOPPED
-
-
-def _say(text: str, where: TextIO | None = None) -> None:
-    print("\n".join(map(printable, text.split("\n"))), file=where)
-
-
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    class Plain(Console):
-        def on_broken_pipe(self) -> None:
-            raise  # as print() does, for there is one answer to it
-
-    # A notebook, or what runs tests elsewhere, tells rich to colour, whatever the output is.
-    is_shown = sys.stdout.isatty()
-    console = Plain(highlight=False) if is_shown else Plain(highlight=False, force_terminal=False, width=140)
-    console.print(renderable)

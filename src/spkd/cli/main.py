@@ -18,7 +18,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from spkd import __version__
-from spkd.cli import commands, options
+from spkd.cli import commands, exporting, options
 from spkd.errors import PEER_LOST, InputError, PeerLost, RunFailed, nearest, one_line, printable
 from spkd.machine import is_follower, is_launched
 from spkd.training.devices import is_full_memory, leave
@@ -55,7 +55,7 @@ COMMANDS: Mapping[str, Command] = {
     "evaluate": Command("how good a trained network is", options.evaluate_parser, commands.evaluate),
     "predict": Command("what a trained network takes images for", options.predict_parser, commands.predict),
     "taps": Command("which layers can be compared, and which are", options.taps_parser, commands.taps),
-    "export": Command("write a trained network to a file to deploy", options.export_parser, commands.export),
+    "export": Command("write a trained network to a file to deploy", options.export_parser, exporting.export),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 import docstring_parser
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from spkd.data.options import DataOptions
 from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
@@ -352,3 +352,8 @@ def _add_out(parser: ArgumentParser) -> None:
     text = "end a stopped run where it stands: take its best epoch so far, test it and save it"
     group.add_argument("--finish", action="store_true", help=text)
     group.add_argument("--overwrite", action="store_true", help="remove the run that the folder holds")
+
+
+def pick(owner: type, options: Namespace) -> dict[str, Any]:
+    """Return those of the parsed options that are fields of a dataclass, by name."""
+    return {field.name: options[field.name] for field in fields(owner) if field.name in options}

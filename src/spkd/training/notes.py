@@ -13,7 +13,7 @@ from spkd.losses.methods import term_names
 from spkd.models.saved_model import find_meant
 from spkd.training.options import Request
 from spkd.training.recipe import Recipe, preset
-from spkd.training.run_folder import config_of, images_changed
+from spkd.training.run_folder import what_changed
 
 LOOKED_AT = 16
 """Files whose size is looked at."""
@@ -49,10 +49,10 @@ def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
         folder = None if spec is None or weights is not None else find_meant(spec)
         if folder is None or not data.cut:
             continue
-        if images_changed(folder, data, request.data):
+        if changed := what_changed(folder, data, request.data):
             why = f"{data.name} has changed since the {name} was trained on it"
             advice = "make val/ and test/ of a set that grows"
-            if config_of(folder).get("groups") != request.data.groups:
+            if changed[0] == "groups":
                 why, advice = f"the {name} was trained with other --groups", "train it with these"
             notes.append(
                 f"warning: {why}, and other images are held out: it may have learnt some of them, so that errors are "

@@ -27,7 +27,7 @@ from spkd.models.classifier import ModelInfo, composed
 from spkd.models.exported import is_exported
 from spkd.models.saved_model import find_meant, find_saved, not_saved, saved_info
 from spkd.training.batches import batches_for
-from spkd.training.run_folder import config_of, why_others
+from spkd.training.run_folder import config_of, what_changed
 
 SPLITS = ("test", "val", "train", "all")
 """On what a network may be evaluated; all is the three together."""
@@ -224,8 +224,8 @@ def validation_images(folder: str | Path, options: DataOptions, say: Callable[[s
 def _validation(
     folder: str | Path, info: ModelInfo, data: ImageData, options: DataOptions, say: Callable[[str], None]
 ) -> tuple[Batches, int]:
-    if why := why_others(folder, data, options):
-        say(f"warning: {why}; it may have learnt some of those that it is measured on")
+    if changed := what_changed(folder, data, options):
+        say(f"warning: {changed[1]}; it may have learnt some of those that it is measured on")
     labelled = _evenly(numbered_as(info, data.val, data, say), COMPARED)
     if len(labelled) < len(data.val):
         say(f"measured on {len(labelled):,} of the {len(data.val):,} validation images, evenly spread")

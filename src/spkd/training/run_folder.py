@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -243,38 +243,28 @@ class RunFolder:
         write_json_atomically(self.path / "result.json", result)
 
 
-def images_changed(network: str | Path, data: ImageData, options: DataOptions) -> bool:
-    """Return whether the run of a network was made with data of this name, named alike, but with other images.
+def what_changed(
+    network: str | Path, data: ImageData, options: DataOptions
+) -> tuple[Literal["images", "groups"], str] | None:
+    """Return why others of these images are held out than when the run of a network was made, None where none are.
 
-    With other ``groups`` others are held out, which counts as such.
-
+    That is in a word and in a sentence: the images of this name, named alike, are others, or divided by other groups.
     The network is given as its folder, or as a file that was exported to a folder in that.
     """
-    run = _run_of(network)
+    path = Path(network)
+    above = path.resolve().parents[: 3 if is_file(path) else 1]
+    run = next((run for run in map(RunFolder, (path, *above)) if run.result()), None)
     if run is None:
-        return False
+        return None
     config, result = NOT_SAID | (run.config() or {}), run.result() or {}
     alike = all(config.get(name) == getattr(options, name) for name in ("train_images", "grey"))
     is_named_so = result.get("data") == data.name
-    return alike and is_named_so and result.get("images_fingerprint") not in (None, data.fingerprint)
-
-
-def _run_of(network: str | Path) -> RunFolder | None:
-    path = Path(network)
-    above = path.resolve().parents[: 3 if is_file(path) else 1]
-    return next((run for run in map(RunFolder, (path, *above)) if run.result()), None)
-
-
-def why_others(network: str | Path, data: ImageData, options: DataOptions) -> str | None:
-    """Return in words why :func:`images_changed` says so, None where it does not."""
-    run = _run_of(network)
-    if run is None or not images_changed(network, data, options):
+    if not (alike and is_named_so and result.get("images_fingerprint") not in (None, data.fingerprint)):
         return None
-    groups = (run.config() or {}).get("groups")
-    if groups == options.groups:
-        return f"the images have changed since {network} was trained"
+    if (groups := config["groups"]) == options.groups:
+        return "images", f"the images have changed since {network} was trained"
     given = "without --groups" if groups is None else f"with --groups '{groups}', which are to be given"
-    return f"{network} was trained {given}, so that other images are held out"
+    return "groups", f"{network} was trained {given}, so that other images are held out"
 
 
 def config_of(folder: str | Path) -> dict[str, Any]:

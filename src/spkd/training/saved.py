@@ -34,7 +34,7 @@ from spkd.training.own_images import SPLITS, numbered_as, part_of
 from spkd.training.prediction import Answers, probabilities_of
 from spkd.training.progress import Display
 from spkd.training.ranking import Ranking, has_room
-from spkd.training.run_folder import config_of, why_others
+from spkd.training.run_folder import config_of, what_changed
 from spkd.training.seen import STREAMED_SIZE
 
 
@@ -97,8 +97,8 @@ def evaluate_saved(
     if saved is None:
         say(f"images are shown at {size} × {size} pixels")
     batches = batches_for(classifier.info, images, device, workers=options.workers, image_size=size, view=options.view)
-    if saved is not None and split != "all" and (why := why_others(network, data, options)):
-        say(f"warning: {why}; those it is evaluated on may be among those it was trained on")
+    if saved is not None and split != "all" and (changed := what_changed(network, data, options)):
+        say(f"warning: {changed[1]}; those it is evaluated on may be among those it was trained on")
     beside = None if teacher is None and saved is None else _teacher(Path(network), teacher, classifier, say)
     if beside is not None:
         if beside.info.image_size != size:
