@@ -26,6 +26,9 @@ from spkd.data import load as loading
 from spkd.data.images import ImageData
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
+from spkd.files import slug
+from spkd.models.cost import parameter_count
+from spkd.models.saved_model import load_classifier
 from spkd.studies.state import claimed
 from spkd.training.own_images import images_in
 from spkd.training.recipe import PRESETS
@@ -918,6 +921,69 @@ def unequal(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     options = ["--model", f"{tiny}?width=8", "--data", str(folder / "images"), "--grey", "--epochs", "3"]
     assert main(["train", *options, *CPU, "--out", str(folder / "teacher")]) == 0
     return folder / "images", folder / "teacher"
+
+
+def test_several_students_are_compared_to_choose_one(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, students = tmp_path / "students", [tiny, f"{tiny}?width=6"]
+    command = ["compare", "--teacher", str(teacher), "--students", *students, "--methods", "none", "sp"]
+    command += ["--epochs", "1", "--gamma", "30", "--seeds", "2", *CPU, "--jobs", "2", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["spkd", *command])
+    printed = succeed(capsys, *command)
+    choice = json.loads((out / "students.json").read_text())
+    assert choice["command"] == shlex.join(["spkd", *command])
+    assert [sorted(one[key] for one in choice["candidates"]) for key in ("student", "parameters")] == [
+        sorted(students),
+        sorted(parameter_count(load_classifier(out / slug(student) / "none" / "seed-0")) for student in students),
+    ]
+    for one in choice["candidates"]:
+        folder = out / slug(one["student"])
+        comparison = json.loads((folder / "comparison.json").read_text())
+        assert comparison["student"] == one["student"]
+        assert (folder / "comparison.md").exists()
+        means = {row["method"]: np.mean(row["val_errors"]) for row in comparison["rows"]}
+        assert one["val_error"] == pytest.approx(min(means.values()))
+        assert means[one["method"]] == min(means.values())
+        for row in comparison["rows"]:
+            runs = [RunFolder(folder / row["method"] / f"seed-{seed}").result() for seed in (0, 1)]
+            assert row["test_errors"] == [run["test_error"] for run in runs]
+            assert {run["model"] for run in runs} == {one["student"]}
+        for seed in (0, 1):  # one tape for both students
+            assert (
+                f"tape {out / 'recordings' / f'seed-{seed}' / 'tape'}: "
+                in (folder / "sp" / f"seed-{seed}" / "task.log").read_text()
+            )
+    assert choice["teacher"]["parameters"] == parameter_count(load_classifier(teacher))
+    lines = (out / "students.md").read_text().splitlines()
+    assert "Students on digits" in printed
+    assert [line.split(" | ")[0].strip("| ") for line in lines[4:6]] == [
+        one["student"] for one in sorted(choice["candidates"], key=lambda one: one["latency_ms"])
+    ]
+    with Image.open(out / "students.png") as picture:
+        assert min(picture.size) > 200
+    made = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert len(made) == 2 * 2 * 2 + 2
+    succeed(capsys, *command[: command.index("--methods")], f"{tiny}?width=2", *command[command.index("--methods") :])
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert len(json.loads((out / "students.json").read_text())["candidates"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("students", "line"),
+    [
+        (["--students", "wrn-10-1", "wrn-10-1"], "--students names 'wrn-10-1' twice"),
+        (["--students", "timm/a", "timm:a"], "'timm/a' and 'timm:a' have names too much alike"),
+        (["--students", "wrn-10-1", "--student", "wrn-10-1"], "--students takes the place of --student"),
+        (["--students", "wrn-10-1", "wrn-11-1"], "wrn-11-1"),
+    ],
+)
+def test_students_that_cannot_be_compared_are_refused(
+    students: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert line in failing(capsys, "compare", *students, *CPU)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("select", ["error", "balanced"])

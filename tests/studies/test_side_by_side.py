@@ -9,7 +9,7 @@ import pytest
 from helpers import Heard
 
 from spkd.files import locked
-from spkd.studies.side_by_side import request_with_teacher
+from spkd.studies.side_by_side import digits_teacher
 from spkd.studies.state import claimed
 from spkd.training.options import Request, Runtime
 
@@ -34,12 +34,11 @@ def test_a_teacher_that_another_call_trains_is_waited_for(
     other = threading.Thread(target=train, daemon=True)
     other.start()
     assert has_begun.wait(60)
-    request, runtime = Request(model=tiny), Runtime(accelerator="cpu")
-    taught = request_with_teacher(request, ["sp"], runtime, heard)
+    requests, runtime = [Request(model=tiny, method="sp")], Runtime(accelerator="cpu")
+    teacher = digits_teacher(requests, runtime, heard)
     other.join()
     assert waiting in heard.lines
-    assert taught is not None
-    assert taught.teacher == str(folder)
+    assert teacher == str(folder)
     assert (folder / "result.json").exists()
     assert not (folder / "running.json").exists()
-    assert request_with_teacher(request, ["sp"], runtime, heard) == taught
+    assert digits_teacher(requests, runtime, heard) == teacher

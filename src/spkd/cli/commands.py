@@ -20,8 +20,11 @@ from spkd.training.options import DEFAULT_STUDENT, DEFAULT_TEACHER, Request, Run
 from spkd.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jsonargparse import Namespace
 
+    from spkd.studies.compare import Compared
     from spkd.training.progress import Display
 
 STOPPED = 3
@@ -90,16 +93,18 @@ def distill(options: Namespace) -> int:
 
 
 def compare(options: Namespace) -> int:
-    """Compare methods over seeds."""
+    """Compare methods over seeds, of one student or of several."""
     from spkd.report.drawing import write_figure
     from spkd.report.figures import comparison_figure
     from spkd.report.tables import comparison_markdown, comparison_table
     from spkd.studies.compare import compare as compare_methods
 
-    request = _request(options, _student(options), 0)
-    out = Path(options.out or f"runs/compare-{slug(Path(options.data).name)}")
-    comparison = compare_methods(
-        request,
+    students = _students(options)
+    several = options.students is not None
+    data = slug(Path(options.data).name)
+    out = Path(options.out or f"runs/{'students' if several else 'compare'}-{data}")
+    compared = compare_methods(
+        {slug(student) if several else "": _request(options, student, 0) for student in students},
         methods=options.methods,
         seeds=options.seeds,
         out=out,
@@ -110,13 +115,32 @@ def compare(options: Namespace) -> int:
         # Called again as it was, it would begin anew.
         command=shlex.join(["spkd", *(word for word in sys.argv[1:] if word != "--overwrite")]),
     )
-    if comparison is None:
+    if compared is None:
         return _stopped(f"the same command{' without --overwrite' if options.overwrite else ''} goes on")
-    write_figure(comparison_figure(comparison), out / "comparison.png")
-    write_text_atomically(out / "comparison.md", comparison_markdown(comparison))
-    show(comparison_table(comparison))
-    say(f"written: {out / 'comparison.json'}, comparison.csv, comparison.md, comparison.png, comparison.svg")
+    for one in compared:
+        folder = out / one.part.folder
+        write_figure(comparison_figure(one.comparison), folder / "comparison.png")
+        write_text_atomically(folder / "comparison.md", comparison_markdown(one.comparison))
+        show(comparison_table(one.comparison))
+    files = "comparison.json, comparison.csv, comparison.md, comparison.png, comparison.svg"
+    if several:
+        _show_choice(compared, out)
+        say(f"written, of each student in a folder of its own in {out}: {files}")
+    else:
+        say(f"written: {out / files}")
     return 0
+
+
+def _show_choice(compared: Sequence[Compared], out: Path) -> None:
+    from spkd.report.choice import choice_figure, choice_markdown, choice_table
+    from spkd.report.drawing import write_figure
+    from spkd.studies.choice import choose
+
+    choice = choose(compared, out)
+    write_figure(choice_figure(choice), out / "students.png")
+    write_text_atomically(out / "students.md", choice_markdown(choice))
+    show(choice_table(choice))
+    say(f"written: {out / 'students.json'}, students.md, students.png, students.svg")
 
 
 def status(options: Namespace) -> int:
@@ -279,6 +303,21 @@ def reproduce(options: Namespace) -> int:
 
 def _student(options: Namespace) -> str:
     return _network("student", options.student, options.data, DEFAULT_STUDENT)
+
+
+def _students(options: Namespace) -> list[str]:
+    """Return the students that are to be compared."""
+    if options.students is None:
+        return [_student(options)]
+    if options.student is not None:
+        raise InputError("--students takes the place of --student: leave that out")
+    folders = [slug(student) for student in options.students]
+    shared = [one for one, folder in zip(options.students, folders, strict=True) if folders.count(folder) > 1]
+    if len(set(shared)) == 1:
+        raise InputError(f"--students names {shared[0]!r} twice")
+    if shared:
+        raise InputError(f"--students: {shared[0]!r} and {shared[1]!r} have names too much alike for two folders")
+    return list(options.students)
 
 
 def _network(option: str, named: str | None, data: str | None, default: str) -> str:

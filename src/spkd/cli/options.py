@@ -73,10 +73,14 @@ def distill_parser() -> ArgumentParser:
 def compare_parser() -> ArgumentParser:
     """Return the options of ``spkd compare``."""
     parser = _new_parser(
-        "Train every method with every seed and say whether it helped, with a paired test over the seeds. Runs that "
-        "have finished are not repeated when the command is called again."
+        "Train every method with every seed and say whether it helped, with a paired test over the seeds; of several "
+        "--students, tell what each costs too, to choose one. Runs that have finished are not repeated when the "
+        "command is called again."
     )
     _add_networks(parser)
+    group = parser.add_argument_group("several students")
+    text = f"students to choose from, in the place of --student, each one of: {_SPECS}"
+    group.add_argument("--students", type=str, nargs="+", metavar="STUDENT", help=text)
     group = parser.add_argument_group("methods")
     methods = ["none", "kd", "at", "sp", "sp+kd"]
     text = f"none, or {_METHOD}"
@@ -89,7 +93,9 @@ def compare_parser() -> ArgumentParser:
     _add_fields(parser, LossWeights, "weights of the losses (not given: as the recipe says)", optional=True)
     _add_fields(parser, RunnerOptions, "where the runs are carried out")
     group = parser.add_argument_group("where to")
-    _add_text(group, "out", "folder of the comparison (default: runs/compare-DATA)")
+    _add_text(
+        group, "out", "folder of the comparison (default: runs/compare-DATA, of several students runs/students-DATA)"
+    )
     group.add_argument("--overwrite", action="store_true", help="run again what has finished")
     return parser
 

@@ -34,8 +34,8 @@ def network_table(rows: Sequence[NetworkRow]) -> Table:
         headings.append("balanced test error")
     lines = [
         (
-            _short(row.parameters),
-            _short(row.multiply_adds),
+            short_count(row.parameters),
+            short_count(row.multiply_adds),
             f"{row.latency_ms:.2f} ms",
             _percent(row.val_error),
             _percent(row.test_error),
@@ -212,10 +212,10 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f} %"
 
 
-def _short(count: int) -> str:
+def short_count(count: int) -> str:
     """Return a count with a unit.
 
-    >>> _short(175066), _short(2243546), _short(950)
+    >>> short_count(175066), short_count(2243546), short_count(950)
     ('175.1 k', '2.24 M', '950')
     """
     for unit, factor, digits in (("G", 1e9, 2), ("M", 1e6, 2), ("k", 1e3, 1)):

@@ -48,8 +48,7 @@ def _grid(comparison: Comparison) -> Grid:
     if comparison.other_rows:
         headings.insert(5, f"{comparison.other_measure} ± s.e.m.")
         rows = [
-            (*cells[:5], _mean_text(other), *cells[5:])
-            for cells, other in zip(rows, comparison.other_rows, strict=True)
+            (*cells[:5], mean_text(other), *cells[5:]) for cells, other in zip(rows, comparison.other_rows, strict=True)
         ]
     if _is_corrected(comparison):
         methods = [row for row in comparison.rows if row.method != comparison.baseline]
@@ -74,14 +73,15 @@ def statistics_cells(row: ComparisonRow) -> tuple[str, ...]:
     interval = NOT_KNOWN if row.interval is None else f"{signed(row.interval[0])} to {signed(row.interval[1])}"
     return (
         f"{row.median:.2f}",
-        _mean_text(row),
+        mean_text(row),
         NOT_KNOWN if row.difference is None else signed(row.difference),
         interval,
         p_value_text(row.p_value),
     )
 
 
-def _mean_text(row: ComparisonRow) -> str:
+def mean_text(row: ComparisonRow) -> str:
+    """Return the mean of the test errors, with its standard error where there are several seeds."""
     return f"{row.mean:.2f}" if row.sem is None else f"{row.mean:.2f} ± {row.sem:.2f}"
 
 

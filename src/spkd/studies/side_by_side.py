@@ -77,10 +77,10 @@ def distill(
             )
         if finish and not RunFolder(Path(out)).has_begun():
             raise InputError(f"--finish: there is no run in {out} to end")
-        with_teacher = request_with_teacher(request, [request.method], runtime, display)
-        if with_teacher is None:
+        teacher = digits_teacher([request], runtime, display)
+        if teacher is None:
             return None
-        request = with_teacher
+        request = replace(request, teacher=teacher)
     if alone:
         request = pinned(request, set_up(request))
         _check_alone(request, Path(f"{out}-alone"), overwrite=overwrite)
@@ -98,7 +98,7 @@ def distill(
             return None
         # One architecture, measured once: its latency twice would differ by the machine's noise.
         rows.insert(0, replace(rows[0], label="student alone", **_facts(result)))
-    rows.insert(0, _teacher_row(request, student))
+    rows.insert(0, teacher_row(request, student))
     return rows
 
 
@@ -111,8 +111,8 @@ def _check_alone(request: Request, out: Path, *, overwrite: bool) -> None:
         folder.check(setup.config(), setup.identity(), resume=not overwrite, overwrite=overwrite)
 
 
-def _teacher_row(request: Request, student: dict[str, Any]) -> NetworkRow:
-    """Return the teacher's row, with its errors on these images: its own run may have seen others."""
+def teacher_row(request: Request, student: Mapping[str, Any]) -> NetworkRow:
+    """Measure a request's teacher, with its errors as a student's result has them: its own run may have seen others."""
     folder = find_meant(str(request.teacher))
     teacher = set_up(request).teacher if folder is None else load_classifier(folder)
     if teacher is None:
@@ -135,33 +135,37 @@ def alone_request(request: Request) -> Request:
     return replace(request, **without, method="none", taps=("last",))
 
 
-def request_with_teacher(
-    request: Request, methods: Sequence[str], runtime: Runtime, display: Display
-) -> Request | None:
-    """Return the request with the digits' own teacher, trained on all of them now if it has not been before.
+def digits_teacher(requests: Sequence[Request], runtime: Runtime, display: Display) -> str | None:
+    """Train the digits' own teacher, on all of them, if it has not been trained before.
 
     Where another call is training it, that is waited for.
 
+    Args:
+        requests: students to be taught by it, all on the same images.
+        runtime: how it is trained.
+        display: shows how.
+
     Returns:
-        The request, or None when the teacher's training was stopped in time.
+        Its folder, or None when its training was stopped in time.
 
     Raises:
-        InputError: when the data are not the digits, or the student cannot be taught as asked by one of ``methods``,
-            which is found out before the teacher is trained.
+        InputError: when the data are not the digits, or a student cannot be taught as asked, which is found out before
+            the teacher is trained.
     """
-    if not request.data.is_digits:
+    data = requests[0].data
+    if not data.is_digits:
         raise InputError(
-            f"--data {request.data.data} needs --teacher: a run folder (`spkd train --data {request.data.data}` makes "
-            "one), or a model with --teacher_weights"
+            f"--data {data.data} needs --teacher: a run folder (`spkd train --data {data.data}` makes one), or a model "
+            "with --teacher_weights"
         )
-    size = request.data.image_size
+    size = data.image_size
     own = Request(model=DEFAULT_TEACHER, data=DataOptions(image_size=size), overrides={"epochs": TEACHER_EPOCHS})
     # Not the folder of `spkd train`, which may hold another training of the same network.
     folder = RunFolder(Path("runs/digits-teacher" + ("" if size is None else f"-{size}px")))
     deadline = runtime.deadline()
     with contextlib.ExitStack() as held:
         if folder.result() is None:
-            _rehearse(request, own, methods, runtime)
+            _rehearse(requests, own, runtime)
             if not is_launched():  # whose processes are all at work on it
                 require_writable(folder.path / RUNNING)
                 if (live := read_running(folder.path)) is not None:
@@ -170,19 +174,19 @@ def request_with_teacher(
                     return None
         if run(own, folder.path, runtime.until(deadline).without_tape(), display, resume=True) is None:
             return None
-    return replace(request, teacher=str(folder.path))
+    return str(folder.path)
 
 
-def _rehearse(request: Request, teacher: Request, methods: Sequence[str], runtime: Runtime) -> None:
+def _rehearse(requests: Sequence[Request], teacher: Request, runtime: Runtime) -> None:
     """Set up what is asked for with the teacher as it is before its training, so that mistakes are told at once."""
     with tempfile.TemporaryDirectory() as folder:
         save_classifier(set_up(teacher).student, Path(folder))
-        for method in methods:
-            setup = set_up(replace(request, teacher=folder, method=method))
+        for request in requests:
+            setup = set_up(replace(request, teacher=folder))
             make_fabric(runtime, setup.recipe.precision)
 
 
-def network_row(label: str, folder: Path, result: dict[str, Any]) -> NetworkRow:
+def network_row(label: str, folder: Path, result: Mapping[str, Any]) -> NetworkRow:
     """Measure a saved network's size and speed and put its run's errors beside them."""
     return _measured(label, load_classifier(folder), _facts(result))
 

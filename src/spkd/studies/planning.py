@@ -1,0 +1,213 @@
+"""The runs of a comparison: every method with every seed, of one student or of several, and the tapes they share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from spkd.data.kept import keeping_last
+from spkd.errors import InputError, UnusableFolder
+from spkd.files import slug
+from spkd.losses.methods import method_label
+from spkd.studies.records import BASELINE
+from spkd.studies.side_by_side import alone_request
+from spkd.studies.state import planned, read_running
+from spkd.studies.tasks import Label, Recording, Task
+from spkd.studies.work import tape_folder
+from spkd.training.devices import make_fabric
+from spkd.training.options import Request, Runtime
+from spkd.training.progress import display
+from spkd.training.recipe import Select
+from spkd.training.run_folder import RunFolder
+from spkd.training.setup import Setup, pinned, set_up
+from spkd.training.tape import Tape
+
+
+@dataclass(frozen=True)
+class Part:
+    """One student's part of a comparison.
+
+    Attributes:
+        folder: where its runs lie, below the folder of the comparison; empty for that itself.
+        requests: by method, all with one image size and recipe.
+        data: the name of the images.
+        select: by which error epochs are kept.
+        heard: everything that decides what its students hear of the teacher; those of parts where it is the same can
+            play one tape. Empty where none has a teacher.
+    """
+
+    folder: str
+    requests: Mapping[str, Request]
+    data: str
+    select: Select
+    heard: str
+
+    @property
+    def taught(self) -> list[str]:
+        """The methods that have a teacher."""
+        return [method for method, request in self.requests.items() if request.teacher is not None]
+
+    def name(self, method: str, seed: int) -> str:
+        """Return the name of a run, which is its folder below that of the comparison."""
+        return str(PurePosixPath(self.folder, slug(method), f"seed-{seed}"))
+
+
+@keeping_last()
+def plan_parts(
+    requests: Mapping[str, Request], methods: Sequence[str], out: Path, here: Runtime | None, *, overwrite: bool
+) -> list[Part]:
+    """Return the part of each student, whose request is given by the folder of its runs below ``out``.
+
+    Each method is tried once. What is to be said of the images, and what is warned of, is said once. ``here`` is how
+    the runs are carried out where that is on this machine.
+
+    Raises:
+        InputError: as :func:`spkd.training.setup.set_up` does, when the device or its precision is not to be had here,
+            and when ``out`` holds runs that are made of others.
+    """
+    parts: list[Part] = []
+    notes: list[str] = []
+    for folder, request in requests.items():
+        part, setups = _plan_part(folder, request, methods, here)
+        for setup in setups.values():
+            of_data = dict.fromkeys(setup.notes_of_data)
+            warnings = [note for note in setup.notes if note.startswith("warning:") and note not in of_data]
+            if len(requests) > 1:
+                warnings = [note.replace("warning:", f"warning: {request.model}:", 1) for note in warnings]
+            notes += [*of_data, *warnings]
+        if not overwrite:
+            _refuse_others(setups, out / folder)
+        parts.append(part)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file, not a folder")
+    for note in dict.fromkeys(notes):
+        display().say(note)
+    return parts
+
+
+def _plan_part(
+    folder: str, request: Request, methods: Sequence[str], here: Runtime | None
+) -> tuple[Part, dict[str, Setup]]:
+    leading = next((method for method in methods if method != BASELINE), BASELINE)
+    first = set_up(with_method(request, leading))
+    if here is not None:
+        make_fabric(here, first.recipe.precision)
+    setups = {method: set_up(with_method(pinned(request, first), method)) for method in methods}
+    part = Part(
+        folder=folder,
+        requests={method: setup.request for method, setup in setups.items()},
+        data=first.data.name,
+        select=first.recipe.select,
+        heard=_heard([setup for setup in setups.values() if setup.request.teacher is not None]),
+    )
+    return part, setups
+
+
+def with_method(request: Request, method: str) -> Request:
+    """Return the request for a student by that method, which may be alone."""
+    return alone_request(request) if method == BASELINE else replace(request, method=method)
+
+
+def _heard(taught: Sequence[Setup]) -> str:
+    """Return everything that decides what students hear of their teacher, for a seed; empty where there are none."""
+    if not taught:
+        return ""
+    memories = sorted({memory for setup in taught for memory in setup.objective.memories})
+    recipe = taught[0].recipe
+    return json.dumps([taught[0].tape_identity(), memories, recipe.epochs, recipe.teacher_precision], sort_keys=True)
+
+
+def _refuse_others(setups: Mapping[str, Setup], out: Path) -> None:
+    """Refuse a folder that holds runs of these methods which are made of others."""
+    for method, setup in setups.items():
+        is_first = True
+        for path in sorted((out / slug(method)).glob("seed-*")):
+            folder, seed = RunFolder(path), path.name.removeprefix("seed-")
+            if not seed.isdigit() or not folder.has_begun():
+                continue
+            own = replace(setup, request=replace(setup.request, seed=int(seed)))
+            # Of one run for each method all is looked at, files and images too, which takes long for all of them.
+            if is_first or folder.config() != own.config():
+                is_first = False
+                try:
+                    folder.refuse_other(own.config(), own.identity())
+                except UnusableFolder as error:  # whose advice is for a run by itself
+                    raise InputError(
+                        f"{error.what}: give another --out, the options that it was made with, or --overwrite"
+                    ) from error
+
+
+def tasks_of(parts: Sequence[Part], seeds: int) -> list[Task]:
+    """Return the runs, and for each seed a recording of what a teacher says where several students hear the same."""
+    listeners: dict[str, list[Part]] = {}
+    for part in parts:
+        if part.taught:
+            listeners.setdefault(part.heard, []).append(part)
+    tasks = []
+    for seed in range(seeds):
+        tapes: dict[str, str] = {}
+        for number, (heard, sharing) in enumerate(listeners.items()):
+            first, methods = sharing[0], sharing[0].taught
+            if len(sharing) * len(methods) > 1:
+                # The first keeps its name when students are added.
+                tapes[heard] = str(PurePosixPath("recordings", first.folder if number else "", f"seed-{seed}"))
+                recording = Recording(replace(first.requests[methods[0]], seed=seed), tuple(methods))
+                tasks.append(Task(tapes[heard], recording, labels={"seed": seed}))
+        for part in parts:
+            for method, request in part.requests.items():
+                after = (tapes[part.heard],) if method in part.taught and part.heard in tapes else ()
+                labels: dict[str, Label] = {"student": request.model, "method": method, "seed": seed}
+                tasks.append(Task(part.name(method, seed), replace(request, seed=seed), after, labels=labels))
+    return tasks
+
+
+def begin_anew(tasks: Sequence[Task], out: Path) -> None:
+    """Have every task begin anew, tapes included.
+
+    Raises:
+        InputError: when another process is at work on one, or plays a tape; nothing has been removed then.
+    """
+    recordings = {task.name for task in tasks if isinstance(task.work, Recording)}
+    players = [name for name, after in planned(out).items() if not recordings.isdisjoint(after)]
+    for folder in (*(task.folder(out) for task in tasks), *(out / name for name in players)):
+        if (live := read_running(folder)) is not None:
+            raise InputError(
+                f"--overwrite: {folder} is being worked on by process {live['pid']} on {live['host']}: "
+                "wait for its end, or end it"
+            )
+    for task in tasks:
+        if isinstance(task.work, Recording):
+            Tape.erase(tape_folder(out, task.name))
+            (task.folder(out) / "result.json").unlink(missing_ok=True)
+        else:
+            RunFolder(task.folder(out)).begin_anew()
+
+
+def checked_methods(methods: Sequence[str], seeds: int) -> list[str]:
+    """Return the methods in their usual spelling.
+
+    Raises:
+        InputError: for what needs neither images nor networks to be refused.
+    """
+    if seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {seeds}")
+    labels = [method_label(method) for method in methods]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise InputError(f"--methods names {repeated[0]!r} twice")
+    return labels
+
+
+def chosen_baseline(methods: Sequence[str], against: str | None) -> str:
+    """Return the method that the others are compared with.
+
+    Raises:
+        InputError: when ``against`` is not among them.
+    """
+    if against is None:
+        return BASELINE if BASELINE in methods else methods[0]
+    label = method_label(against)
+    if label not in methods:
+        raise InputError(f"--against {against} is not among the --methods: {', '.join(methods)}")
+    return label
