@@ -969,6 +969,18 @@ def test_several_students_are_compared_to_choose_one(
     assert len(json.loads((out / "students.json").read_text())["candidates"]) == 3
 
 
+def test_students_that_would_be_trained_otherwise_are_told_of(
+    capsys: pytest.CaptureFixture[str], tiny: str, pictures: Path, tmp_path: Path
+) -> None:
+    options = ["--students", "wrn-10-1", tiny, "--methods", "none", "--seeds", "1", "--epochs", "1", "--grey"]
+    options += ["--data", str(pictures), "--image_size", "16", "--batch_size", "8", "--workers", "0", *CPU]
+    warning = f"the students are not trained alike (wrn-10-1: recipe paper, 16 pixels; {tiny}: recipe scratch, 16"
+    for recipe, told_of in (([], True), (["--recipe", "scratch"], False)):
+        out = ["--max_time", "0", "--out", str(tmp_path / f"students{told_of}")]
+        assert main(["compare", *options, *recipe, *out]) == 3
+        assert (warning in " ".join(capsys.readouterr().err.split())) == told_of
+
+
 @pytest.mark.parametrize(
     ("students", "line"),
     [

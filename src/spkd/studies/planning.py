@@ -69,6 +69,7 @@ def plan_parts(
     """
     parts: list[Part] = []
     notes: list[str] = []
+    trained_as: dict[str, str] = {}
     for folder, request in requests.items():
         part, setups = _plan_part(folder, request, methods, here)
         for setup in setups.values():
@@ -77,9 +78,13 @@ def plan_parts(
             if len(requests) > 1:
                 warnings = [note.replace("warning:", f"warning: {request.model}:", 1) for note in warnings]
             notes += [*of_data, *warnings]
+            trained_as[request.model] = f"recipe {setup.recipe.name}, {setup.image_size} pixels"
         if not overwrite:
             _refuse_others(setups, out / folder)
         parts.append(part)
+    if len(set(trained_as.values())) > 1:
+        each = "; ".join(f"{model}: {how}" for model, how in trained_as.items())
+        notes.append(f"warning: the students are not trained alike ({each}): give --recipe and --image_size")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file, not a folder")
     for note in dict.fromkeys(notes):
