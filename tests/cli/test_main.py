@@ -246,6 +246,23 @@ def test_help_names_every_shared_option(capsys: pytest.CaptureFixture[str], comm
         assert option in text, option
 
 
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("", "spkd COMMAND ..."),
+        ("train", "spkd train [options]"),
+        ("tape", "spkd tape ACTION ..."),
+        ("tape record", "spkd tape record folder [options]"),
+        ("predict", "spkd predict network images [images ...] [options]"),
+        ("reproduce", "spkd reproduce [name] [options]"),
+    ],
+)
+def test_a_usage_is_one_line(command: str, usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert capsys.readouterr().out.splitlines()[:2] == [f"usage: {usage}", ""]
+
+
 def test_options_of_one_network_say_of_which(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("distill", "compare", "tape record"):
         with pytest.raises(SystemExit):

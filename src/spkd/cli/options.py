@@ -249,8 +249,26 @@ def reproduce_parser() -> ArgumentParser:
     return parser
 
 
+_USAGES: dict[int | str | None, str] = {None: "{0}", "?": "[{0}]", "+": "{0} [{0} ...]", argparse.PARSER: "{0} ..."}
+"""How a usage shows an argument, by how often it may be given."""
+
+
 class Help(DefaultHelpFormatter):
-    """Help without the types of Python, and with a default only where there is one."""
+    """Help without the types of Python, with a default only where there is one, and with a usage of one line."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[Any],
+        prefix: str | None = None,
+    ) -> None:
+        """Leave out the options, which stand below and would fill half a screen."""
+        arguments = [one for one in actions if not one.option_strings]
+        shown = [_USAGES[one.nargs].format(one.metavar or one.dest) for one in arguments]
+        optional = [] if any(one.nargs == argparse.PARSER for one in arguments) else ["[options]"]
+        command = self._prog.replace(" [options]", "")
+        super().add_usage(" ".join([command, *shown, *optional]), actions, groups, prefix)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
