@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from spkd.cli.options import pick
 from spkd.cli.showing import say, show
+from spkd.data.list_spec import short_name
 from spkd.data.options import DataOptions
 from spkd.errors import InputError, UnusableFolder
 from spkd.files import require_writable, slug, write_text_atomically
@@ -97,7 +98,7 @@ def compare(options: Namespace) -> int:
     from spkd.studies.compare import compare as compare_methods
 
     request = _request(options, _student(options), 0)
-    out = Path(options.out or f"runs/compare-{slug(Path(options.data).name)}")
+    out = Path(options.out or f"runs/compare-{slug(short_name(options.data))}")
     comparison = compare_methods(
         request,
         methods=options.methods,
