@@ -324,7 +324,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("splits", "line"),
         [
-            ("train train train train dev", "row 6 of .* is of the set 'dev'. .*Sets are train, training, val, valid"),
+            (
+                "train train train train dev",
+                "row 6 of .* is of the set 'dev', not train, training, val, valid, .* another name if",
+            ),
             ("train train train train vall", "row 6 of .* Did you mean 'val'"),
             ("train train train train -", "in 1 of the 5 rows of .* the column 'split' is empty, first in row 6; give"),
             ("val val val test test", "has images of val and test but none of train; name the set"),

@@ -83,9 +83,15 @@ def zipped() -> bytes:
         (b"", "is empty; give it a row of names of columns"),
         (b"\n \n\n", "is empty; give it a row of names of columns"),
         (b"path,label\n\n", "has no row below its header; give it a row for each image"),
-        (b"path,label\na.png,cat\nb.png,cat,dog\n", "row 3 of .* has 3 cells and its header 2; .* quotes .* ',' in it"),
-        (b"path;label\na.png\n", "row 2 of .* has 1 cells and its header 2; .* ';' in it"),
-        (b"path\tlabel\na.png\n", "row 2 of .* has 1 cells and its header 2; .* a tab in it"),
+        (
+            b"path,label\na.png,cat\nb.png,cat,dog\n",
+            r"row 3 of .* has another number of cells \(3\) than its header \(2\); .* quotes .* ',' in it",
+        ),
+        (b"path;label\na.png\n", r"row 2 of .* has another number of cells \(1\) than its header \(2\); .* ';' in it"),
+        (
+            b"path\tlabel\na.png\n",
+            r"row 2 of .* has another number of cells \(1\) than its header \(2\); .* a tab in it",
+        ),
         (b'path,label\na.png,cat\n"b.png,dog\nc.png,dog\n', "row 3 of .* is no CSV .*: a quote in it is not closed"),
         (b'path,label\n"a" b.png,cat\n', "row 2 of .* is no CSV .*: a quote in it .* written twice$"),
         (b'path,label\n"' + b"x" * 200_000, "row 2 of .* is no CSV .*: a quote in it is not closed"),

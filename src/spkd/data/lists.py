@@ -221,8 +221,8 @@ def _sets(table: Table, columns: _Columns, ordered: Sequence[int]) -> dict[str, 
     for row, name in enumerate(columns.splits):
         if name.lower() not in meant:
             raise InputError(
-                f"data: row {table.numbers[row]} of {table.file} is of the set {name!r}.{nearest(name, meant)} Sets "
-                f"are {', '.join(meant)}"
+                f"data: row {table.numbers[row]} of {table.file} is of the set {name!r}, not {', '.join(meant)}."
+                f"{nearest(name, meant)} Give its column another name if it tells no sets"
             )
     of_rows = [meant[name.lower()] for name in columns.splits]
     sets = {split: [row for row in ordered if of_rows[row] == split] for split in SPLIT_NAMES}

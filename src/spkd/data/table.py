@@ -49,8 +49,8 @@ def read_table(file: Path, usual: Collection[str]) -> Table:
             columns = tuple(cells)
         elif len(cells) != len(columns):
             raise InputError(
-                f"data: row {number} of {file} has {len(cells)} cells and its header {len(columns)}; give each row as "
-                f"many, and put quotes around a cell with {_shown(delimiter)} in it"
+                f"data: row {number} of {file} has another number of cells ({len(cells)}) than its header "
+                f"({len(columns)}); give each row as many, and put quotes around a cell with {_shown(delimiter)} in it"
             )
         else:
             rows.append(cells)
