@@ -53,14 +53,26 @@ def parse_arguments(text: str) -> dict[str, object]:
     >>> parse_arguments("depth=2&rate=1e-3&act=relu&bias=false&sizes=[1, 2]")
     {'depth': 2, 'rate': 0.001, 'act': 'relu', 'bias': False, 'sizes': [1, 2]}
     """
-    arguments: dict[str, object] = {}
+    return {name: _read_value(value) for name, value in argument_texts(text).items()}
+
+
+def argument_texts(text: str) -> dict[str, str]:
+    """Split ``name=value&name=value``; the values are texts as they stand.
+
+    Raises:
+        InputError: as :func:`parse_arguments` does.
+
+    >>> argument_texts("label=01&path=Image Index")
+    {'label': '01', 'path': 'Image Index'}
+    """
+    arguments: dict[str, str] = {}
     for part in filter(None, text.split("&")):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not name.isidentifier() or not value:
             raise InputError(f"arguments after '?' must read name=value&name=value, got {part!r} in {text!r}")
         if name in arguments:
             raise InputError(f"the argument {name!r} is given twice in {text!r}; keep one")
-        arguments[name] = _read_value(value)
+        arguments[name] = value
     return arguments
 
 

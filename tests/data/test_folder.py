@@ -84,7 +84,7 @@ class TestLayouts:
         assert load_folder(folder).notes[-1] == f"{line}{which}, so that errors are too low: keep one of each"
 
     def test_of_many_held_out_images_some_are_looked_at(self, make_folder, monkeypatch):
-        monkeypatch.setattr("spkd.data.folder.COMPARED", 3)
+        monkeypatch.setattr("spkd.data.labelled_files.COMPARED", 3)
         folder = make_folder({"train/a": 4, "train/b": 4, "val/a": 4, "test/b": 3})
         for name in ("train/b/copy.png", "val/a/000.png", "val/a/001.png"):  # of which one is looked at
             (folder / name).write_bytes((folder / "train/a/000.png").read_bytes())
@@ -408,7 +408,7 @@ class TestErrors:
     @pytest.mark.parametrize("given", [{}, {"val/a": 2, "val/c": 2}, {"test/a": 1}])
     def test_classes_too_small_to_split_are_named_before_any_file_is_decoded(self, make_folder, given, monkeypatch):
         folder = make_folder({"train/a": 5, "train/b": 1, "train/c": 1, **given})
-        monkeypatch.setattr("spkd.data.folder.open_files", lambda *arguments: pytest.fail("decoded"))
+        monkeypatch.setattr("spkd.data.labelled_files.open_files", lambda *arguments: pytest.fail("decoded"))
         for skip in (False, True):
             line = one_line(rf"2 of 3 classes have too few .* {2 if given else 3} sets: 'b' \(1\), 'c' \(1\);")
             with pytest.raises(InputError, match=line):
@@ -416,7 +416,7 @@ class TestErrors:
 
     def test_classes_of_too_few_groups_are_named_before_any_file_is_decoded(self, make_folder, monkeypatch):
         folder = make_folder(patients("a", range(8)) | patients("rare", range(2), images=9))
-        monkeypatch.setattr("spkd.data.folder.open_files", lambda *arguments: pytest.fail("decoded"))
+        monkeypatch.setattr("spkd.data.labelled_files.open_files", lambda *arguments: pytest.fail("decoded"))
         with pytest.raises(InputError, match=one_line(r"too few groups .*: 'rare' \(2\);")):
             load_folder(folder, groups=r"patient\d+")
 
@@ -463,7 +463,7 @@ class TestUnreadable:
     def test_a_class_of_which_none_is_left(self, make_folder, size):
         folder = make_folder({"a": 3, "b": 3}, size)
         self.spoil(folder, "b/000.png", "b/001.png", "b/002.png")
-        with pytest.raises(InputError, match=one_line("no image in class folder .*b can be read")):
+        with pytest.raises(InputError, match=one_line("no training image of class .b. in .* can be read")):
             load_folder(folder, skip_bad_images=True)
 
     def test_none_at_all(self, make_folder, size):

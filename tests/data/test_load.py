@@ -68,9 +68,10 @@ def test_a_missing_path(tmp_path):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"")
-    with pytest.raises(
-        InputError, match=r"^data: expected a folder, got the file [^\n]+unpack it[^\n]+a folder for each class"
-    ):
+    line = (
+        r"^data: expected a folder or a list of images and labels, got the file [^\n]+unpack it[^\n]+ as CSV, with the"
+    )
+    with pytest.raises(InputError, match=line):
         load_data(DataOptions(data=str(tmp_path / "images.zip")))
 
 

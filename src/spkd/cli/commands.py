@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from spkd.cli.options import pick
 from spkd.cli.showing import say, show
+from spkd.data.list_spec import short_name
 from spkd.data.options import DataOptions
 from spkd.errors import InputError, UnusableFolder
 from spkd.files import require_writable, slug, write_text_atomically
@@ -101,7 +102,7 @@ def compare(options: Namespace) -> int:
 
     students = _students(options)
     several = options.students is not None
-    data = slug(Path(options.data).name)
+    data = slug(short_name(options.data))
     out = Path(options.out or f"runs/{'students' if several else 'compare'}-{data}")
     compared = compare_methods(
         {slug(student) if several else "": _request(options, student, 0) for student in students},

@@ -8,18 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from spkd.data.checked_files import open_files
 from spkd.data.decoding import reason
 from spkd.data.formats import EXTENSIONS
-from spkd.data.groups import Grouping, note_of_parted, numbered
-from spkd.data.images import FileImages, ImageData, Images, MemoryImages, channel_statistics, joined
-from spkd.data.splits import Splits, complete_splits, require_enough
-from spkd.data.twins import twins
+from spkd.data.groups import Grouping
+from spkd.data.images import ImageData
+from spkd.data.labelled_files import LabelledFiles, opened, with_targets
+from spkd.data.splits import SPLIT_NAMES
 from spkd.errors import InputError, nearest, some
 from spkd.files import is_file, is_folder, is_utf8
-from spkd.machine import is_follower
 
 _LITTER = frozenset(
     {
@@ -29,14 +25,6 @@ _LITTER = frozenset(
 )
 """Names, in lower case, of what systems, archives and network disks leave, thumbnails of the images among it."""
 
-COMPARED = 20_000
-"""Held-out images, at the most and evenly spread, of which it is looked whether they are training images too."""
-
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 _USUAL = ("train", "val", "valid", "validation", "test")
 """Those that are taken for sets whatever they hold."""
 
@@ -91,52 +79,17 @@ def load_folder(
     listings = {split: _list_images(root) for split, root in roots.items()}
     classes = tuple(sorted(_class_folders(roots["train"])))
     _check_classes(folder, roots, listings, classes, least=2 if divided else 1)
-    listed = {split: _as_listed(listing, classes) for split, listing in listings.items()}
-    grouping = None if groups is None or not divided else Grouping(groups, folder)
-    if divided:
-        # Before all files are decoded, after which there may be fewer. One that is left out need be of no group.
-        early = None if grouping is None or skip_bad_images else numbered(grouping.of_sets(listed))
-        require_enough({split: images.targets for split, images in listed.items()}, classes, early)
-    parts, opened_notes = _open_splits(listed, skip_bad_images)
-    _check_none_empty(roots["train"], parts["train"], classes)
-    grouped = None if grouping is None else grouping.of_sets(parts)
-    if divided:
-        numbers = None if grouped is None else numbered(grouped)
-        splits = complete_splits(parts["train"], parts.get("val"), parts.get("test"), classes, numbers)
-    else:
-        none = parts["train"].select(torch.zeros(0, dtype=torch.int64))
-        splits = Splits(parts["train"], parts.get("val", none), parts.get("test", none), ())
-    mean, std = channel_statistics(splits.train)
     others = sum((listing.others for listing in listings.values()), Counter[str]())
-    return ImageData(
-        name=os.fsencode(folder.resolve().name).decode(errors="backslashreplace"),  # figures take nothing but UTF-8
+    files = LabelledFiles(
+        place=folder,
+        name=folder.resolve().name,
         classes=classes,
-        channels=3,
-        train=splits.train,
-        val=splits.val,
-        test=splits.test,
-        native_size=splits.train.size if isinstance(splits.train, MemoryImages) else None,
-        flip=True,
-        normalisation_mean=mean,
-        normalisation_std=std,
-        cut=len(splits.train) < len(parts["train"]),
-        notes=(
-            *notes,
-            *note_of_others(folder, others),
-            *_note_of_loose((folder, *roots.values())),
-            *opened_notes,
-            *_missing_classes(parts, classes),
-            *splits.notes,
-            *(_note_of_cut(splits) if grouped is None else note_of_parted(grouped)),
-            *_note_of_copies(splits),
-        ),
+        sets={split: with_targets(listing.paths, listing.labels, classes) for split, listing in listings.items()},
+        groups=None if groups is None else Grouping(groups, folder),
+        advice="say by --groups which, or give val/ and test/ of your own",
+        notes=(*notes, *note_of_others(folder, others), *_note_of_loose((folder, *roots.values()))),
     )
-
-
-def _note_of_cut(splits: Splits) -> list[str]:
-    """Return a line where sets were cut, which tears apart pictures that belong together."""
-    advice = "where several show one object or patient, say by --groups which, or give val/ and test/ of your own"
-    return [f"these sets are cut image by image: {advice}"] if splits.notes else []
+    return opened(files, skip_bad_images=skip_bad_images, divided=divided)
 
 
 def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -152,7 +105,7 @@ def _split_roots(folder: Path) -> tuple[dict[str, Path], list[str]]:
     roots: dict[str, Path] = {}
     inside = sorted(_class_folders(folder))
     _refuse_ambiguous(folder, inside)
-    for split, names in _SPLIT_NAMES.items():
+    for split, names in SPLIT_NAMES.items():
         named = [folder / name for name in inside if name.lower() in names]
         there = [path for path in named if path.name in _USUAL or _class_folders(path)]
         if len(there) > 1:
@@ -322,69 +275,3 @@ def _check_classes(
             f"data: expected at least two class folders in {train}, got only {classes[0]!r}; "
             f"if the classes lie deeper, give {train / classes[0]} as --data"
         )
-
-
-def _as_listed(listing: _Listing, classes: tuple[str, ...]) -> FileImages:
-    places = {name: place for place, name in enumerate(classes)}
-    return FileImages(listing.paths, torch.tensor([places[label] for label in listing.labels], dtype=torch.int64))
-
-
-def _open_splits(listed: Mapping[str, FileImages], skip_bad: bool) -> tuple[dict[str, Images], tuple[str, ...]]:
-    """Open all splits' files together, since they are kept in memory all or none."""
-    paths = [path for images in listed.values() for path in images.paths]
-    targets = [target for images in listed.values() for target in images.targets.tolist()]
-    opened = open_files(paths, targets, skip_bad)
-    parts: dict[str, Images] = {}
-    first = 0
-    for split, images in listed.items():
-        last = first + len(images)
-        inside = (opened.kept >= first) & (opened.kept < last)
-        parts[split] = opened.images.select(torch.nonzero(inside).squeeze(1))
-        first = last
-    empty = next((split for split, images in parts.items() if not len(images)), None)
-    if empty is not None:
-        raise InputError(f"data: none of the {len(listed[empty])} images of the {empty} set can be read")
-    return parts, (*opened.notes, *opened.notes_of_size)
-
-
-def _missing_classes(parts: Mapping[str, Images], classes: tuple[str, ...]) -> list[str]:
-    """Return a line for each given set, other than the training set, that lacks classes."""
-    notes = []
-    for split, title in (("val", "validation"), ("test", "test")):
-        if split not in parts:
-            continue
-        counts = torch.bincount(parts[split].targets, minlength=len(classes)).tolist()
-        missing = [repr(name) for name, count in zip(classes, counts, strict=True) if not count]
-        if missing:
-            many = f"{len(missing)} class{'' if len(missing) == 1 else 'es'}"
-            notes.append(f"{title} set has no image of {many}: {some(missing, 5)}")
-    return notes
-
-
-def _note_of_copies(splits: Splits) -> list[str]:
-    """Return a line where held-out images are training images too; of several processes one looks."""
-    if is_follower():
-        return []
-    held_out = joined(splits.val, splits.test)
-    if not len(held_out):
-        return []
-    every = -(-len(held_out) // COMPARED)
-    few = held_out.select(torch.arange(0, len(held_out), every))
-    copies = twins(few, splits.train)
-    if not copies:
-        return []
-    place, learnt = next(iter(copies.items()))
-    which = ""
-    if few.paths is not None and splits.train.paths is not None:
-        which = f" (the first: {few.paths[place]} is {splits.train.paths[learnt]})"
-    return [
-        f"warning: {len(copies)} of the {len(few)} validation and test images{' looked at' if every > 1 else ''} are "
-        f"training images too{which}, so that errors are too low: keep one of each"
-    ]
-
-
-def _check_none_empty(train: Path, images: Images, classes: tuple[str, ...]) -> None:
-    counts = torch.bincount(images.targets, minlength=len(classes)).tolist()
-    for name, count in zip(classes, counts, strict=True):
-        if not count:
-            raise InputError(f"data: no image in class folder {train / name} can be read; add images or remove it")

@@ -156,6 +156,5 @@ def _too_few(
     named = some([f"{classes[label]!r} ({numbers[label]})" for label in labels], 10)
     more = "images of other groups" if grouped else "images of it" if len(labels) == 1 else "images of them"
     return InputError(
-        f"data: {have} {what} to be split between {sets} sets{since}: {named}; add {more} or give the sets as folders "
-        "of their own"
+        f"data: {have} {what} to be split between {sets} sets{since}: {named}; add {more} or give all sets yourself"
     )

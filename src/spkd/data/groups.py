@@ -1,11 +1,11 @@
-"""Which images belong together, as those of one patient, object or video do: their paths tell."""
+"""Which images belong together, as those of one patient, object or video do: their paths tell, or a list."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -66,6 +66,37 @@ class Grouping:
                 "in all"
             )
         return {name: [group for group in groups if group is not None] for name, groups in found.items()}
+
+    def below(self, folder: Path) -> Grouping:
+        """Return the same of images in another folder."""
+        return replace(self, folder=folder)
+
+
+@dataclass(frozen=True)
+class ListedGroups:
+    """Groups of images that a list tells.
+
+    Args:
+        groups: the group of each image by its path.
+    """
+
+    groups: Mapping[str, Group]
+
+    def of(self, paths: Iterable[str]) -> list[Group | None]:
+        """Return the group of each image, None for one that is not listed."""
+        return [self.groups.get(path) for path in paths]
+
+    def of_sets(self, sets: Mapping[str, Images]) -> dict[str, list[Group]]:
+        """Return the group of each image of several sets, all of which are listed."""
+        return {name: [self.groups[path] for path in images.paths or ()] for name, images in sets.items()}
+
+    def below(self, folder: Path) -> ListedGroups:
+        """Return the same of images in another folder."""
+        return self
+
+
+Groups = Grouping | ListedGroups
+"""What tells which images belong together."""
 
 
 def _named(match: re.Match[str]) -> Group | None:

@@ -11,15 +11,17 @@ import torch
 
 from spkd.data.digits import load_digits
 from spkd.data.folder import load_folder
-from spkd.data.groups import Grouping
+from spkd.data.groups import Grouping, Groups
 from spkd.data.images import ImageData
 from spkd.data.kept import kept
+from spkd.data.list_spec import ListSpec, list_named
+from spkd.data.lists import load_list, read_list
 from spkd.data.options import DataOptions
 from spkd.data.splits import hold_out
 from spkd.data.unlabelled import with_unlabelled
 from spkd.data.vision_sets import DEFAULT_ROOT, VISION_SETS, load_vision_set
 from spkd.errors import InputError, nearest
-from spkd.files import is_folder, is_there, names_beside
+from spkd.files import is_file, is_folder, is_there, names_beside
 from spkd.imports import split_arguments
 
 
@@ -27,14 +29,15 @@ def load_data(options: DataOptions, unlabelled: str | None = None, *, divided: b
     """Find and load the images that the options name, and those of the folder ``unlabelled``.
 
     ``digits`` and torchvision's names go before folders of the same name; ``./name`` is always a folder.
-    Other spellings of the names (``CIFAR-10``) do where there is no such folder. A folder is looked for in
-    the working folder, then in ``data_root``. A torchvision set's name may have arguments, as in
-    ``dtd?partition=3``. With ``divided`` false, sets that a folder lacks are not cut from its training images.
+    Other spellings of the names (``CIFAR-10``) do where there is no such folder. A folder, or a list that ends in
+    ``.csv`` or ``.tsv`` and may have arguments (``labels.csv?label=diagnosis``), is looked for in the working folder,
+    then in ``data_root``. A torchvision set's name may have arguments, as in ``dtd?partition=3``. With ``divided``
+    false, sets that a folder or list lacks are not cut from its training images.
 
     Raises:
-        InputError: when there is no such set or folder, it cannot be used, it is no folder though groups are asked for,
-            or it has fewer training images than are asked for; see :func:`spkd.data.folder.load_folder` and
-            :func:`spkd.data.vision_sets.load_vision_set`.
+        InputError: when there is no such set, folder or list, it cannot be used, it is a set though groups are asked
+            for, or it has fewer training images than are asked for; see :func:`spkd.data.folder.load_folder`,
+            :func:`spkd.data.lists.load_list` and :func:`spkd.data.vision_sets.load_vision_set`.
     """
     # At which size they will be seen does not matter here.
     options = replace(options, image_size=None)
@@ -48,8 +51,18 @@ def _load_both(named: tuple[DataOptions, str]) -> ImageData:
         data,
         Path(unlabelled).expanduser(),
         skip_bad_images=options.skip_bad_images,
-        grouping=None if options.groups is None else Grouping(options.groups, _find_folder(options)),
+        grouping=_grouping(options),
     )
+
+
+def _grouping(options: DataOptions) -> Groups | None:
+    """Return what tells which labelled images belong together."""
+    if named_set(options) is not None:
+        return None
+    place, listed = _find_own(options)
+    if listed is not None:
+        return read_list(listed, place, skip_bad_images=options.skip_bad_images, groups=options.groups).groups
+    return None if options.groups is None else Grouping(options.groups, place)
 
 
 def _load(named: tuple[DataOptions, bool]) -> ImageData:
@@ -74,9 +87,7 @@ def _load(named: tuple[DataOptions, bool]) -> ImageData:
 def _load_whole(options: DataOptions, divided: bool) -> ImageData:
     named = named_set(options)
     if named is None:
-        return load_folder(
-            _find_folder(options), skip_bad_images=options.skip_bad_images, divided=divided, groups=options.groups
-        )
+        return _load_own(options, divided)
     name, arguments = named
     if options.groups is not None:
         raise InputError(f"groups: {name} is no folder of files whose paths tell groups of images; leave it out")
@@ -93,16 +104,26 @@ def _load_whole(options: DataOptions, divided: bool) -> ImageData:
     return data
 
 
-def named_set(options: DataOptions) -> tuple[str, Mapping[str, object]] | None:
-    """Return name and arguments of the set that is meant, None where a folder is.
+def _load_own(options: DataOptions, divided: bool) -> ImageData:
+    place, listed = _find_own(options)
+    skip, groups = options.skip_bad_images, options.groups
+    if listed is None:
+        return load_folder(place, skip_bad_images=skip, divided=divided, groups=groups)
+    return load_list(listed, place, skip_bad_images=skip, divided=divided, groups=groups)
 
-    >>> named_set(DataOptions("CIFAR-10")), named_set(DataOptions("./cifar10"))
-    (('cifar10', {}), None)
+
+def named_set(options: DataOptions) -> tuple[str, Mapping[str, object]] | None:
+    """Return name and arguments of the set that is meant, None where a folder or a list is.
+
+    >>> named_set(DataOptions("CIFAR-10")), named_set(DataOptions("./cifar10")), named_set(DataOptions("cifar10.csv"))
+    (('cifar10', {}), None, None)
     """
     if options.is_digits:
         return "digits", {}
     if is_folder(options.data):
         return (options.data, {}) if options.data in VISION_SETS else None
+    if list_named(options.data) is not None:
+        return None
     name, arguments = split_arguments(options.data)
     name = name.lower().replace("-", "").replace("_", "")
     return (name, arguments) if name in VISION_SETS else None
@@ -129,24 +150,32 @@ def _with_fewer(data: ImageData, count: int) -> ImageData:
     return replace(data, train=data.train.select(chosen), notes=(*data.notes, note))
 
 
-def _find_folder(options: DataOptions) -> Path:
-    candidates = [Path(options.data).expanduser()]
+def _find_own(options: DataOptions) -> tuple[Path, ListSpec | None]:
+    """Return where the folder or the list lies that the options name, and how the list is to be read."""
+    listed = list_named(options.data)
+    named = options.data if listed is None else listed.file
+    candidates = [Path(named).expanduser()]
     if options.data_root is not None:
-        candidates.append(Path(options.data_root).expanduser() / options.data)
+        candidates.append(Path(options.data_root).expanduser() / named)
     for candidate in candidates:
         if is_folder(candidate):
-            return candidate
+            if named != options.data:
+                raise InputError(f"data: {candidate} is a folder, which takes no arguments; leave out what follows '?'")
+            return candidate, None
+        if listed is not None and is_file(candidate):
+            return candidate, listed
         if is_there(candidate):
             raise InputError(
-                f"data: expected a folder, got the file {candidate}; unpack it if it is an archive. Of a list of files "
-                "and labels make a folder for each class and put the images, or links to them, into it"
+                f"data: expected a folder or a list of images and labels, got the file {candidate}; unpack it if it is "
+                "an archive. Save a list as CSV, with the ending .csv"
             )
     looked = " and ".join(str(candidate.resolve()) for candidate in candidates)
-    if os.sep in options.data:
+    if listed is not None or os.sep in named:
         hint = nearest(candidates[0].name, names_beside(candidates[0]))
-        raise InputError(f"data: no folder {looked}; check the path{hint and f'.{hint}'}")
+        what = "folder" if listed is None else "file"
+        raise InputError(f"data: no {what} {looked}; check the path{hint and f'.{hint}'}")
     known = ["digits", *VISION_SETS, *names_beside(candidates[0])]
     raise InputError(
-        f"data: {options.data!r} is neither a known data set nor a folder (looked for {looked})."
-        f"{nearest(options.data, known)} Known sets: digits, {', '.join(VISION_SETS)}"
+        f"data: {named!r} is neither a known data set nor a folder (looked for {looked})."
+        f"{nearest(named, known)} Known sets: digits, {', '.join(VISION_SETS)}"
     )

@@ -31,9 +31,9 @@ class DataOptions:
     """Which images to use, and how to read them.
 
     Args:
-        data: 'digits' (embedded), a torchvision set by name (cifar10, dtd, dtd?partition=3, ...), or a folder of
-            images.
-        data_root: folder in which torchvision's sets lie, or below which a folder is looked for
+        data: 'digits' (embedded), a torchvision set by name (cifar10, dtd, dtd?partition=3, ...), a folder of images,
+            or a CSV file of paths and labels, names of its columns as in 'labels.csv?path=file&label=diagnosis'.
+        data_root: folder in which torchvision's sets lie, or below which a folder or CSV file is looked for
             (default for torchvision's sets: ./data).
         image_size: side length in pixels that the networks see (default: from the weights or the images).
         no_flip: mirror no training image, for classes that a mirror changes, as letters or left and right (default:
@@ -50,9 +50,9 @@ class DataOptions:
         draw: how often images of a class come in an epoch, which has as many as there are: plain (each image once),
             balanced (those of every class as often), or sqrt (by the square root of their number).
         groups: keep images that belong together, as those of one patient, object or video, in one of the sets that are
-            cut from a folder: a regular expression found in each image's path below the folder, of which what is in
-            parentheses, else all that it matches, names the group, as in '(patient[0-9]+)' or '([^/]+)_[0-9]+[.]png$'
-            (default: each image is cut off by itself).
+            cut from a folder or list: a regular expression found in each image's path below the folder, of which what
+            is in parentheses, else all that it matches, names the group, as in '(patient[0-9]+)' or
+            '([^/]+)_[0-9]+[.]png$' (default: as a list's column group says, else each image is cut off by itself).
         view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
             out), or whole, squeezed to a square (default: as a
             trained network was made to see them, else centre, and of small squares the whole).
@@ -83,7 +83,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise InputError("data: expected 'digits', a data set's name or a folder, got an empty text")
+            raise InputError("data: expected 'digits', a data set's name, a folder or a CSV file, got an empty text")
         if self.image_size is not None and not 2 <= self.image_size <= LARGEST_SIZE:
             expected = f"a side length from 2 to {LARGEST_SIZE} pixels"
             raise InputError(f"image_size: expected {expected}, got {self.image_size}")

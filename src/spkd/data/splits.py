@@ -19,6 +19,13 @@ SPLIT_SEED = 2019
 """One seed for every split that is cut here, whatever a run's own seed: runs of unlike seeds, and a teacher
 and its students, must agree on which images are the test set."""
 
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""The sets, and what each may be called, in lower case, in folders and lists."""
+
 
 @dataclass(frozen=True)
 class Splits:

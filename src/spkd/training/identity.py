@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from spkd.data.augment import augmentation
 from spkd.data.images import FileImages, ImageData
+from spkd.data.list_spec import list_named, place_of
 from spkd.data.load import named_set
 from spkd.data.options import DataOptions
 from spkd.files import is_file, is_folder, is_there, sha256
@@ -152,6 +153,19 @@ def absolute(text: str | None) -> str | None:
     return with_absolute_code(text)
 
 
+def absolute_data(data: str) -> str:
+    """Return the same of what names images; of a list's also ``root``.
+
+    A file that is a link stays one: its paths begin where the link lies.
+    """
+    listed = list_named(data)
+    if listed is None or is_folder(data):
+        return str(absolute(data))
+    file = Path(listed.file)
+    there = str(file.parent.resolve() / file.name) if is_file(file) else listed.file
+    return str(replace(listed, file=there, root=absolute(listed.root)))
+
+
 def absolute_weights(weights: str | None) -> str | None:
     """Return the same of weights; a name of some, such as ``pretrained``, is no path, whatever is called so."""
     return absolute(weights) if weights is not None and is_file(weights) else weights
@@ -168,12 +182,12 @@ def with_absolute_code(text: str) -> str:
 
 
 def data_place(options: DataOptions) -> str | None:
-    """Return where the images lie or would lie, None where that is not known."""
-    data, root = options.data, options.data_root
+    """Return where the images, or the list of them, lie or would lie, None where that is not known."""
+    data, root = place_of(options.data), options.data_root
     below = Path(root or ".") / data
     if named_set(options) is not None:
         return None if root is None else str(below)
-    return str(below) if not is_folder(data) and is_folder(below) else data
+    return str(below) if not is_there(data) and is_there(below) else data
 
 
 def input_paths(request: Request) -> dict[str, str | None]:

@@ -19,14 +19,17 @@ from spkd.data.checked_files import SMALL
 from spkd.data.decoding import Picture, header_size, read_image
 from spkd.data.folder import image_files
 from spkd.data.images import ImageData, Images, joined
+from spkd.data.list_spec import place_of
 from spkd.data.load import load_data, named_set
 from spkd.data.options import DataOptions, View
 from spkd.data.vision_sets import DEFAULT_ROOT
 from spkd.errors import InputError, UnreadableImage, some
+from spkd.files import is_there
 from spkd.models.classifier import ModelInfo, composed
 from spkd.models.exported import is_exported
 from spkd.models.saved_model import find_meant, find_saved, not_saved, saved_info
 from spkd.training.batches import batches_for
+from spkd.training.identity import absolute_data
 from spkd.training.run_folder import config_of, what_changed
 
 SPLITS = ("test", "val", "train", "all")
@@ -42,12 +45,12 @@ _NOT_OF_A_RUN = {"image_size", "download", "workers"}
 def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     """Return the images that the run in ``folder`` was made with, with the ``given`` options (None: not given) over it.
 
-    Another ``data`` than the run's starts from the defaults; a folder in the place of the run's own, which is gone, is
-    taken for it. How images are fetched and read is never taken from the folder, which may be a stranger's.
+    Another ``data`` than the run's starts from the defaults; a folder or list in the place of the run's own, which is
+    gone, is taken for it. How images are fetched and read is never taken from the folder, which may be a stranger's.
 
     Raises:
-        InputError: when no ``data`` is given and the run's own are not known, their folder is not there, or they are
-            pickles that are read without checksums.
+        InputError: when no ``data`` is given and the run's own are not known, their folder or list is not there, or
+            they are pickles that are read without checksums.
     """
     given = {name: value for name, value in given.items() if value is not None}
     config = config_of(folder)
@@ -59,7 +62,7 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
             raise InputError(not_saved(Path(folder)))
         if own is None:
             raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
-        if Path(own).is_absolute() and not Path(own).exists():
+        if Path(own).is_absolute() and not is_there(place_of(own)):
             raise InputError(f"the images of {folder} are no longer in {own}: say by --data where they are")
         if not _is_verified(own):
             raise InputError(
@@ -97,8 +100,9 @@ def _is_own(own: str, named: DataOptions) -> bool:
     """Return whether the data that are named are a run's own, whose name or absolute path this is."""
     if named.data == own or not Path(own).is_absolute():
         return named.data == own
-    places = [Path(named.data), Path(named.data_root or ".") / named.data]
-    return any(place.is_dir() and (not Path(own).exists() or place.resolve() == Path(own)) for place in places)
+    is_gone = not is_there(place_of(own))
+    texts = (named.data, str(Path(named.data_root or ".") / named.data))
+    return any(is_there(place_of(text)) and (is_gone or absolute_data(text) == own) for text in texts)
 
 
 def part_of(data: ImageData, split: str) -> Images:

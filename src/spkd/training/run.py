@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from spkd.data.list_spec import short_name
 from spkd.data.stream import TrainStream
 from spkd.distiller import Distiller
 from spkd.errors import InputError, RunFailed, one_line, some
@@ -215,7 +216,7 @@ def default_out(request: Request) -> str:
     >>> default_out(Request(model="wrn-10-1", teacher="runs/teacher", method="sp+kd"))
     'runs/digits-wrn-10-1-sp+kd-seed0'
     """
-    parts = [Path(request.data.data).name, request.model]
+    parts = [short_name(request.data.data), request.model]
     if request.teacher is not None or request.method != "none":
         parts.append(request.method)
     return str(Path("runs") / slug("-".join([*parts, f"seed{request.seed}"])))

@@ -12,7 +12,7 @@ from spkd.data.images import ImageData
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
 from spkd.errors import InputError
-from spkd.files import is_folder, is_there, require_writable
+from spkd.files import is_file, is_folder, is_there, require_writable
 from spkd.models.build import build_model
 from spkd.models.classifier import Classifier, Normalisation, same_classes
 from spkd.models.cost import latency_ms
@@ -177,8 +177,10 @@ def _require_weights(spec: str, weights: str | None, normalisation: str | None) 
 
 
 def _require_beside(options: DataOptions, option: str, file: Path) -> None:
-    """Refuse a file that cannot be written, or whose folder would be taken for one of images of a class."""
+    """Refuse a file that cannot be written, is the list of images, or would lie in a folder of images of a class."""
     place = data_place(options)
+    if place is not None and is_file(place) and Path(place).resolve() == file.resolve():
+        raise InputError(f"{option} {file} is the list of --data: give another file")
     if place is not None and is_folder(place) and Path(place).resolve() in file.resolve().parents[1:]:
         raise InputError(f"{option} lies in a folder of --data {place}, which would be taken for a class: give another")
     require_writable(file)

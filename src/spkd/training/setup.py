@@ -31,6 +31,7 @@ from spkd.taps import TapPair
 from spkd.training.criterion import criterion_of
 from spkd.training.identity import (
     absolute,
+    absolute_data,
     absolute_network,
     absolute_weights,
     if_given,
@@ -134,11 +135,11 @@ class Setup:
         return {name: value for name, value in config.items() if (name, value) not in NOT_SAID.items()}
 
     def _data_name(self) -> str:
-        """Return the data's name, or the absolute path of their folder."""
+        """Return the data's name, or the absolute path of their folder or list."""
         named = self.request.data
         if named.is_digits:
             return "digits"
-        return named.data if named.data in VISION_SETS else str(absolute(named.data))
+        return named.data if named.data in VISION_SETS else absolute_data(named.data)
 
     def identity(self) -> str:
         """Return a hash of everything that decides the result, wherever it lies."""
