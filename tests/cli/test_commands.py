@@ -933,10 +933,11 @@ def test_several_students_are_compared_to_choose_one(
     printed = succeed(capsys, *command)
     choice = json.loads((out / "students.json").read_text())
     assert choice["command"] == shlex.join(["spkd", *command])
-    assert [sorted(one[key] for one in choice["candidates"]) for key in ("student", "parameters")] == [
-        sorted(students),
-        sorted(parameter_count(load_classifier(out / slug(student) / "none" / "seed-0")) for student in students),
-    ]
+    assert {one["student"]: one["parameters"] for one in choice["candidates"]} == {
+        student: parameter_count(load_classifier(out / slug(student) / "none" / "seed-0")) for student in students
+    }
+    tapes = [path.parent for path in out.glob("recordings/*/seed-*/tape")]
+    assert sorted(tape.name for tape in tapes) == ["seed-0", "seed-1"]
     for one in choice["candidates"]:
         folder = out / slug(one["student"])
         comparison = json.loads((folder / "comparison.json").read_text())
@@ -964,9 +965,12 @@ def test_several_students_are_compared_to_choose_one(
         assert min(picture.size) > 200
     made = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert len(made) == 2 * 2 * 2 + 2
-    succeed(capsys, *command[: command.index("--methods")], f"{tiny}?width=2", *command[command.index("--methods") :])
+    place = command.index("--students") + 1
+    succeed(capsys, *command[:place], f"{tiny}?width=2", students[1], *command[place + 2 :])
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert len(json.loads((out / "students.json").read_text())["candidates"]) == 3
+    assert len(list(out.glob("recordings/*/seed-*/tape"))) == 2
+    found = json.loads((out / "students.json").read_text())["candidates"]
+    assert {one["student"] for one in found} == {students[1], f"{tiny}?width=2"}
 
 
 def test_students_that_would_be_trained_otherwise_are_told_of(
@@ -981,11 +985,19 @@ def test_students_that_would_be_trained_otherwise_are_told_of(
         assert (warning in " ".join(capsys.readouterr().err.split())) == told_of
 
 
+def test_no_student_that_is_compared_is_written_over(
+    capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, student: Path
+) -> None:
+    options = ["--teacher", str(teacher), "--students", tiny, str(student), *CPU]
+    assert "lie in each other: choose another --out" in failing(capsys, "compare", *options, "--out", str(student))
+
+
 @pytest.mark.parametrize(
     ("students", "line"),
     [
         (["--students", "wrn-10-1", "wrn-10-1"], "--students names 'wrn-10-1' twice"),
         (["--students", "timm/a", "timm:a"], "'timm/a' and 'timm:a' have names too much alike"),
+        (["--students", "a", "b", "a", "b"], "--students names 'a' twice"),
         (["--students", "wrn-10-1", "--student", "wrn-10-1"], "--students takes the place of --student"),
         (["--students", "wrn-10-1", "wrn-11-1"], "wrn-11-1"),
     ],

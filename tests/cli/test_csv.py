@@ -116,6 +116,31 @@ def test_images_that_have_changed_are_told(capsys: pytest.CaptureFixture[str], p
     assert "warning: the images have changed since" in said
 
 
+def test_a_teacher_that_learnt_another_column_of_sets_is_told_of(
+    capsys: pytest.CaptureFixture[str], photos: Path
+) -> None:
+    """All sets are given, so none is cut; those that were held out from the teacher are others all the same."""
+    with (photos / "photos.csv").open(encoding="utf-8-sig") as file:
+        header, *rows = csv.reader(file, delimiter=";")
+    folds = [("train", "val", "test", "train"), ("test", "train", "train", "val")]
+    with (photos / "folds.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, "fold0", "fold1"])
+        writer.writerows([*row, *(fold[place // 2 % 4] for fold in folds)] for place, row in enumerate(rows))
+
+    def named(fold: int) -> str:
+        return f"{photos}/folds.csv?path=id&root={photos}/photos&suffix=.png&split=fold{fold}"
+
+    teacher, warning = photos / "teacher", "the teacher was trained with another column of sets or groups, and other"
+    succeed(capsys, "train", "--model", "wrn-10-1", "--data", named(0), *SHORT, "--out", str(teacher))
+    options = ["--teacher", str(teacher), "--student", "wrn-10-1", *SHORT, "--max_time", "0"]
+    for fold, is_told in ((0, False), (1, True)):
+        assert main(["distill", "--data", named(fold), *options, "--out", str(photos / f"run{fold}")]) == 3
+        assert (warning in " ".join(capsys.readouterr().err.split())) == is_told
+    _, said = succeed(capsys, "evaluate", str(teacher), "--data", named(1), *CPU)
+    assert f"warning: {teacher} was trained with another column of sets or groups, so that other images" in said
+
+
 def test_the_runs_own_list_is_known_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "own"
     for folder in (own / "photos", tmp_path / "run"):

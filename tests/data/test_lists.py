@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 import torch
 
 from spkd.data.folder import load_folder
 from spkd.data.images import FileImages, ImageData, MemoryImages
-from spkd.data.list_spec import list_named
+from spkd.data.list_spec import ListSpec, list_named
 from spkd.data.lists import load_list
 from spkd.data.load import load_data
 from spkd.data.options import DataOptions
@@ -170,8 +172,7 @@ class TestAsFolders:
         data = load_data(DataOptions(file), str(folder / "more"))
         assert data.unlabelled is not None
         assert len(data.unlabelled) == 4
-        first = folder / "more" / "000.png"
-        assert data.notes[-1] == f"4 of 4 images without a label are of no group, the first: {first}"
+        assert not any("without a label" in note for note in data.notes)
         plain = write(folder / "plain.csv", ("path", "label"), [row[:2] for row in rows])
         assert "are of no group" in load_data(DataOptions(plain, groups=r"p\d+"), str(folder / "more")).notes[-1]
         assert "of no group" not in str(load_data(DataOptions(plain), str(folder / "more")).notes)
@@ -212,9 +213,15 @@ class TestColumns:
         spec = list_named(text)
         assert spec is not None
         assert (spec.file, spec.label, spec.root, str(spec)) == ("a?b/labels.csv", "a b", "/x.csv", text)
+        assert list_named("a.csv?label=Age%26Sex%25") == ListSpec("a.csv", label="Age&Sex%")
         assert list_named("labels.CSV?suffix=01") == list_named("labels.CSV?&suffix=01&")
         for other in ("labels.csv.gz", ".csv", "digits", "photos", "dtd?partition=3", "labels.txt?label=x"):
             assert list_named(other) is None
+
+    @given(st.text(min_size=1).filter(lambda text: text == text.strip()), st.text("%&=26", min_size=1))
+    def test_what_a_name_is_written_as_names_the_same(self, label: str, path: str) -> None:
+        spec = ListSpec("my/labels.csv", path=path, label=label, root="/R&D/100%")
+        assert list_named(str(spec)) == spec
 
 
 GOOD = [("a/000.png", "a"), ("a/001.png", "a"), ("a/002.png", "a"), ("b/000.png", "b"), ("b/001.png", "b")]

@@ -11,8 +11,7 @@ from PIL import Image
 
 from spkd.report.choice import choice_figure, choice_markdown, choice_table
 from spkd.report.drawing import write_figure
-from spkd.studies.choice import Candidate, Choice
-from spkd.studies.records import NetworkRow, comparison_row
+from spkd.studies.records import Candidate, Choice, NetworkRow, comparison_row
 
 NONE = comparison_row("none", [0, 1], [5.0, 6.0], [4.0, 4.0])
 SP = comparison_row("sp", [0, 1], [3.0, 4.0], [2.0, 3.0], NONE)

@@ -134,7 +134,8 @@ def test_students_of_a_teacher_and_a_seed_share_a_tape(root: Path, tmp_path: Pat
         if request.teacher is not None:
             recording = tapes[next(name for name in task.after if name.startswith("recordings/"))]
             same = ("teacher", "seed", "data", "recipe")
-            assert [getattr(recording.request, key) for key in same] == [getattr(request, key) for key in same]
+            [recorded] = recording.requests
+            assert [getattr(recorded, key) for key in same] == [getattr(request, key) for key in same]
             assert request.overrides["gamma"] == task.labels["setting"]
 
 

@@ -46,7 +46,7 @@ def labels(**given: object) -> dict[str, object]:
 
 TASKS = [
     Task("none/wrn-16-1/seed-0", REQUEST, labels=labels(student="wrn-16-1", method="none", seed=0)),
-    Task("recordings/t/seed-0", Recording(REQUEST, ("sp",)), labels=labels(teacher="t", seed=0)),
+    Task("recordings/t/seed-0", Recording((REQUEST,), ("sp",)), labels=labels(teacher="t", seed=0)),
     Task("sp/a, b/seed-0", REQUEST, labels=labels(row="a, b", student="wrn-16-1", method="sp", setting=10.0, seed=0)),
     Task("sp/c/seed-0", REQUEST, labels=labels(row="c", student="wrn-16-1", method="sp", setting=20.0, seed=0)),
     Task("measurements/m", Measurement(activations, {}), labels={"student": "wrn-16-1"}),

@@ -145,7 +145,7 @@ def test_a_study_runs_in_order_and_only_once(
             Task("measured", Measurement(functions.note, {"path": path, "text": "last"}), ("sp/seed-0", "kd/seed-0")),
             Task("sp/seed-0", request, ("tape",), {"method": "sp", "seed": 0}),
             Task("kd/seed-0", student(tiny, folder / "teacher", "kd"), ("tape",), {"method": "kd", "seed": 0}),
-            Task("tape", Recording(request, ("sp", "kd")), ("teacher",)),
+            Task("tape", Recording((request,), ("sp", "kd")), ("teacher",)),
             Task("teacher", Request(model=f"{tiny}?width=8", overrides={"epochs": 1})),
         ]
 
@@ -181,7 +181,7 @@ def test_a_tape_that_failed_or_is_gone_matters_only_to_what_is_to_play_it(tiny: 
     folder, teacher = tmp_path / "study", tmp_path / "study" / "teacher"
     tasks = [
         Task("teacher", Request(model=f"{tiny}?width=8", overrides={"epochs": 1})),
-        Task("tape", Recording(student(tiny, teacher), ("sp", "kd")), ("teacher",)),
+        Task("tape", Recording((student(tiny, teacher),), ("sp", "kd")), ("teacher",)),
         Task("sp", student(tiny, teacher, epochs=1), ("tape",)),
         Task("kd", student(tiny, teacher, "kd", epochs=1), ("tape",)),
     ]
@@ -262,7 +262,7 @@ def test_a_refusal_names_what_helps_in_a_study(
     other = student(tiny, teacher)
     record(other, ["sp"], tape_folder(folder, "tape"), CPU, Display())
     other = replace(other, overrides={**other.overrides, "batch_size": 16})
-    state = study([Task("tape", Recording(other, ("sp",)))], folder)
+    state = study([Task("tape", Recording((other,), ("sp",)))], folder)
     with pytest.raises(RunFailed) as caught:
         state.raise_failure(folder)
     assert "--tape" not in str(caught.value)
@@ -272,7 +272,7 @@ def test_a_refusal_names_what_helps_in_a_study(
         str(caught.value),
     )
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=100))
-    larger = Task("larger", Recording(student(tiny, teacher), ("sp",)))
+    larger = Task("larger", Recording((student(tiny, teacher),), ("sp",)))
     outcome = carry_out(Job(larger, str(folder), CPU))
     assert outcome.failure is not None
     assert outcome.failure.endswith(" or train for fewer epochs, or do without tapes by --no_tapes")

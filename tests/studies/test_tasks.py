@@ -37,8 +37,8 @@ def test_the_digest_tells_what_is_done_and_not_what_it_is_called() -> None:
     works = [
         Request(model="wrn-10-1"),
         Request(model="wrn-10-1", seed=1),
-        Recording(Request(model="wrn-10-1"), ("sp",)),
-        Recording(Request(model="wrn-10-1"), ("sp", "kd")),
+        Recording((Request(model="wrn-10-1"),), ("sp",)),
+        Recording((Request(model="wrn-10-1"),), ("sp", "kd")),
         Measurement(measure, {"images": 3}),
         Measurement(measure, {"images": 4}),
     ]

@@ -312,12 +312,12 @@ def _students(options: Namespace) -> list[str]:
         return [_student(options)]
     if options.student is not None:
         raise InputError("--students takes the place of --student: leave that out")
-    folders = [slug(student) for student in options.students]
-    shared = [one for one, folder in zip(options.students, folders, strict=True) if folders.count(folder) > 1]
-    if len(set(shared)) == 1:
-        raise InputError(f"--students names {shared[0]!r} twice")
-    if shared:
-        raise InputError(f"--students: {shared[0]!r} and {shared[1]!r} have names too much alike for two folders")
+    for place, student in enumerate(options.students):
+        for other in options.students[:place]:
+            if student == other:
+                raise InputError(f"--students names {student!r} twice")
+            if slug(student) == slug(other):
+                raise InputError(f"--students: {other!r} and {student!r} have names too much alike for two folders")
     return list(options.students)
 
 

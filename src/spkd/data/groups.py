@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -67,10 +67,6 @@ class Grouping:
             )
         return {name: [group for group in groups if group is not None] for name, groups in found.items()}
 
-    def below(self, folder: Path) -> Grouping:
-        """Return the same of images in another folder."""
-        return replace(self, folder=folder)
-
 
 @dataclass(frozen=True)
 class ListedGroups:
@@ -82,17 +78,9 @@ class ListedGroups:
 
     groups: Mapping[str, Group]
 
-    def of(self, paths: Iterable[str]) -> list[Group | None]:
-        """Return the group of each image, None for one that is not listed."""
-        return [self.groups.get(path) for path in paths]
-
     def of_sets(self, sets: Mapping[str, Images]) -> dict[str, list[Group]]:
         """Return the group of each image of several sets, all of which are listed."""
         return {name: [self.groups[path] for path in images.paths or ()] for name, images in sets.items()}
-
-    def below(self, folder: Path) -> ListedGroups:
-        """Return the same of images in another folder."""
-        return self
 
 
 Groups = Grouping | ListedGroups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import unquote
 
 from spkd.errors import InputError, nearest
 from spkd.imports import argument_texts
@@ -38,12 +39,14 @@ class ListSpec:
 
     def __str__(self) -> str:
         given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        arguments = "&".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        arguments = "&".join(f"{name}={_quoted(value)}" for name, value in given.items() if value is not None)
         return f"{self.file}?{arguments}" if arguments else self.file
 
 
 def list_named(data: str) -> ListSpec | None:
     """Return the list that a text names, None where it does not name one.
+
+    In its arguments ``%26`` is read as ``&``, and ``%25`` as ``%``, as in an address.
 
     Raises:
         InputError: when an argument is unknown, given twice or without a value.
@@ -63,7 +66,11 @@ def list_named(data: str) -> ListSpec | None:
             f"data: the list {found['file']} takes {', '.join(known[:-1])} and {known[-1]} after '?', not {unknown!r}."
             f"{nearest(unknown, known)}"
         )
-    return ListSpec(found["file"], **arguments)
+    return ListSpec(found["file"], **{name: unquote(value) for name, value in arguments.items()})
+
+
+def _quoted(value: str) -> str:
+    return value.replace("%", "%25").replace("&", "%26")
 
 
 def place_of(data: str) -> str:

@@ -67,28 +67,28 @@ def load_list(
         groups: as of a folder; of a path below the folder in which the list's paths begin.
 
     Raises:
-        InputError: as :func:`read_list` and :func:`spkd.data.labelled_files.opened` do.
-    """
-    files = read_list(spec, file, skip_bad_images=skip_bad_images, divided=divided, groups=groups)
-    return opened(files, skip_bad_images=skip_bad_images, divided=divided)
-
-
-def read_list(
-    spec: ListSpec,
-    file: Path,
-    *,
-    skip_bad_images: bool = False,
-    divided: bool = True,
-    groups: str | None = None,
-) -> LabelledFiles:
-    """Return what a list tells; the arguments are those of :func:`load_list`.
-
-    Raises:
         InputError: when the list is no table, has no column of paths or of labels, or a cell of those that are used is
             empty; when an image is there twice, a set is unknown, there are fewer than two classes, or a class of
             ``val`` or ``test`` that ``train`` lacks; when groups are told twice, or there is no folder ``root`` or no
-            file of an image.
+            file of an image; and as :func:`spkd.data.labelled_files.opened` does.
     """
+    files = _read(spec, file, skip_bad_images=skip_bad_images, divided=divided, groups=groups)
+    return opened(files, skip_bad_images=skip_bad_images, divided=divided)
+
+
+def paths_begin(spec: ListSpec, file: Path) -> Path:
+    """Return the folder in which the relative paths of a list begin.
+
+    Raises:
+        InputError: when there is no such folder.
+    """
+    root = file.parent if spec.root is None else Path(spec.root).expanduser()
+    if not is_folder(root):
+        raise InputError(f"data: no folder {root.resolve()}, in which the paths of {file} are to begin; check root=")
+    return root.absolute()
+
+
+def _read(spec: ListSpec, file: Path, *, skip_bad_images: bool, divided: bool, groups: str | None) -> LabelledFiles:
     usual = [name for names in _USUAL.values() for name in names]
     given: dict[str, str | None] = {part: getattr(spec, part) for part in _USUAL}
     table = read_table(file, {*usual, *(name for name in given.values() if name is not None)})
@@ -121,15 +121,6 @@ def read_list(
         advice="say which in a column group or by --groups, or name the sets in a column split",
         notes=(f"columns of {file} that are not used: {some(unused, 5)}",) if unused else (),
     )
-
-
-def _root(spec: ListSpec, file: Path, paths: Sequence[str]) -> Path:
-    """Return the folder in which relative paths begin."""
-    root = file.parent if spec.root is None else Path(spec.root).expanduser()
-    if not is_folder(root):
-        raise InputError(f"data: no folder {root.resolve()}, in which the paths of {file} are to begin; check root=")
-    # A hash of names below what all have in common needs paths of one kind.
-    return root.absolute() if any(map(os.path.isabs, paths)) else root
 
 
 def _find_column(table: Table, spec: ListSpec, part: str, given: Mapping[str, str | None]) -> int | None:
@@ -188,7 +179,7 @@ def _read_columns(table: Table, spec: ListSpec, places: Mapping[str, int | None]
                 f"data: in {len(empty)} of the {len(table.rows)} rows of {table.file} the column "
                 f"{_named(table, place)} is empty, first in row {empty[0]}; {missing[part]}"
             )
-    root = _root(spec, table.file, cells["path"])
+    root = paths_begin(spec, table.file)
     paths = [str(root / f"{path}{spec.suffix or ''}") for path in cells["path"]]
     return _Columns(root, paths, cells["label"], cells.get("split"), cells.get("group"))
 

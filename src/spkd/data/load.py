@@ -11,11 +11,11 @@ import torch
 
 from spkd.data.digits import load_digits
 from spkd.data.folder import load_folder
-from spkd.data.groups import Grouping, Groups
+from spkd.data.groups import Grouping
 from spkd.data.images import ImageData
 from spkd.data.kept import kept
 from spkd.data.list_spec import ListSpec, list_named
-from spkd.data.lists import load_list, read_list
+from spkd.data.lists import load_list, paths_begin
 from spkd.data.options import DataOptions
 from spkd.data.splits import hold_out
 from spkd.data.unlabelled import with_unlabelled
@@ -55,14 +55,12 @@ def _load_both(named: tuple[DataOptions, str]) -> ImageData:
     )
 
 
-def _grouping(options: DataOptions) -> Groups | None:
-    """Return what tells which labelled images belong together."""
-    if named_set(options) is not None:
+def _grouping(options: DataOptions) -> Grouping | None:
+    """Return what tells from their paths which labelled images belong together."""
+    if options.groups is None:
         return None
     place, listed = _find_own(options)
-    if listed is not None:
-        return read_list(listed, place, skip_bad_images=options.skip_bad_images, groups=options.groups).groups
-    return None if options.groups is None else Grouping(options.groups, place)
+    return Grouping(options.groups, place if listed is None else paths_begin(listed, place))
 
 
 def _load(named: tuple[DataOptions, bool]) -> ImageData:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spkd.data.checked_files import open_files
 from spkd.data.folder import find_files, note_of_others
-from spkd.data.groups import Groups
+from spkd.data.groups import Grouping
 from spkd.data.images import FileImages, ImageData, Images, MemoryImages, joined
 from spkd.data.twins import twins
 from spkd.errors import InputError
@@ -19,13 +19,13 @@ from spkd.losses.objective import UNLABELLED
 
 
 def with_unlabelled(
-    data: ImageData, folder: Path, *, skip_bad_images: bool = False, grouping: Groups | None = None
+    data: ImageData, folder: Path, *, skip_bad_images: bool = False, grouping: Grouping | None = None
 ) -> ImageData:
     """Return the data with the images anywhere below ``folder`` as its unlabelled ones.
 
     They are read as the training images are. Where those are small ones in memory, these must have the same size.
     Images that are validation or test images too (the same pixels, of files the same content) are left out, and where
-    there is a ``grouping`` of the labelled images, those of the same groups. One of which no group is known stays.
+    there is a ``grouping`` of the labelled images, those of the same groups. One whose path tells no group stays.
 
     Raises:
         InputError: when there is no such folder, no image in it that is not left out, one that cannot be read, or one
@@ -56,7 +56,7 @@ def with_unlabelled(
 
 
 def _left_out(
-    images: Images, paths: Sequence[str], data: ImageData, grouping: Groups | None, folder: Path
+    images: Images, paths: Sequence[str], data: ImageData, grouping: Grouping | None, folder: Path
 ) -> tuple[set[int], list[str]]:
     """Return the places of the images that are held out among the labelled ones, or are of their groups, and lines."""
     copies = twins(images, joined(data.val, data.test)).keys()
@@ -68,7 +68,7 @@ def _left_out(
     if grouping is None:
         return set(copies), notes
     held_out = {group for one in (data.val, data.test) for group in grouping.of(one.paths or ())}
-    groups = grouping.below(folder).of(paths)
+    groups = replace(grouping, folder=folder).of(paths)
     related = {place for place, group in enumerate(groups) if group in held_out} - copies
     if related:
         notes.append(

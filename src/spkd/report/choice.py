@@ -12,8 +12,7 @@ from spkd.report.drawing import COLOURS
 from spkd.report.grid import Grid, grid_markdown, grid_table
 from spkd.report.networks import short_count
 from spkd.report.tables import MEASURES, NOT_KNOWN, mean_text
-from spkd.studies.choice import Candidate, Choice
-from spkd.studies.records import BASELINE, ComparisonRow
+from spkd.studies.records import BASELINE, Candidate, Choice, ComparisonRow
 
 _MARKERS = "DosPX^v"
 """Of students, with a colour each; there are as many again before both come together for the second time."""

@@ -119,7 +119,7 @@ class Builder:
         request = self._with_teacher(request, teacher, Method("", "sp", ("stages",)))
         return Task(
             f"{self.above}recordings/{slug(teacher.label)}/seed-{seed}",
-            Recording(request, tuple(method.terms for method in self.remembered)),
+            Recording((request,), tuple(method.terms for method in self.remembered)),
             after=after,
             labels=_labels(teacher=teacher.label, seed=seed),
         )

@@ -90,11 +90,11 @@ def compare(
     """
     methods = checked_methods(methods, seeds)
     baseline = chosen_baseline(methods, against)
-    first = next(iter(requests.values()))
-    refuse_inputs("--out", out, input_paths(first))
+    for request in requests.values():
+        refuse_inputs("--out", out, input_paths(request))
     deadline = runtime.deadline()
     taught = [method for method in methods if method != BASELINE]
-    if first.teacher is None and taught:
+    if taught and any(request.teacher is None for request in requests.values()):
         asked = [with_method(request, method) for request in requests.values() for method in taught]
         teacher = digits_teacher(asked, runtime, display())
         if teacher is None:

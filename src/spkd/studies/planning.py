@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,15 +35,19 @@ class Part:
         requests: by method, all with one image size and recipe.
         data: the name of the images.
         select: by which error epochs are kept.
-        heard: everything that decides what its students hear of the teacher; those of parts where it is the same can
-            play one tape. Empty where none has a teacher.
+        tape: where the tapes that its runs can play lie, one for each seed, below the folder of the comparison; parts
+            to which the teacher says the same share it.
+        epochs: of each run.
+        memories: what its runs need of the teacher, of which a tape that is shared may hold more.
     """
 
     folder: str
     requests: Mapping[str, Request]
     data: str
     select: Select
-    heard: str
+    tape: str
+    epochs: int
+    memories: frozenset[str]
 
     @property
     def taught(self) -> list[str]:
@@ -60,54 +65,67 @@ def plan_parts(
 ) -> list[Part]:
     """Return the part of each student, whose request is given by the folder of its runs below ``out``.
 
-    Each method is tried once. What is to be said of the images, and what is warned of, is said once. ``here`` is how
-    the runs are carried out where that is on this machine.
+    Each method is tried once. What is to be said of the images, and what is warned of, is said once, and of several
+    students with the name of the one that it is about. ``here`` is how the runs are carried out where that is on this
+    machine.
 
     Raises:
         InputError: as :func:`spkd.training.setup.set_up` does, when the device or its precision is not to be had here,
             and when ``out`` holds runs that are made of others.
     """
     parts: list[Part] = []
-    notes: list[str] = []
+    said: dict[str, None] = {}
     trained_as: dict[str, str] = {}
     for folder, request in requests.items():
-        part, setups = _plan_part(folder, request, methods, here)
-        for setup in setups.values():
-            of_data = dict.fromkeys(setup.notes_of_data)
-            warnings = [note for note in setup.notes if note.startswith("warning:") and note not in of_data]
-            if len(requests) > 1:
-                warnings = [note.replace("warning:", f"warning: {request.model}:", 1) for note in warnings]
-            notes += [*of_data, *warnings]
-            trained_as[request.model] = f"recipe {setup.recipe.name}, {setup.image_size} pixels"
-        if not overwrite:
-            _refuse_others(setups, out / folder)
+        part, of_data, warnings = _plan_part(folder, request, methods, out, here, overwrite=overwrite)
+        of_data = [note for note in of_data if note not in said]
+        if parts:
+            of_data = [_named(note, request.model) for note in of_data]
+        if len(requests) > 1:
+            warnings = [_named(note, request.model) for note in warnings]
+        said |= dict.fromkeys([*of_data, *warnings])
+        pinned_to = next(iter(part.requests.values()))
+        trained_as[request.model] = f"recipe {pinned_to.recipe}, {pinned_to.data.image_size} pixels"
         parts.append(part)
     if len(set(trained_as.values())) > 1:
         each = "; ".join(f"{model}: {how}" for model, how in trained_as.items())
-        notes.append(f"warning: the students are not trained alike ({each}): give --recipe and --image_size")
+        said[f"warning: the students are not trained alike ({each}): give --recipe and --image_size"] = None
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file, not a folder")
-    for note in dict.fromkeys(notes):
+    for note in said:
         display().say(note)
     return parts
 
 
 def _plan_part(
-    folder: str, request: Request, methods: Sequence[str], here: Runtime | None
-) -> tuple[Part, dict[str, Setup]]:
+    folder: str, request: Request, methods: Sequence[str], out: Path, here: Runtime | None, *, overwrite: bool
+) -> tuple[Part, list[str], list[str]]:
+    """Return a student's part, what is to be said of the images, and what is warned of."""
     leading = next((method for method in methods if method != BASELINE), BASELINE)
     first = set_up(with_method(request, leading))
     if here is not None:
         make_fabric(here, first.recipe.precision)
-    setups = {method: set_up(with_method(pinned(request, first), method)) for method in methods}
+    asked: dict[str, Request] = {}
+    memories: set[str] = set()
+    warnings: list[str] = []
+    for method in methods:
+        setup = set_up(with_method(pinned(request, first), method))
+        others = (note for note in setup.notes if note not in first.notes_of_data)
+        warnings += [note for note in others if note.startswith("warning:")]
+        if not overwrite:
+            _refuse_others(setup, out / folder / slug(method))
+        asked[method] = setup.request
+        memories.update(setup.objective.memories)
     part = Part(
         folder=folder,
-        requests={method: setup.request for method, setup in setups.items()},
+        requests=asked,
         data=first.data.name,
         select=first.recipe.select,
-        heard=_heard([setup for setup in setups.values() if setup.request.teacher is not None]),
+        tape=f"recordings/{_digest(first)}" if folder and first.request.teacher is not None else "recordings",
+        epochs=first.recipe.epochs,
+        memories=frozenset(memories),
     )
-    return part, setups
+    return part, list(first.notes_of_data), warnings
 
 
 def with_method(request: Request, method: str) -> Request:
@@ -115,33 +133,39 @@ def with_method(request: Request, method: str) -> Request:
     return alone_request(request) if method == BASELINE else replace(request, method=method)
 
 
-def _heard(taught: Sequence[Setup]) -> str:
-    """Return everything that decides what students hear of their teacher, for a seed; empty where there are none."""
-    if not taught:
-        return ""
-    memories = sorted({memory for setup in taught for memory in setup.objective.memories})
-    recipe = taught[0].recipe
-    return json.dumps([taught[0].tape_identity(), memories, recipe.epochs, recipe.teacher_precision], sort_keys=True)
+def _named(note: str, student: str) -> str:
+    """Return a line with the student that it is about.
+
+    >>> _named("warning: too short", "wrn-10-1"), _named("seen at 32 x 32", "wrn-10-1")
+    ('warning: wrn-10-1: too short', 'wrn-10-1: seen at 32 x 32')
+    """
+    is_warning = note.startswith("warning: ")
+    return f"{'warning: ' * is_warning}{student}: {note.removeprefix('warning: ')}"
 
 
-def _refuse_others(setups: Mapping[str, Setup], out: Path) -> None:
-    """Refuse a folder that holds runs of these methods which are made of others."""
-    for method, setup in setups.items():
-        is_first = True
-        for path in sorted((out / slug(method)).glob("seed-*")):
-            folder, seed = RunFolder(path), path.name.removeprefix("seed-")
-            if not seed.isdigit() or not folder.has_begun():
-                continue
-            own = replace(setup, request=replace(setup.request, seed=int(seed)))
-            # Of one run for each method all is looked at, files and images too, which takes long for all of them.
-            if is_first or folder.config() != own.config():
-                is_first = False
-                try:
-                    folder.refuse_other(own.config(), own.identity())
-                except UnusableFolder as error:  # whose advice is for a run by itself
-                    raise InputError(
-                        f"{error.what}: give another --out, the options that it was made with, or --overwrite"
-                    ) from error
+def _digest(setup: Setup) -> str:
+    """Return a hash of everything that decides what the teacher says of each batch, whatever the seed."""
+    decided = {**setup.tape_identity(), "seed": None, "precision": setup.recipe.teacher_precision}
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _refuse_others(setup: Setup, runs: Path) -> None:
+    """Refuse a folder that holds runs, one for each seed, which are made of others than ``setup``."""
+    is_first = True
+    for path in sorted(runs.glob("seed-*")):
+        folder, seed = RunFolder(path), path.name.removeprefix("seed-")
+        if not seed.isdigit() or not folder.has_begun():
+            continue
+        own = replace(setup, request=replace(setup.request, seed=int(seed)))
+        # Of one run for each method all is looked at, files and images too, which takes long for all of them.
+        if is_first or folder.config() != own.config():
+            is_first = False
+            try:
+                folder.refuse_other(own.config(), own.identity())
+            except UnusableFolder as error:  # whose advice is for a run by itself
+                raise InputError(
+                    f"{error.what}: give another --out, the options that it was made with, or --overwrite"
+                ) from error
 
 
 def tasks_of(parts: Sequence[Part], seeds: int) -> list[Task]:
@@ -149,20 +173,20 @@ def tasks_of(parts: Sequence[Part], seeds: int) -> list[Task]:
     listeners: dict[str, list[Part]] = {}
     for part in parts:
         if part.taught:
-            listeners.setdefault(part.heard, []).append(part)
+            listeners.setdefault(part.tape, []).append(part)
+    taped = {tape: sharing for tape, sharing in listeners.items() if sum(len(part.taught) for part in sharing) > 1}
     tasks = []
     for seed in range(seeds):
-        tapes: dict[str, str] = {}
-        for number, (heard, sharing) in enumerate(listeners.items()):
-            first, methods = sharing[0], sharing[0].taught
-            if len(sharing) * len(methods) > 1:
-                # The first keeps its name when students are added.
-                tapes[heard] = str(PurePosixPath("recordings", first.folder if number else "", f"seed-{seed}"))
-                recording = Recording(replace(first.requests[methods[0]], seed=seed), tuple(methods))
-                tasks.append(Task(tapes[heard], recording, labels={"seed": seed}))
+        for tape, sharing in taped.items():
+            unlike: dict[tuple[int, frozenset[str]], Request] = {}
+            for part in sharing:
+                unlike.setdefault((part.epochs, part.memories), part.requests[part.taught[0]])
+            requests = tuple(replace(request, seed=seed) for request in unlike.values())
+            recording = Recording(requests, tuple(sharing[0].taught))
+            tasks.append(Task(f"{tape}/seed-{seed}", recording, labels={"seed": seed}))
         for part in parts:
             for method, request in part.requests.items():
-                after = (tapes[part.heard],) if method in part.taught and part.heard in tapes else ()
+                after = (f"{part.tape}/seed-{seed}",) if method in part.taught and part.tape in taped else ()
                 labels: dict[str, Label] = {"student": request.model, "method": method, "seed": seed}
                 tasks.append(Task(part.name(method, seed), replace(request, seed=seed), after, labels=labels))
     return tasks

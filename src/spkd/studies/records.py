@@ -124,6 +124,60 @@ class NetworkRow:
     steps: int | None = None
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One student to choose; errors are in percent, by the measure of the choice.
+
+    Attributes:
+        student: its model spec.
+        parameters: how many.
+        multiply_adds: of one image.
+        latency_ms: of one image on the CPU, in milliseconds.
+        method: the one with the lowest mean validation error, of several the first.
+        val_error: that error.
+        row: of that method.
+        alone: of the student alone; None where it was not trained.
+        is_efficient: whether no other candidate is both as quick and as good on the validation images, and better in
+            one of the two.
+    """
+
+    student: str
+    parameters: int
+    multiply_adds: int
+    latency_ms: float
+    method: str
+    val_error: float
+    row: ComparisonRow
+    alone: ComparisonRow | None
+    is_efficient: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Students to choose from.
+
+    Attributes:
+        data: the images' name.
+        candidates: the students, the quickest first.
+        teacher: what it costs, and its errors on the same images; None where no method has one.
+        measure: what the errors are, as of :class:`Comparison`.
+        command: the command line that repeats it.
+    """
+
+    data: str
+    candidates: tuple[Candidate, ...]
+    teacher: NetworkRow | None = None
+    measure: Select = "error"
+    command: str = ""
+
+    @property
+    def teacher_error(self) -> float | None:
+        """The teacher's test error in percent, by the measure; None where it is not known."""
+        if self.teacher is None:
+            return None
+        return self.teacher.test_balanced_error if self.measure == "balanced" else self.teacher.test_error
+
+
 def error_key(split: str, measure: Select) -> str:
     """Return what a result calls an error.
 

@@ -6,7 +6,7 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,21 @@ _CODE_FOLDER = re.compile(r"^.*/(?=[^/]+\.py:)")
 _OF_TEACHER = ("teacher", "teacher_weights", "teacher_normalisation", "teacher_size", "unlabelled")
 TEACHER_EPOCHS = 60
 """Epochs of the digits' own teacher: a teacher with little more to know has little to teach."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network to put beside others.
+
+    Attributes:
+        label: its part, as of :class:`~spkd.studies.records.NetworkRow`.
+        classifier: the network.
+        facts: what else its row tells: errors, epochs and steps.
+    """
+
+    label: str
+    classifier: Classifier
+    facts: Mapping[str, Any]
 
 
 @keeping_last()
@@ -98,8 +113,7 @@ def distill(
             return None
         # One architecture, measured once: its latency twice would differ by the machine's noise.
         rows.insert(0, replace(rows[0], label="student alone", **_facts(result)))
-    rows.insert(0, teacher_row(request, student))
-    return rows
+    return [*measured([teacher_of(request, student)]), *rows]
 
 
 def _check_alone(request: Request, out: Path, *, overwrite: bool) -> None:
@@ -111,13 +125,13 @@ def _check_alone(request: Request, out: Path, *, overwrite: bool) -> None:
         folder.check(setup.config(), setup.identity(), resume=not overwrite, overwrite=overwrite)
 
 
-def teacher_row(request: Request, student: Mapping[str, Any]) -> NetworkRow:
-    """Measure a request's teacher, with its errors as a student's result has them: its own run may have seen others."""
+def teacher_of(request: Request, student: Mapping[str, Any]) -> Network:
+    """Return a request's teacher, with its errors as a student's result has them: its own run may have seen others."""
     folder = find_meant(str(request.teacher))
     teacher = set_up(request).teacher if folder is None else load_classifier(folder)
     if teacher is None:
         raise InputError(f"--teacher {request.teacher} cannot be built again")
-    return _measured("teacher", teacher, teacher_errors(student))
+    return Network("teacher", teacher, teacher_errors(student))
 
 
 def teacher_errors(student: Mapping[str, Any]) -> dict[str, float | None]:
@@ -188,7 +202,12 @@ def _rehearse(requests: Sequence[Request], teacher: Request, runtime: Runtime) -
 
 def network_row(label: str, folder: Path, result: Mapping[str, Any]) -> NetworkRow:
     """Measure a saved network's size and speed and put its run's errors beside them."""
-    return _measured(label, load_classifier(folder), _facts(result))
+    return measured([saved_network(label, folder, result)])[0]
+
+
+def saved_network(label: str, folder: Path, result: Mapping[str, Any]) -> Network:
+    """Return the network of a run, with the errors in its result."""
+    return Network(label, load_classifier(folder), _facts(result))
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,16 +220,30 @@ def _facts(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**errors, "test_balanced_error": balanced, **trained}
 
 
-def _measured(label: str, classifier: Classifier, facts: Mapping[str, Any]) -> NetworkRow:
+def measured(networks: Sequence[Network], rounds: int = 1) -> list[NetworkRow]:
+    """Return a row for each network.
+
+    Their latencies are measured in turn, in each of several ``rounds``, and of each the lowest counts: that which other
+    programs delayed least.
+    """
+    times = [[_latency_ms(network.classifier) for network in networks] for _ in range(rounds)]
+    return [_row(network, min(own)) for network, own in zip(networks, zip(*times, strict=True), strict=True)]
+
+
+def _latency_ms(classifier: Classifier) -> float:
     info = classifier.info
-    image = torch.rand(1, info.channels, info.image_size, info.image_size)
+    return latency_ms(classifier, torch.rand(1, info.channels, info.image_size, info.image_size))
+
+
+def _row(network: Network, latency: float) -> NetworkRow:
+    info = network.classifier.info
     row = NetworkRow(
-        label=label,
+        label=network.label,
         model=_CODE_FOLDER.sub("", info.spec),
-        parameters=parameter_count(classifier),
-        multiply_adds=multiply_adds(classifier, tuple(image.shape[1:])),
-        latency_ms=latency_ms(classifier, image),
+        parameters=parameter_count(network.classifier),
+        multiply_adds=multiply_adds(network.classifier, (info.channels, info.image_size, info.image_size)),
+        latency_ms=latency,
         test_error=None,
         val_error=None,
     )
-    return replace(row, **facts)
+    return replace(row, **network.facts)

@@ -22,11 +22,12 @@ class Recording:
     """A teacher's tape, to be filled ahead of the students that will play it.
 
     Args:
-        request: a request with the teacher, data, recipe and seed that the students share.
-        methods: the students' methods; what any of them needs of the teacher is recorded.
+        requests: the students, or those of them that need unlike things of the teacher, which has the same images to
+            speak of with each: what any needs is recorded.
+        methods: the students' methods, likewise.
     """
 
-    request: Request
+    requests: tuple[Request, ...]
     methods: tuple[str, ...]
 
 

@@ -143,15 +143,24 @@ def _do(task: Task, study: Path, runtime: Runtime) -> bool:
         _measure(work, folder, _identity(work, task, study), runtime)
         return True
     if isinstance(work, Recording):
-        from spkd.training.recording import record
-
-        recorded = record(work.request, work.methods, tape_folder(study, task.name), runtime, Lines())
-        if recorded is not None and recorded != RunFolder(folder).result():
-            RunFolder(folder).write_result(recorded)
-        return recorded is not None
+        return _record(work, tape_folder(study, task.name), folder, runtime)
     from spkd.training.run import run
 
     return run(work, folder, runtime, Lines(), resume=True) is not None
+
+
+def _record(work: Recording, tape: Path, folder: Path, runtime: Runtime) -> bool:
+    from spkd.training.recording import record
+
+    deadline, told = runtime.deadline(), dict[str, Any]()
+    for request in work.requests:
+        recorded = record(request, work.methods, tape, runtime.until(deadline), Lines())
+        if recorded is None:
+            return False
+        told |= recorded
+    if told != RunFolder(folder).result():
+        RunFolder(folder).write_result(told)
+    return True
 
 
 def _measure(work: Measurement, folder: Path, identity: str, runtime: Runtime) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from spkd.data.decoding import header_size
 from spkd.data.images import FileImages, ImageData
+from spkd.data.list_spec import list_named
 from spkd.losses.methods import term_names
 from spkd.models.saved_model import find_meant
 from spkd.training.options import Request
@@ -41,19 +42,22 @@ def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
     """Return a line for each network that may have learnt from images which are held out here.
 
     It is one that was trained on the same folder when that held other images, or with other groups, so that others were
-    cut off.
+    cut off; or on the same list by another column of sets or groups.
     """
     networks = [("teacher", request.teacher, request.teacher_weights), ("student", request.model, request.weights)]
     notes = []
     for name, spec, weights in networks:
         folder = None if spec is None or weights is not None else find_meant(spec)
-        if folder is None or not data.cut:
+        if folder is None or not (data.cut or list_named(request.data.data)):
             continue
-        if changed := what_changed(folder, data, request.data):
+        changed = what_changed(folder, data, request.data)
+        if changed is not None and (data.cut or changed[0] == "columns"):
             why = f"{data.name} has changed since the {name} was trained on it"
             advice = "make val/ and test/ of a set that grows"
             if changed[0] == "groups":
                 why, advice = f"the {name} was trained with other --groups", "train it with these"
+            elif changed[0] == "columns":
+                why, advice = f"the {name} was trained with another column of sets or groups", "train it with this one"
             notes.append(
                 f"warning: {why}, and other images are held out: it may have learnt some of them, so that errors are "
                 f"too low; {advice}"

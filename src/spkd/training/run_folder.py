@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from spkd.data.images import ImageData
+from spkd.data.list_spec import list_named
 from spkd.data.options import CROP_SCALE, DataOptions
 from spkd.errors import InputError, UnusableFolder
 from spkd.files import (
@@ -245,10 +246,11 @@ class RunFolder:
 
 def what_changed(
     network: str | Path, data: ImageData, options: DataOptions
-) -> tuple[Literal["images", "groups"], str] | None:
+) -> tuple[Literal["images", "groups", "columns"], str] | None:
     """Return why others of these images are held out than when the run of a network was made, None where none are.
 
-    That is in a word and in a sentence: the images of this name, named alike, are others, or divided by other groups.
+    That is in a word and in a sentence: the images of this name, named alike, are others, or divided by other groups or
+    by other columns of a list.
     The network is given as its folder, or as a file that was exported to a folder in that.
     """
     path = Path(network)
@@ -261,6 +263,12 @@ def what_changed(
     is_named_so = result.get("data") == data.name
     if not (alike and is_named_so and result.get("images_fingerprint") not in (None, data.fingerprint)):
         return None
+    own, now = list_named(str(config.get("data"))), list_named(options.data)
+    if own is not None and now is not None and (own.split, own.group) != (now.split, now.group):
+        return (
+            "columns",
+            f"{network} was trained with another column of sets or groups, so that other images are held out",
+        )
     if (groups := config["groups"]) == options.groups:
         return "images", f"the images have changed since {network} was trained"
     given = "without --groups" if groups is None else f"with --groups '{groups}', which are to be given"
