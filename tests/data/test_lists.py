@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-import torch
 
 from spkd.data.folder import load_folder
 from spkd.data.images import FileImages, ImageData, MemoryImages
