@@ -251,9 +251,10 @@ def test_options_of_one_network_say_of_which(capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
         text = " ".join(capsys.readouterr().out.split())
-        for option in ("WEIGHTS", "NORMALISATION"):
-            assert f" {option} of the student: " in text
-            assert f" TEACHER_{option} of the teacher: " in text
+        assert " WEIGHTS the student's initial weights: " in text
+        assert " TEACHER_WEIGHTS the teacher's weights: " in text
+        assert " NORMALISATION normalisation that the student's weights were trained with: " in text
+        assert " TEACHER_NORMALISATION normalisation that the teacher's weights were trained with: " in text
 
 
 def test_help_needs_no_torch_and_is_quick() -> None:
