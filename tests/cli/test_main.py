@@ -37,13 +37,13 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--optimizer", "adam"], "--optimizer must be one of sgd, adamw, not 'adam'. Did you mean 'adamw'"),
         (["export", "x", "--weight_bits", "9"], "--weight_bits must be one of 7, 8, not '9'"),
         (["export", "x", "--calibrate", "--check_images", "x.png"], "--calibrate needs labelled images to measure on"),
-        (["export", "x", "--weight_bits", "8"], "--weight_bits is of 8-bit integers: give --int8"),
+        (["export", "x", "--weight_bits", "8"], "--weight_bits is for 8-bit integers: give --int8"),
         (["train", "--precision", "fp8"], "--precision must be one of 32-true, bf16-mixed, 16-mixed"),
         (["train", "--milestones", "0.5", "x"], "--milestones must be a finite number, not 'x'"),
         (["train", "--seed", "-1"], "--seed must be from 0"),
         (["train", "--seed", "99999999999999999999999"], "--seed must be from 0"),
         (["train", "--image_size", "100000"], "expected a side length from 2 to 4096 pixels, got 100000"),
-        (["train", "--resume", "--overwrite"], "--overwrite excludes --resume and --finish"),
+        (["train", "--resume", "--overwrite"], "--overwrite cannot be combined with --resume or --finish"),
         (["train", "--accelerator", "cpu", "--precision", "16-mixed"], "float16 needs a GPU"),
         (["train", "--model"], "--model: expected one argument"),
         (["train", "--config", "nowhere.yaml"], "--config: there is no file …/nowhere.yaml'"),
@@ -162,7 +162,7 @@ def test_a_full_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr("spkd.training.prediction.predict", fill)
     code, _, err = answer(capsys, "predict", "runs/x", "photos")
     assert code == 1
-    assert err.startswith("spkd: error: the device's memory is full: ")
+    assert err.startswith("spkd: error: the device's memory is full (")
     assert err.count("\n") == 1
 
 

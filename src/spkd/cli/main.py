@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_full_memory(error):
             return _fail(
-                f"the device's memory is full: smaller images, or a CPU, need less of it ({one_line(error)})", 1
+                f"the device's memory is full ({one_line(error)}); smaller images, or a CPU, need less of it", 1
             )
         return _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
     finally:
@@ -117,7 +117,7 @@ def _call(given: Sequence[str], handed_on: Sequence[str]) -> int:
     if "devices" in chosen and chosen.devices > 1 and not is_launched():
         from spkd.training.launch import launch
 
-        resumed = "--resume goes on from its last checkpoint" if "resume" in chosen else "the same command goes on"
+        resumed = "--resume continues from its last checkpoint" if "resume" in chosen else "the same command continues"
         return launch(main, handed_on, chosen.devices, resumed)
     with contextlib.ExitStack() as stack:
         if is_follower():
@@ -208,7 +208,7 @@ def _one_line(message: str, given: Sequence[str]) -> str:
     if match := re.search(r"File does not exist: (.*)", message):
         return f"--config: there is no file {match[1]}"
     if match := re.search(r"Problems parsing config: (.*)|Unexpected config: (.*)", message, re.DOTALL):
-        return f"--config: the file is no list of `option: value` lines: {match[1] or match[2]}"
+        return f"--config: the file is not a list of `option: value` lines: {match[1] or match[2]}"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     if key and value:
