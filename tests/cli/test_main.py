@@ -101,8 +101,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ("content", "expected"),
     [
         ("epoch: 3\n", "Did you mean '--epochs'"),
-        ("a: [", "no list of"),
-        ("- a\n", "no list of"),
+        ("a: [", "not a list of"),
+        ("- a\n", "not a list of"),
         ("epochs: x\n", "--epochs must be a whole number, not 'x'"),
     ],
 )
