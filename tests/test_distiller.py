@@ -880,12 +880,12 @@ def test_probabilities_in_the_place_of_logits_are_noticed() -> None:
     module = Distiller(
         nn.Sequential(network(4), nn.Softmax(1)), network(6, seed=1), build_objective("kd", [], LossWeights())
     )
-    with pytest.raises(InputError, match=r"^student: it puts out probabilities"):
+    with pytest.raises(InputError, match=r"^student: it returns probabilities"):
         module.check(*batch())
     module = Distiller(
         network(4), nn.Sequential(network(6, seed=1), nn.Softmax(1)), build_objective("kd", [], LossWeights())
     )
-    with pytest.raises(InputError, match=r"^teacher: it puts out probabilities"):
+    with pytest.raises(InputError, match=r"^teacher: it returns probabilities"):
         module.check(*batch())
     for criterion, refused in (
         (None, True),
@@ -896,7 +896,7 @@ def test_probabilities_in_the_place_of_logits_are_noticed() -> None:
         ending = nn.Sequential(*network(4), nn.Softmax(1))
         module = Distiller(ending, network(6, seed=1), objective)
         if refused:
-            with pytest.raises(InputError, match=r"^student: it puts out probabilities"):
+            with pytest.raises(InputError, match=r"^student: it returns probabilities"):
                 module.check(*batch())
         else:
             module.check(*batch())

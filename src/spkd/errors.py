@@ -47,7 +47,7 @@ class UnreadableImage(InputError):
         self.brief = brief
 
     def __str__(self) -> str:
-        return f"{self.brief}; mend or remove it, or leave such files out with --skip_bad_images"
+        return f"{self.brief}; repair or remove it, or leave out such files with --skip_bad_images"
 
 
 class RunFailed(RuntimeError):

@@ -99,8 +99,8 @@ def check_logits(name: str, logits: Tensor) -> None:
     """
     if are_probabilities(logits):
         raise InputError(
-            f"{name}: it puts out probabilities, of which the loss takes the softmax again; leave the network's "
-            "softmax out, or put a logarithm behind it."
+            f"{name}: it returns probabilities instead of logits, so that the loss would apply softmax again; leave "
+            "out the network's softmax, or take the logarithm of its output."
         )
 
 

@@ -131,7 +131,7 @@ def test_what_to_do_next_is_what_can_be_done(
     """The digits' own teacher is trained first; where that is stopped, nothing is there to be resumed."""
     monkeypatch.chdir(tmp_path)
     assert main(["distill", "--max_time", "0", *CPU, "--out", "run"]) == 3
-    assert capsys.readouterr().err.splitlines()[-1] == "stopped before the end; the same command goes on"
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped before the end; the same command continues"
     assert "there is no run in run to end" in failing(capsys, "distill", *CPU, "--out", "run", "--finish")
     assert "give --tape, or leave it out" in failing(capsys, "distill", *CPU, "--tape_dtype", "float32")
     assert "name them by --data" in failing(capsys, "taps", "--data_root", "data", "--student", "wrn-10-1")
@@ -154,13 +154,13 @@ def test_a_stopped_distillation_is_ended_with_what_there_is(
     options = ["--teacher", str(teacher), "--student", tiny, "--epochs", "3", "--batch_size", "500", "--out", str(out)]
     for resume in ([], ["--resume"]):  # one step, which is an epoch, and another
         assert main(["distill", *options, *CPU, "--alone", "--max_time", "0", *resume]) == 3
-        assert "--resume goes on from the checkpoint in" in capsys.readouterr().err
+        assert "--resume continues from the checkpoint in" in capsys.readouterr().err
     printed = succeed(capsys, "distill", *options, *CPU, "--alone", "--finish")
     assert "student alone" in printed
     assert "alone, but after 1 epochs, and alone after 3" in printed
     epochs = [json.loads((folder / "result.json").read_text())["epochs"] for folder in (out, Path(f"{out}-alone"))]
     assert epochs == [1, 3]
-    assert "--overwrite excludes --resume and --finish" in failing(
+    assert "--overwrite cannot be combined with --resume or --finish" in failing(
         capsys, "distill", *options, *CPU, "--finish", "--overwrite"
     )
 
@@ -229,7 +229,7 @@ def test_images_without_a_label_help_the_student_and_not_the_one_alone(
     assert not out.exists()
     printed = succeed(capsys, "distill", *options, "--alone", "--out", str(out))
     # 20 images in batches of 4, and 50 in batches of 8, the last two by themselves.
-    said = "alone had 10 steps, with the teacher 14; "
+    said = "the student alone had 10 steps, with the teacher 14; "
     assert f"warning: {said}`spkd train --epochs 3 ...` gives it as many" in " ".join(printed.split())
     compared = succeed(
         capsys, "compare", *options, "--methods", "none", "sp", "--seeds", "1", "--out", str(tmp_path / "compare")
@@ -442,7 +442,7 @@ def test_compare_refuses_a_folder_of_another_configuration(
 def test_a_comparison_among_the_images_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "class").mkdir()
     assert main(["compare", "--data", str(tmp_path), "--student", "wrn-10-1", "--out", str(tmp_path / "cmp")]) == 2
-    assert "lie in each other: choose another --out" in capsys.readouterr().err
+    assert "overlap, one inside the other: choose another --out" in capsys.readouterr().err
     assert not (tmp_path / "cmp").exists()
 
 
@@ -465,7 +465,7 @@ def test_compare_warns_of_what_a_run_would_and_names_all_software(
     monkeypatch.setattr(sys, "argv", ["spkd", *command, "--overwrite"])
     assert main([*command, "--overwrite"]) == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert said[0].startswith("warning: γ 1500 is for 200 epochs and may do harm in 1")
+    assert said[0].startswith("warning: γ = 1500 is for 200 epochs and may do harm in 1")
     record = json.loads((out / "comparison.json").read_text())
     assert record["command"] == shlex.join(["spkd", *command])
     result = out / "sp" / "seed-0" / "result.json"
@@ -489,7 +489,7 @@ def test_compare_runs_again_what_it_is_told_to_overwrite(
     assert main([*command, "--epochs", "2"]) == 2
     capsys.readouterr()
     assert main([*command, "--epochs", "2", "--overwrite", "--max_time", "0"]) == 3
-    assert "the same command without --overwrite goes on" in capsys.readouterr().err
+    assert "the same command without --overwrite continues" in capsys.readouterr().err
     assert not (out / "sp" / "seed-0" / "result.json").exists()
     succeed(capsys, *command, "--epochs", "2", "--overwrite")
     # Beyond the command line's own values: an equal configuration may be made of other weights.
@@ -647,7 +647,7 @@ def test_colour_files_are_read_as_grey_where_that_is_asked_for(
     run = ["--epochs", "1", "--batch_size", "8", "--recipe", "digits", *CPU, "--out", str(tmp_path / "run")]
     succeed(capsys, *options, "--grey", *run)
     assert spkd.load_model(tmp_path / "run").info.channels == 1
-    assert "of another configuration: grey was True, is False" in failing(capsys, *options, *run, "--resume")
+    assert "with other options: grey was True, is False" in failing(capsys, *options, *run, "--resume")
     succeed(capsys, "evaluate", str(tmp_path / "run"))
     succeed(capsys, "export", str(tmp_path / "run"))
     succeed(capsys, "export", str(tmp_path / "run"), "--int8")
@@ -851,7 +851,7 @@ def test_a_folder_of_the_student_alone_that_is_refused_is_refused_first(
     succeed(capsys, *options, "--epochs", "1")
     shutil.rmtree(out)
     assert main([*options, "--epochs", "2"]) == 2
-    assert f"{beside} holds a run of another configuration: epochs was 1, is 2" in capsys.readouterr().err
+    assert f"{beside} holds a run with other options: epochs was 1, is 2" in capsys.readouterr().err
     assert not out.exists()
     succeed(capsys, *options, "--epochs", "2", "--overwrite")
     assert json.loads((beside / "result.json").read_text())["epochs"] == 2
@@ -998,7 +998,7 @@ def test_no_student_that_is_compared_is_written_over(
         (["--students", "wrn-10-1", "wrn-10-1"], "--students names 'wrn-10-1' twice"),
         (["--students", "timm/a", "timm:a"], "'timm/a' and 'timm:a' have names too much alike"),
         (["--students", "a", "b", "a", "b"], "--students names 'a' twice"),
-        (["--students", "wrn-10-1", "--student", "wrn-10-1"], "--students takes the place of --student"),
+        (["--students", "wrn-10-1", "--student", "wrn-10-1"], "--students is given instead of --student"),
         (["--students", "wrn-10-1", "wrn-11-1"], "wrn-11-1"),
     ],
 )
@@ -1020,7 +1020,11 @@ def test_compare_goes_by_the_measure_that_is_selected(
     options += ["--methods", "none", "kd", "--seeds", "2", "--select", select, *CPU, "--jobs", "1", "--out", str(out)]
     assert main(["compare", *options]) == 0
     said = capsys.readouterr().err.splitlines()
-    for note in ("classes are unequal, from ", "images: 96 training, ", "validation set: 2 images of 'few', so that"):
+    for note in (
+        "classes are unequal, from ",
+        "images: 96 training, ",
+        "validation set: only 2 images of 'few', so each",
+    ):
         assert sum(line.startswith(note) for line in said) == 1
     runs = {method: [RunFolder(out / method / f"seed-{seed}").result() for seed in (0, 1)] for method in ("none", "kd")}
     comparison = json.loads((out / "comparison.json").read_text())
@@ -1121,7 +1125,10 @@ def test_images_of_one_patient_stay_together_in_every_command(
             f"of-{teacher}",
         ]
         assert main(["distill", *student]) == 0
-        line = "warning: the teacher was trained with other --groups, and other images are held out: it may have learnt"
+        line = (
+            "warning: the teacher was trained with other --groups, so other images are held out now, of which the "
+            "teacher may have learnt some"
+        )
         assert (line in told(capsys)) == warned
 
 

@@ -37,13 +37,13 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
         (["train", "--optimizer", "adam"], "--optimizer must be one of sgd, adamw, not 'adam'. Did you mean 'adamw'"),
         (["export", "x", "--weight_bits", "9"], "--weight_bits must be one of 7, 8, not '9'"),
         (["export", "x", "--calibrate", "--check_images", "x.png"], "--calibrate needs labelled images to measure on"),
-        (["export", "x", "--weight_bits", "8"], "--weight_bits is of 8-bit integers: give --int8"),
+        (["export", "x", "--weight_bits", "8"], "--weight_bits is for 8-bit integers: give --int8"),
         (["train", "--precision", "fp8"], "--precision must be one of 32-true, bf16-mixed, 16-mixed"),
         (["train", "--milestones", "0.5", "x"], "--milestones must be a finite number, not 'x'"),
         (["train", "--seed", "-1"], "--seed must be from 0"),
         (["train", "--seed", "99999999999999999999999"], "--seed must be from 0"),
         (["train", "--image_size", "100000"], "expected a side length from 2 to 4096 pixels, got 100000"),
-        (["train", "--resume", "--overwrite"], "--overwrite excludes --resume and --finish"),
+        (["train", "--resume", "--overwrite"], "--overwrite cannot be combined with --resume or --finish"),
         (["train", "--accelerator", "cpu", "--precision", "16-mixed"], "float16 needs a GPU"),
         (["train", "--model"], "--model: expected one argument"),
         (["train", "--config", "nowhere.yaml"], "--config: there is no file …/nowhere.yaml'"),
@@ -101,8 +101,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ("content", "expected"),
     [
         ("epoch: 3\n", "Did you mean '--epochs'"),
-        ("a: [", "no list of"),
-        ("- a\n", "no list of"),
+        ("a: [", "not a list of"),
+        ("- a\n", "not a list of"),
         ("epochs: x\n", "--epochs must be a whole number, not 'x'"),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_full_memory_is_one_line(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setattr("spkd.training.prediction.predict", fill)
     code, _, err = answer(capsys, "predict", "runs/x", "photos")
     assert code == 1
-    assert err.startswith("spkd: error: the device's memory is full: ")
+    assert err.startswith("spkd: error: the device's memory is full (")
     assert err.count("\n") == 1
 
 
@@ -268,9 +268,10 @@ def test_options_of_one_network_say_of_which(capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
         text = " ".join(capsys.readouterr().out.split())
-        for option in ("WEIGHTS", "NORMALISATION"):
-            assert f" {option} of the student: " in text
-            assert f" TEACHER_{option} of the teacher: " in text
+        assert " WEIGHTS the student's initial weights: " in text
+        assert " TEACHER_WEIGHTS the teacher's weights: " in text
+        assert " NORMALISATION normalisation that the student's weights were trained with: " in text
+        assert " TEACHER_NORMALISATION normalisation that the teacher's weights were trained with: " in text
 
 
 def test_help_needs_no_torch_and_is_quick() -> None:

@@ -191,7 +191,7 @@ def test_what_has_finished_is_not_run_again_and_what_has_not_is_seen(
 ) -> None:
     out = tmp_path / "study"
     assert reproduce("gamma", out, "--max_time", "0s") == 3
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     table = (out / "gamma" / "tables" / "statistics.md").read_text(encoding="utf-8")
     assert table.count("| 0 of 2 | unfinished |") == 3
     assert records(out, "gamma") == []

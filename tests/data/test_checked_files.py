@@ -25,8 +25,8 @@ def test_images_of_12_bits_in_files_of_16_are_warned_of(size: tuple[int, int], e
     paths.append(grey(tmp_path / "b.png", 200, size, np.uint8))
     (warning,) = open_files(paths, [0] * 4, skip_bad=False).notes
     assert warning == (
-        f"warning: 3 of 4 image files that were looked at have 16 bits, but no value above 4,095 ({paths[1]}), of "
-        "65,535, so that they are nearly black: multiply their values up to the whole range"
+        f"warning: 3 of 4 image files that were checked have 16 bits, but no value above 4,095 of 65,535 "
+        f"({paths[1]}), so they are nearly black: scale their values up to the whole range"
     )
     paths.append(grey(tmp_path / f"z.{ending}", DARK + 1, size))
     assert open_files(paths, [0] * 5, skip_bad=False).notes == ()
@@ -41,5 +41,5 @@ def test_few_of_many_files_are_looked_at_and_those_of_8_bits_not_decoded(
     monkeypatch.setattr("spkd.data.checked_files.faults_of", lambda paths: [None] * len(paths))
     monkeypatch.setattr(Image.Image, "load", lambda image: decoded.append(image.mode) or load(image))
     (warning,) = open_files([bright, dark] * 1025, [0] * 2050, skip_bad=False).notes
-    assert warning.startswith("warning: 8 of 16 image files that were looked at have 16 bits")
+    assert warning.startswith("warning: 8 of 16 image files that were checked have 16 bits")
     assert set(decoded) == {"I;16"}

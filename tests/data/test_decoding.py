@@ -321,4 +321,4 @@ def test_how_far_it_is_among_many_files_is_told_by_the_first_process(monkeypatch
         monkeypatch.delenv(name, raising=False) if rank is None else monkeypatch.setenv(name, rank)
     names = [str(number) for number in range(70)]
     assert map_files(int, names) == list(range(70))
-    assert caplog.messages == [f"looking at image files: {count} of 70" for count in (32, 64, 70)][:told]
+    assert caplog.messages == [f"checking image files: {count} of 70" for count in (32, 64, 70)][:told]

@@ -260,4 +260,4 @@ def test_one_process_decodes_and_another_waits_for_it(
     waiting.join(20)
     assert found == [expected()]
     assert decoded == [paths[2]]
-    assert caplog.messages == ["another process is looking at the same images: waiting for what it finds"]
+    assert caplog.messages == ["another process is checking the same images: waiting for its result"]

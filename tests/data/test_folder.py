@@ -260,8 +260,8 @@ class TestPixels:
         monkeypatch.setattr("spkd.data.checked_files.MEMORY_LIMIT", limit)
         data = load_folder(make_folder({"train/a": 25, "train/b": 25, "val/a": 5, "test/b": 5}, size=12))
         line = (
-            "60 images of 12 × 12 pixels are too many to be held in memory, and are read from their files in every "
-            "epoch: --image_size 12 --view whole shows them as they are"
+            "60 images of 12 × 12 pixels are too many to hold in memory, and are read from their files in every "
+            "epoch; --image_size 12 --view whole shows them unchanged"
         )
         fits = limit == 3 * 12 * 12 * 60
         assert isinstance(data.train, MemoryImages if fits else FileImages)

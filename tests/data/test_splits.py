@@ -136,7 +136,7 @@ def test_with_a_validation_set_that_is_halved():
         counts = torch.bincount(part.targets)
         assert abs(int(counts[0] - counts[1])) <= 1
     assert splits.notes == (
-        "test set: 20 of the 41 validation images, cut by a fixed seed, stratified by class; 21 are left to choose by",
+        "test set: 20 of the 41 validation images, cut by a fixed seed, stratified by class; 21 stay for validation",
     )
 
 
@@ -147,8 +147,8 @@ def test_validation_images_of_which_a_class_has_one_are_not_halved(targets):
     assert splits.val is val
     assert (len(splits.train), len(splits.test)) == (170, 30)
     assert splits.notes == (
-        "test set: 30 of the 200 training images, cut by a fixed seed, stratified by class, and not of val/, which has "
-        "fewer than two of 'b': a network that learnt train/ knows them",
+        "test set: 30 of the 200 training images, cut by a fixed seed, stratified by class, since val/ has fewer "
+        "than two of 'b'; a network that has learnt train/ already knows them",
     )
 
 
@@ -246,7 +246,7 @@ def test_validation_images_are_halved_in_groups():
     assert check_undivided((splits.val, splits.test)) == [10, 10]
     assert splits.notes == (
         "test set: 30 of the 60 validation images, cut by a fixed seed, stratified by class, no group divided (10 of "
-        "20 groups); 30 are left to choose by",
+        "20 groups); 30 stay for validation",
     )
 
 
@@ -258,7 +258,7 @@ def test_validation_images_of_one_group_are_not_halved():
     assert [len(splits.train), len(splits.test)] == [204, 36]
     assert splits.notes == (
         "test set: 36 of the 240 training images, cut by a fixed seed, stratified by class, no group divided (12 of 80 "
-        "groups), and not of val/, which has fewer than two groups of 'a': a network that learnt train/ knows them",
+        "groups), since val/ has fewer than two groups of 'a'; a network that has learnt train/ already knows them",
     )
 
 

@@ -116,7 +116,7 @@ def test_an_epoch_shows_each_of_them_once(small: ImageData, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ({}, "no folder .*more; give one of images"),
+        ({}, "no folder .*more; give a folder with images"),
         ({"a.txt": (8, 8)}, "no image in"),
         ({"a.png": (8, 8), "b.png": (9, 9)}, "the training images are of 8 × 8 pixels, .*b.png is of 9 × 9"),
         ({"a.png": (16, 8)}, "the training images are of 8 × 8 pixels, .*a.png is of 16 × 8"),
@@ -168,8 +168,9 @@ def test_images_of_groups_that_are_held_out_are_left_out(tmp_path: Path, height:
     total = len(others) + 2
     assert added.notes[-3:] == (
         f"left out 2 of {total} images without a label, which are validation or test images",
-        f"left out {len(held_out)} of {total} images without a label, which are of groups of validation or test images",
-        f"2 of {total} images without a label are of no group, the first: {more / 'stray.png'}",
+        f"left out {len(held_out)} of {total} images without a label, which belong to groups of validation or test "
+        "images",
+        f"2 of {total} images without a label belong to no group, the first: {more / 'stray.png'}",
     )
     plain = load_data(DataOptions(str(labelled)), str(more))
     assert plain.unlabelled is not None

@@ -36,8 +36,8 @@ from spkd.models.wrn import WideResNet
 DATA = Normalisation((0.3,), (0.2,))
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DATA_NOTE = (
-    "images are normalised with mean 0.3 and std 0.2, since the weights name no other; if it was trained with another, "
-    "say so by --normalisation"
+    "images are normalised with mean 0.3 and std 0.2, since the weights do not say theirs; if they were trained with "
+    "another, give it with --normalisation"
 )
 OWN = """
 from torch import nn
@@ -116,7 +116,9 @@ def test_is_a_function_of_the_seed() -> None:
 
 def test_says_that_grey_images_are_repeated() -> None:
     built = build("timm/test_resnet", channels=1)
-    assert built.notes == ("timm/test_resnet takes three channels: grey images are repeated to three",)
+    assert built.notes == (
+        "timm/test_resnet takes three channels: the one channel of grey images is repeated three times",
+    )
     assert built.classifier.info.channels == 1
     assert built.classifier.eval()(torch.rand(1, 1, 32, 32)).shape == (1, 3)
 

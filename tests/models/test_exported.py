@@ -163,9 +163,11 @@ def test_a_file_that_cannot_be_asked_is_refused_in_one_line(tmp_path: Path) -> N
         del model.metadata_props[:]
         onnx.helper.set_model_props(model, {key: value})
         onnx.save(model, without)
-        with pytest.raises(InputError, match=r"without\.onnx tells no classes or image size: give a file of"):
+        with pytest.raises(
+            InputError, match=r"without\.onnx does not say its classes and image size: give a file made by"
+        ):
             load_exported(without)
-    with pytest.raises(InputError, match=r"model\.onnx does not tell which images .*: name them by --data"):
+    with pytest.raises(InputError, match=r"model\.onnx does not say which images .*: name them by --data"):
         own_data(path, {"data": None})
     with pytest.raises(InputError, match=r"--image_size: .*model\.onnx takes images of 8 × 8 pixels only"):
         evaluate_saved(path, DataOptions(image_size=16), split="test", teacher=None, accelerator="cpu")

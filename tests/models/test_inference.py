@@ -133,7 +133,7 @@ def test_bfloat16_is_taken_where_it_moves_little_and_never_where_it_moves_more(m
     monkeypatch.setattr(inference, "ROUNDING", moved / 2)
     refused = inference_form(original, ("group3",), images, logits=False, precision="auto")
     assert refused.precision == "32-true"
-    assert "float32, since bfloat16 moves G of group3" in refused.note
+    assert "float32, since bfloat16 would move G of group3" in refused.note
     assert inference_form(original, ("group3",), images, precision="bf16-true").precision == "bf16-true"
     monkeypatch.setattr(inference, "gains_from_bfloat16", lambda device: False)
     assert inference_form(original, ("group3",), images, precision="auto").precision == "32-true"
@@ -158,7 +158,7 @@ def test_the_bound_is_on_the_logits_too_where_they_are_read(monkeypatch: pytest.
     monkeypatch.setattr(inference, "gains_from_bfloat16", lambda device: True)
     read = inference_form(original, ("body.0",), images, logits=True, precision="auto")
     assert read.precision == "32-true"
-    assert "float32, since bfloat16 moves logits by" in read.note
+    assert "float32, since bfloat16 would move logits by" in read.note
     unread = inference_form(original, ("body.0",), images, logits=False, precision="auto")
     assert unread.precision == "bf16-true"
     assert "logits" not in unread.note
@@ -288,7 +288,7 @@ def test_a_network_that_cannot_be_copied_runs_as_it_is() -> None:
     original = classifier(lived_in(PoolsInFloat32(threading.Lock())), 8)
     form = inference_form(original, ("norm",), torch.rand(4, 3, 8, 8))
     assert form.network is original
-    assert form.note.startswith("runs as it is, since its cheaper form failed: TypeError")
+    assert form.note.startswith("runs unchanged, since its faster form failed: TypeError")
 
 
 @pytest.mark.parametrize("tracks", [False, True])
@@ -331,7 +331,7 @@ def test_nan_in_one_place_is_not_hidden_by_small_differences_elsewhere(
     monkeypatch.setattr(inference, "_rounding", lambda *_, **__: found)
     form = inference_form(original, ("1",), images, precision="auto")
     assert form.precision == "32-true"
-    assert f"bfloat16 moves {where} by nan" in form.note
+    assert f"bfloat16 would move {where} by nan" in form.note
     differences = iter([0.0, float("nan")] if where == "1" else [float("nan"), 0.0])
     monkeypatch.setattr(inference, "_relative", lambda ours, theirs: next(differences))
     assert math.isnan(inference._difference(original, copy.deepcopy(original), ("1",), images))

@@ -216,8 +216,8 @@ def test_says_which_of_two_whole_copies_is_used(first: str, second: str, state: 
     averaged = {name: value + 1 for name, value in state.items()}
     found = match(network(), {**prefixed(state, first), **prefixed(averaged, second)})
     assert same(dict(found.tensors), state)
-    line = f"of 2 whole copies in the file {first!r} is used, not {second!r}; for another save it in a file of its own"
-    assert found.notes[2:] == (f"weights: {line}",)
+    line = f"the file holds 2 whole copies, of which {first!r} is used, not {second!r}; to use another, save it"
+    assert found.notes[2:] == (f"weights: {line} in a file of its own",)
     assert len(match(network(), {**prefixed(state, first), **prefixed(state, second)}).notes) == 2, "of equal ones none"
     averaged.popitem()
     assert len(match(network(), {**prefixed(state, first), **prefixed(averaged, second)}).notes) == 2, "nor of a part"

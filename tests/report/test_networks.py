@@ -99,11 +99,11 @@ def test_the_balanced_error_of_8_bits_is_in_the_table_where_classes_are_unequal(
     ("temperature", "error", "warning"),
     [
         (1.25, 0.1, None),
-        (1.25, 0.13, "25 wrong answers among 1,250 images cannot tell it from 1: the probabilities may be as good"),
-        (0.8, 0.11, "25 wrong answers among 1,250 images cannot tell it from 1: the probabilities may be as good"),
+        (1.25, 0.13, "25 wrong answers among 1,250 images are too few to tell it from 1: the probabilities may be as"),
+        (0.8, 0.11, "25 wrong answers among 1,250 images are too few to tell it from 1: the probabilities may be as"),
         (0.8, 0.09, None),
         (2.0, 0.39, None),
-        (2.0, 0.41, "25 wrong answers among 1,250 images tell it roughly: more validation images tell it better"),
+        (2.0, 0.41, "25 wrong answers among 1,250 images determine it only roughly: more validation images would help"),
     ],
 )
 def test_a_temperature_that_the_images_tell_badly_is_warned_of(
@@ -221,8 +221,10 @@ def test_unlike_numbers_of_steps_are_told_below_the_verdict() -> None:
         ]
         return str(gain_text(rows)).splitlines()[1:]
 
-    said = "warning: alone had 7,890 steps, with the teacher 281,250; `spkd train --epochs 1069 ...` gives it as many"
-    assert lines(7_890, 281_250) == [said]
+    said = (
+        "warning: the student alone had 7,890 steps, with the teacher 281,250; `spkd train --epochs 1069 ...` gives it"
+    )
+    assert lines(7_890, 281_250) == [f"{said} as many"]
     assert lines(281_250, 7_890)[0].endswith("--epochs 1 ...` gives it as many")
     for alike in ((7_890, 7_890), (7_890, 8_000), (None, 281_250), (7_890, None)):
         assert lines(*alike) == []

@@ -151,7 +151,9 @@ def test_a_teacher_no_better_than_the_student_alone_is_warned_of(error: float, w
 
 def test_unlike_numbers_of_steps_are_warned_of() -> None:
     longer = dataclasses.replace(COMPARISON, epochs=30, steps={"none": 7_890, "sp": 281_250, "kd": 281_250})
-    said = "alone had 7,890 steps, with the teacher 281,250; --methods none --epochs 1069 with another --out gives it"
-    assert f"Warning: {said} as many." in comparison_markdown(longer)
+    said = (
+        "the student alone had 7,890 steps, with the teacher 281,250; --methods none --epochs 1069 with another --out"
+    )
+    assert f"Warning: {said} gives it as many." in comparison_markdown(longer)
     for steps in ({}, {"sp": 9, "kd": 9}, {"none": 9}, {"none": 9, "sp": 9, "kd": 9}):
         assert "steps" not in comparison_markdown(dataclasses.replace(longer, steps=steps))

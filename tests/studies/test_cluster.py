@@ -86,7 +86,7 @@ def test_a_study_on_a_cluster_survives_a_kill_and_ends_with_the_bits_of_a_local_
     killer.join(300)
     assert not killer.is_alive()
     assert killed
-    assert "going on from" in (victim / "task.log").read_text()
+    assert "continuing from" in (victim / "task.log").read_text()
     local = study(tmp_path / "local", tiny)
     for state in (on_cluster, local):
         assert list(state.results) == ["sp/seed-0", "sp/seed-1", "teacher"]

@@ -105,7 +105,7 @@ def test_a_teacher_no_better_than_the_student_alone_is_warned_of() -> None:
     (pair,) = pairs_of_records(reproduction(ERRORS))
     (line,) = findings("cifar10", [replace(pair, teacher_error=8.8)])  # the median of the student alone
     assert line.endswith(
-        "; the teacher (8.80 %) is no better than the student alone (8.80 %): it may do harm, a better "
+        "; the teacher (8.80 %) is no better than the student alone (8.80 %): it may do harm; a better "
         "one would teach more"
     )
     assert "no better" not in findings("cifar10", [replace(pair, teacher_error=8.79)])[0]

@@ -119,7 +119,7 @@ def test_a_record_of_a_later_version_is_refused_not_misread(study: Path) -> None
         load_reproduction("gamma", study)
 
 
-FLOAT32 = ["this processor is no quicker in bfloat16: networks train in float32, and not in bf16-mixed"]
+FLOAT32 = ["this processor is no faster in bfloat16: networks are trained in float32, not in bf16-mixed"]
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,7 @@ def test_a_killed_process_costs_its_own_task_nothing_but_time(
     assert not killer.is_alive()
     assert set(state.results) == {"victim", "neighbour"}
     log = (folder / "victim" / "task.log").read_text()
-    assert "going on from" in log
+    assert "continuing from" in log
     assert log.count(", process ") == 2
     assert (tmp_path / "x").read_text().count("begins") == 1
     assert run(request, tmp_path / "alone", CPU, Display()) is not None
@@ -426,7 +426,7 @@ def test_a_signal_stops_with_checkpoints_and_the_next_call_goes_on(tiny: str, te
     assert states(folder)["seed-2"] == "missing"
     again = study(tasks, folder)
     assert not again.missing
-    assert "going on from" in "".join((folder / f"seed-{seed}" / "task.log").read_text() for seed in range(2))
+    assert "continuing from" in "".join((folder / f"seed-{seed}" / "task.log").read_text() for seed in range(2))
 
 
 def test_two_calls_share_a_study(functions: ModuleType, tmp_path: Path) -> None:

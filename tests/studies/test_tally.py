@@ -37,7 +37,7 @@ def test_the_time_left_follows_from_tasks_of_the_same_kind(monkeypatch: pytest.M
     tasks += [Task(name, Measurement(measure, {})) for name in ("m", "n")]
     shown, schedule = Shown(), Schedule(tasks, {"d": {}}, {})
     counted = Tally(schedule, {"d": {}}, shown)
-    assert shown.lines == ["1 of 6 tasks had finished before"]
+    assert shown.lines == ["1 of 6 tasks were already finished"]
     for _ in range(2):
         task = schedule.next(never)
         assert task is not None
@@ -96,8 +96,8 @@ def test_what_has_failed_before_is_said_at_once() -> None:
     shown = Shown()
     Tally(Schedule(tasks, {}, failed), {}, shown)
     assert shown.lines == [
-        "a is left alone: no a",
-        "b is left alone: no b",
-        "c is left alone: no c",
+        "a is left out: no a",
+        "b is left out: no b",
+        "c is left out: no c",
         "... and 1 more task(s)",
     ]

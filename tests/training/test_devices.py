@@ -27,13 +27,13 @@ def test_one_device_is_one_process_whatever_slurm_has_started(
 
 def test_weights_that_a_step_leaves_out_are_told_of() -> None:
     text = "Expected to have finished reduction in the prior iteration before starting a new one."
-    expected = pytest.raises(RunFailed, match="skips layers at random: train it in one process")
+    expected = pytest.raises(RunFailed, match="skips layers at random; train it in one process")
     with expected, told_in_one_line(Runtime(), "--resume goes on"):
         raise RuntimeError(text)
 
 
 def test_an_image_that_can_no_longer_be_read_is_told_with_what_goes_on() -> None:
-    line = r"^image x cannot be read \(stale\), which it could before: as soon as it can, --resume goes on$"
+    line = r"^image x cannot be read \(stale\), though it could before; once it can be read again, --resume goes on$"
     with pytest.raises(InputError, match=line), told_in_one_line(Runtime(), "--resume goes on"):
         raise UnreadableImage("image x cannot be read (stale)")
 
@@ -50,7 +50,7 @@ def test_several_runs_of_one_srun_are_told_of(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     assert notes_of_srun() == []
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    assert notes_of_srun()[0].startswith("warning: srun has started 4 of these, each a run of its own;")
+    assert notes_of_srun()[0].startswith("warning: srun has started this command 4 times, each a run of its own;")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert notes_of_srun() == []

@@ -27,7 +27,9 @@ def test_a_full_disk_is_told_of_once_and_nothing_more_is_written(
         log.add(epoch, {"val_error": 2.5})
     log.close()
     assert len(tried) == 1
-    expected = f"warning: cannot write {tmp_path}: No space left on device; the run goes on without TensorBoard's logs"
+    expected = (
+        f"warning: cannot write {tmp_path}: No space left on device; the run continues without TensorBoard's logs"
+    )
     assert said == [expected]
 
 

@@ -81,7 +81,7 @@ def test_kills_at_any_moment_change_nothing(tiny: str, teacher: Path, tmp_path: 
     last = begin(folder, "--resume")
     output, errors = last.communicate()
     assert last.returncode == 0, errors
-    assert "going on from" in errors
+    assert "continuing from" in errors
     assert "student, sp" in output
     assert first.wait() == 0, first.communicate()
     first.communicate()
@@ -112,7 +112,7 @@ def test_a_comparison_that_is_interrupted_stops_and_leaves_no_process(
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 3, errors
-        assert errors.splitlines()[-1] == "stopped before the end; the same command goes on"
+        assert errors.splitlines()[-1] == "stopped before the end; the same command continues"
     assert all(checkpoint.exists() for checkpoint in checkpoints)
     assert not (out / "none" / "seed-1").exists(), "a new run was begun"
     deadline = time.monotonic() + LAST_WORDS + 30

@@ -156,7 +156,7 @@ def test_weights_on_which_no_loss_depends_stay_as_they_are_in_several_processes_
     for count, flag in (("2", "--max_time=0"), ("1", "--resume")):  # the same optimizer, whatever the devices
         done = subprocess.run(command(*longer, "--devices", count, flag), capture_output=True, text=True)
         assert done.returncode == (3 if count == "2" else 0), done.stderr
-    assert "going on from" in done.stderr
+    assert "continuing from" in done.stderr
     one, two = (load_file(tmp_path / count / "student" / "model.safetensors") for count in ("1", "2"))
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=2e-4, atol=2e-5)
@@ -220,7 +220,7 @@ def test_a_folder_that_machines_do_not_share_is_noticed(flags: list[str], option
     done = two_machines([*options, *flags], (one, other))
     assert all(process.returncode for process in done)
     told = "".join(process.stderr for process in done)
-    assert re.search(r"spkd: error: \S+ is not one folder for all 2 processes.*--out", told), told
+    assert re.search(r"spkd: error: \S+ is not the same folder for all 2 processes.*--out", told), told
     assert not other.exists()
 
 
@@ -233,7 +233,7 @@ def test_a_tape_that_machines_do_not_share_is_noticed(options: list[str], tmp_pa
     done = two_machines(short, (one, other), "--tape")
     assert all(process.returncode for process in done)
     told = "".join(process.stderr for process in done)
-    assert re.search(r"spkd: error: \S+ is not one folder for all 2 processes.*--tape", told), told
+    assert re.search(r"spkd: error: \S+ is not the same folder for all 2 processes.*--tape", told), told
 
 
 def test_bad_input_is_told_once(options: list[str], tmp_path: Path) -> None:
@@ -264,14 +264,14 @@ def test_a_stop_leaves_a_checkpoint_that_goes_on(
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3, errors
-    assert "--resume goes on from the checkpoint" in errors
+    assert "--resume continues from the checkpoint" in errors
     again = subprocess.run(
         command(*options, *LONG, "--devices", "2", "--out", str(folder), "--resume", "--max_time", "5"),
         capture_output=True,
         text=True,
     )
     assert again.returncode == 3, again.stderr
-    assert "going on from" in again.stderr
+    assert "continuing from" in again.stderr
 
 
 def test_a_signal_before_there_is_anything_to_save_is_an_interruption(
@@ -307,11 +307,11 @@ def test_a_second_signal_is_an_interruption_too(
 @pytest.mark.parametrize(
     ("number", "patience", "line"),
     [
-        (signal.SIGKILL, [], r"process 2 of 2 died \(SIGKILL\), so the run has ended; --resume goes on"),
+        (signal.SIGKILL, [], r"process 2 of 2 died \(SIGKILL\), so the run has ended; --resume continues"),
         (
             signal.SIGSTOP,
             ["--timeout_seconds", "20"],  # which must be enough to start, too
-            "another process of this run has died or has not answered for 20 s .*--resume goes on",
+            "another process of this run has died or has not answered for 20 s .*--resume continues",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def test_a_teacher_is_made_for_the_size_that_it_sees() -> None:
 
 
 def test_a_teacher_that_sees_smaller_images_is_refused() -> None:
-    with pytest.raises(InputError, match="--teacher_size 16 is less than the 32 pixels of the student"):
+    with pytest.raises(InputError, match="--teacher_size 16 is less than the student's 32 pixels"):
         find_layers(student="wrn-10-1", teacher="wrn-10-2", teacher_size=16)
 
 

@@ -85,7 +85,7 @@ def test_each_network_has_its_own(request_of_files: Request) -> None:
 
     usual, same, before = seen()
     assert usual == same
-    assert sorted(note.rpartition(" ")[2] for note in before.notes if "say so by" in note) == [
+    assert sorted(note.rpartition(" ")[2] for note in before.notes if "give it with" in note) == [
         "--normalisation",
         "--teacher_normalisation",
     ]
@@ -108,7 +108,7 @@ def test_it_is_the_run_s_and_the_tape_s(request_of_files: Request, tmp_path: Pat
     wanted = replace(request_of_files, teacher_normalisation="0.5/0.25")
     assert run(wanted, tmp_path / "run", runtime, heard) is not None
     (warning,) = [line for line in heard.lines if "the teacher is little better than chance" in line]
-    assert warning.endswith("and is it told right what it was trained with (--teacher_normalisation)?")
+    assert warning.endswith("and that --teacher_normalisation is what its weights were trained with")
     config: dict[str, Any] = RunFolder(tmp_path / "run").config() or {}
     assert config["teacher_normalisation"] == "0.5/0.25"
     other = replace(wanted, teacher_normalisation=None)

@@ -41,14 +41,14 @@ def test_unequal_classes_are_told_of(tmp_path: Path, counts: Sequence[int], said
 @pytest.mark.parametrize(
     ("trained", "held", "said"),
     [
-        ((60, 60), (17, 60), "17 images of 'class 0', so that one of them is 5.9 points of its error"),
+        ((60, 60), (17, 60), "only 17 images of 'class 0', so each is 5.9 points of that class's error"),
         ((60, 60), (17, 50), None),
         ((60, 60), (6, 19), None),
         ((60, 60), (20, 60), None),
-        ((60, 20), (25, 19), "19 images of 'class 1', so that one of them is 5.3 points of its error"),
+        ((60, 20), (25, 19), "only 19 images of 'class 1', so each is 5.3 points of that class's error"),
         ((60, 20), (25, 20), None),
-        ((60, 20), (2, 1), "1 image of 'class 1', so that one of them is 100.0 points of its error"),
-        ((60, 60), (60, 0), "no image of 'class 1', so that its error is not known"),
+        ((60, 20), (2, 1), "only 1 image of 'class 1', so each is 100.0 points of that class's error"),
+        ((60, 60), (60, 0), "no image of 'class 1', so the error of that class is not known"),
     ],
 )
 def test_few_held_out_images_of_a_class_are_told_of(
@@ -73,7 +73,7 @@ def test_large_files_are_told_of(tmp_path: Path, size: tuple[int, int], said: bo
     assert len(notes) == said
     if said:
         assert notes[0].startswith("images are large, with a shorter side of 33 pixels, ")
-        assert "copies with 16 would do for 8" in notes[0]
+        assert "copies with 16 pixels are enough for an image size of 8" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,6 @@ def test_small_images_that_are_shifted_away_are_told_of(
 def test_few_steps_are_told_of(tmp_path: Path, given: Mapping[str, object], said: bool) -> None:
     data = DataOptions(str(folder(tmp_path, [12, 12], (8, 8))))
     notes = set_up(Request(model="wrn-10-1", recipe="scratch", data=data, overrides=given)).notes
-    line = "400 steps in all are few: more --epochs may lower the error by more than any method does"
+    line = "the run has only 400 steps: more --epochs may lower the error by more than any method does"
     assert (line in notes) == said
-    assert any("steps in all" in note for note in notes) == said
+    assert any("the run has only" in note for note in notes) == said

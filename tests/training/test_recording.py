@@ -172,7 +172,7 @@ def test_a_damaged_part_is_noticed_and_recorded_again(tiny: str, teacher: Path, 
     content = bytearray(path.read_bytes())
     content[3 * 64 * 64 * 2] ^= 255  # in the fourth step
     path.write_bytes(content)
-    with pytest.raises(RunFailed, match=r"is damaged at step .*: the same command, .* records that part again"):
+    with pytest.raises(RunFailed, match=r"is damaged at step .*: to record that part again, repeat the same command"):
         run(wanted, tmp_path / "damaged", taped, Display())
     assert run(wanted, tmp_path / "damaged", taped, Display(), overwrite=True) is not None
     assert_same_run(tmp_path / "sound", tmp_path / "damaged")
@@ -185,14 +185,14 @@ def test_recording_ahead_notices_what_is_damaged(tiny: str, teacher: Path, tmp_p
     (tape / "logits.data").write_bytes(sound[:1000])
     record(request(tiny, teacher), ["kd"], tape, CPU, heard)
     assert (tape / "logits.data").read_bytes() == sound
-    assert any(re.search("tape .*: 16 damaged steps, which are recorded again", line) for line in heard.lines)
+    assert any(re.search("tape .*: 16 steps are damaged, and are recorded again", line) for line in heard.lines)
 
 
 def test_a_tape_among_the_images_is_refused(tiny: str, teacher: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures" / "train").mkdir(parents=True)
     data = DataOptions("pictures", data_root=str(tmp_path))
     wanted = request(tiny, teacher, data=data)
-    with pytest.raises(InputError, match=r"--tape .* lie in each other"):
+    with pytest.raises(InputError, match=r"--tape .* overlap, one inside the other"):
         run(wanted, tmp_path / "run", replace(CPU, tape=str(tmp_path / "pictures" / "tape")), Display())
     assert list((tmp_path / "pictures").iterdir()) == [tmp_path / "pictures" / "train"]
 
@@ -229,7 +229,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_recorded(
     tiny: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100})())
-    with pytest.raises(InputError, match=r"GB are to be recorded and 0\.0 GB are free"):
+    with pytest.raises(InputError, match=r"recording needs .* GB, but 0\.0 GB are free"):
         record(request(tiny, teacher), ["sp"], tmp_path / "tape", CPU, Display())
     assert not (tmp_path / "tape").exists()
 
@@ -242,7 +242,7 @@ def test_what_is_on_the_tape_needs_no_room(
     needed = 16 * 64 * 64 * 2  # float16 similarities of 16 batches; 16 × 64 × 10 × 2 bytes of logits are there
     free = needed - 1
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": free})())
-    with pytest.raises(InputError, match="are to be recorded"):
+    with pytest.raises(InputError, match="recording needs"):
         record(wanted, ["kd+sp"], tape, CPU, Display())
     free = needed
     assert record(wanted, ["kd+sp"], tape, CPU, Display()) is not None
@@ -271,7 +271,7 @@ def test_a_disk_that_fills_up_while_a_tape_is_begun_leaves_none(
         raise OSError(28, "no space left on the device")
 
     tape, wanted = tmp_path / "tape", request(tiny, teacher)
-    line = r"GB are to be recorded and .* GB are free there \(no space left on the device\); give a folder on a larger"
+    line = r"recording needs .* GB, but .* GB are free there \(no space left on the device\); give a folder on a larger"
     with monkeypatch.context() as full:
         full.setattr("spkd.training.tape.reserve", too_little)
         with pytest.raises(InputError, match=line):
@@ -352,7 +352,7 @@ def test_an_own_loss_gets_float32_from_a_tape_of_float16_too(tiny: str, teacher:
 
 def test_a_tape_without_a_teacher_is_refused(tiny: str, tmp_path: Path) -> None:
     alone = Request(model=tiny, overrides={"epochs": 1})
-    with pytest.raises(InputError, match="--tape keeps what a teacher says: give --teacher"):
+    with pytest.raises(InputError, match="--tape records what a teacher says: give --teacher"):
         run(alone, tmp_path / "run", replace(CPU, tape=str(tmp_path / "tape")), Display())
 
 
@@ -584,7 +584,7 @@ def test_of_several_processes_all_ask_the_teacher_or_none(tiny: str, teacher: Pa
     there = tape.is_recorded(setup.objective.memories, 16)
     player, asked = Player(tape, setup.objective, distiller, torch.device("cpu"), (1, 2), there), []
     setup.teacher.register_forward_pre_hook(lambda *_: asked.append(True))
-    with pytest.raises(RunFailed, match=r"is damaged at step 1: the same command, .* records that part again"):
+    with pytest.raises(RunFailed, match=r"is damaged at step 1: to record that part again, repeat the same command"):
         player(0, torch.rand(32, 1, 8, 8))
     assert tape.is_recorded(setup.objective.memories, 16).tolist() == [False, *[True] * 14, False], "all are marked"
     for recorded in (True, False):

@@ -232,7 +232,7 @@ def test_a_stopped_run_can_be_ended_where_it_stands(
     for step in range(math.ceil(500 / 64)):
         assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None
         if step == 0:
-            with pytest.raises(InputError, match=r"^--finish: no epoch of .*run is complete; --resume goes on$"):
+            with pytest.raises(InputError, match=r"^--finish: no epoch of .*run is complete; --resume continues it$"):
                 run(request, folder, CPU, Display(), finish=True)
     assert run(request, folder, Runtime(accelerator="cpu", max_time="0"), Display(), resume=True) is None
     shutil.copytree(folder, tmp_path / "copy")
@@ -241,7 +241,9 @@ def test_a_stopped_run_can_be_ended_where_it_stands(
     assert "kept: epoch 1 of 1 (2 were planned), validation error" in told
     # Of the ninth of 16 steps, after a warm-up of 8.
     share = 0.5 * (1 + math.cos(math.pi * 8 / 16))
-    assert f"the learning rate was still {share:.0%} of its highest: --epochs 1 would have ended it" in told
+    assert (
+        f"the learning rate was still {share:.0%} of its highest; with --epochs 1 it would have come to its end" in told
+    )
     monkeypatch.setattr("spkd.training.run.STILL_HIGH", 0.51)
     assert run(request, tmp_path / "copy", CPU, Lines(), finish=True) is not None
     assert "learning rate" not in capsys.readouterr().err
@@ -341,9 +343,9 @@ def test_images_without_a_label_need_a_teacher_and_nothing_is_written_among_them
     tiny: str, teacher: Path, tmp_path: Path
 ) -> None:
     more = write_unlabelled(tmp_path / "more")
-    with pytest.raises(InputError, match="--unlabelled: only a teacher can say anything"):
+    with pytest.raises(InputError, match="--unlabelled: without labels, a student can only learn what a teacher says"):
         run(Request(model=tiny, unlabelled=str(more)), tmp_path / "run", CPU, Display())
-    with pytest.raises(InputError, match="lie in each other"):
+    with pytest.raises(InputError, match="overlap, one inside the other"):
         run(replace(distillation(tiny, teacher), unlabelled=str(more)), more / "run", CPU, Display())
 
 
@@ -421,7 +423,7 @@ def test_a_saved_network_finds_its_code_after_both_were_moved(tiny_source: str, 
     assert run(moved, tmp_path / "played", taped, Display()) is not None
     again = replace(made, model=f"{new}/nets/net.py:Tiny?width=8")
     assert run(again, new / "runs" / "teacher", CPU, Display(), resume=True) is not None
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match="other options"):
         run(
             replace(made, model=f"{new}/nets/net.py:Tiny?width=4"),
             new / "runs" / "teacher",
@@ -511,7 +513,7 @@ def test_images_that_were_added_are_noticed(tmp_path: Path) -> None:
     for one, name in ((further, "student"), (taught, "teacher")):
         told = [note for note in set_up(one).notes if "has changed since" in note]
         assert len(told) == 1
-        assert told[0].startswith(f"warning: pictures has changed since the {name} was trained on it, and other images")
+        assert told[0].startswith(f"warning: pictures has changed since the {name} was trained on it, so other images")
         fewer = replace(one, data=replace(one.data, train_images=8))
         assert not any("has changed since" in note for note in set_up(fewer).notes)
     (data / "class 0" / "another.png").unlink()
@@ -582,7 +584,7 @@ def test_a_full_memory_is_told_in_one_line(
     monkeypatch.setattr(where, "check" if where is Distiller else "run", fill)
     with pytest.raises(
         RunFailed,
-        match=r"^the device's memory is full: smaller batches.*2 GiB\); where others hold [^\n]*--resume goes on",
+        match=r"^the device's memory is full \(.*2 GiB\); smaller batches.*; if other programs hold .*--resume contin",
     ):
         run(distillation(tiny, teacher), tmp_path / "run", CPU, Display())
 
@@ -638,7 +640,7 @@ def test_networks_that_know_next_to_nothing_are_warned_of(
     run(request if method == "none" else replace(request, teacher=str(teacher)), tmp_path / "run", CPU, heard)
     warnings = [line for line in heard.lines if "little better than chance" in line]
     assert warnings[-1] == f"warning: that is little better than chance; try {said}"
-    of_teacher = "warning: the teacher is little better than chance on these images; is it the right one?"
+    of_teacher = "warning: the teacher is little better than chance on these images; check that it is the right one"
     assert warnings[:-1] == ([] if method == "none" else [of_teacher])
 
 
@@ -734,7 +736,7 @@ def test_pictures_of_one_s_own_are_mirrored_unless_that_is_refused(tmp_path: Pat
     write_pictures(tmp_path / "pictures")
     mirrored = set_up(Request(model="wrn-10-1", data=DataOptions(str(tmp_path / "pictures"))))
     plain = set_up(Request(model="wrn-10-1", data=DataOptions(str(tmp_path / "pictures"), no_flip=True)))
-    said = "training images are mirrored half the time; where that changes a class, give --no_flip"
+    said = "training images are mirrored half the time; if a mirror image may be of another class, give --no_flip"
     assert (mirrored.data.flip, said in mirrored.notes) == (True, True)
     assert (plain.data.flip, said in plain.notes) == (False, False)
     assert "no_flip" not in mirrored.config()
@@ -860,7 +862,9 @@ def test_a_student_that_was_made_to_see_whole_images_still_does(tmp_path: Path) 
     model = str(tmp_path / "first")
     usual = set_up(Request(model=model, data=replace(data, view=None)))
     assert (usual.student.info.view, usual.data.view) == ("whole", "whole")
-    said = f"{model} was made to see whole images, and still does; training shows crops of 35% and more"
+    said = (
+        f"{model} was made to see whole images, so it is shown that in evaluation; training shows crops of at least 35%"
+    )
     assert [note.partition(", or with")[0] for note in usual.notes if "was made to see" in note] == [said]
     other = set_up(Request(model=model, data=replace(data, view="centre")))
     assert (other.student.info.view, other.data.view) == ("centre", "centre")
@@ -912,7 +916,7 @@ def test_a_teacher_that_was_made_to_see_images_otherwise_is_told(tmp_path: Path)
     data = DataOptions(str(tmp_path / "pictures"), image_size=8, view="whole")
     finished = tmp_path / "teacher"
     run(Request(model="wrn-10-1", data=data, overrides={"epochs": 1}), finished, CPU, Display())
-    said = "teacher: it was made to see whole images, and validation shows the centre of images: --view whole"
+    said = "teacher: it was made to see whole images, but evaluation shows the centre of images; give --view whole"
     wanted = Request(model="wrn-10-1", teacher=str(finished), method="kd", data=replace(data, view=None))
     assert said in set_up(wanted).notes
     assert said not in set_up(replace(wanted, data=data)).notes
@@ -940,10 +944,10 @@ def test_images_have_the_size_that_the_teacher_was_made_for(tmp_path: Path) -> N
     saved = replace(common, model=str(tmp_path / "student"), teacher=str(tmp_path / "teacher"), method="sp")
     own = set_up(replace(saved, data=replace(common.data, image_size=None)))
     assert own.image_size == 16
-    assert "student: its weights were made for images of 24 × 24 pixels, and it is shown 16 × 16" in own.notes
+    assert "student: its weights were made for images of 24 × 24 pixels, but it is shown 16 × 16" in own.notes
     asked = set_up(replace(saved, data=replace(common.data, image_size=20)))
     assert asked.image_size == 20
-    assert "teacher: its weights were made for images of 16 × 16 pixels, and it is shown 20 × 20" in asked.notes
+    assert "teacher: its weights were made for images of 16 × 16 pixels, but it is shown 20 × 20" in asked.notes
 
 
 def test_a_teacher_that_is_shown_smaller_images_than_its_own_is_warned_of(tmp_path: Path) -> None:
@@ -959,7 +963,7 @@ def test_a_teacher_that_is_shown_smaller_images_than_its_own_is_warned_of(tmp_pa
         return [note for note in set_up(request).notes if "were made for" in note]
 
     assert warned(smaller) == [
-        "warning: the teacher's weights were made for images of 24 × 24 pixels, and it is shown 16 × 16: "
+        "warning: the teacher's weights were made for images of 24 × 24 pixels, but it is shown 16 × 16; "
         "--teacher_size 24 shows it the same crops at its own size"
     ]
     assert warned(replace(smaller, teacher_size=24)) == []
@@ -970,13 +974,13 @@ def test_of_what_size_a_file_of_weights_is_is_not_known(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     file = str(tmp_path / "best.pt")
     torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), file)
-    unsaid = "timm's own weights are for images of 160 × 160 pixels, and these do not say theirs"
+    unsaid = "these weights do not say their image size; timm's own are for 160 × 160 pixels"
     data = DataOptions(str(tmp_path / "pictures"))
     taught = Request(model="timm/test_resnet", teacher="timm/test_resnet", teacher_weights=file, data=data, method="sp")
-    advice = "if they were trained at another, give it by --image_size, or for the teacher alone by --teacher_size"
+    advice = "if they were trained at another size, give --image_size, or for the teacher alone --teacher_size"
 
     def of_sizes(request: Request) -> list[str]:
-        return [note for note in set_up(request).notes if "weights are for" in note or "were made for" in note]
+        return [note for note in set_up(request).notes if "own are for" in note or "were made for" in note]
 
     assert of_sizes(taught) == [f"teacher: {unsaid}; {advice}"]
     assert of_sizes(replace(taught, teacher_size=200)) == [f"teacher: {unsaid}; it is shown 200 × 200"]
@@ -1012,7 +1016,10 @@ def test_names_of_networks_and_images_are_not_the_folders_that_a_run_was_written
         assert run(request, out, CPU, heard, resume=True) is not None
     assert equal(Path("wrn-10-1"), Path("third"))  # and does not begin with what the first has learnt
     assert RunFolder(Path("wrn-10-1")).identity() == RunFolder(Path("third")).identity()
-    assert "wrn-10-1 is the architecture and not the folder wrn-10-1 here; for that say ./wrn-10-1" in heard.lines
+    assert (
+        "wrn-10-1 is taken as the architecture, not as the folder of that name; for the folder, write ./wrn-10-1"
+        in heard.lines
+    )
     assert not input_paths(set_up(request).request)["model"]
     begun = set_up(replace(request, model="./wrn-10-1")).student.network.state_dict()
     assert all(torch.equal(begun[name], value) for name, value in weights(Path("wrn-10-1")).items())
@@ -1102,7 +1109,7 @@ def test_depthwise_convolutions_stay_in_float32_in_mixed_precision(precision: st
     model = "spkd.models.mobilenet_v1:mobilenet_v1?width=0.05"
     request = Request(model=model, overrides={"epochs": 1, "precision": precision})
     assert run(request, tmp_path / "run", Runtime("cpu", max_time="0"), heard) is None
-    said = any(line.startswith("student: 13 depthwise convolutions in float32") for line in heard.lines)
+    said = any(line.startswith("student: 13 depthwise convolutions run in float32") for line in heard.lines)
     assert said == (precision == "bf16-mixed")
 
 
@@ -1114,7 +1121,7 @@ def test_slow_bfloat16_is_warned_of(
     monkeypatch.setattr("spkd.models.bfloat16.gains_from_bfloat16", lambda device: not slow)
     request = Request(model=tiny, overrides={"epochs": 1, "precision": precision})
     assert run(request, tmp_path / "run", Runtime("cpu", max_time="0"), heard) is None
-    warned = any("--precision 32-true will be quicker" in line for line in heard.lines)
+    warned = any("--precision 32-true will be faster" in line for line in heard.lines)
     assert warned == (slow and precision == "bf16-mixed")
 
 
@@ -1226,8 +1233,8 @@ def test_what_is_chosen_to_no_effect_is_said(
 ) -> None:
     taught = None if method == "none" else str(teacher)
     notes = set_up(Request(model="wrn-10-1", teacher=taught, method=method, overrides=overrides)).notes
-    expected = [f"--{name} is of no effect with the {why}" for name, why in said.items()]
-    assert [note for note in notes if "of no effect" in note] == expected
+    expected = [f"--{name} has no effect with the {why}" for name, why in said.items()]
+    assert [note for note in notes if "has no effect" in note] == expected
 
 
 @pytest.mark.parametrize(
@@ -1266,10 +1273,10 @@ def test_no_run_is_written_over_what_it_is_made_of(tiny: str, teacher: Path, tmp
         ("teacher", distillation(tiny, own)),
         ("teacher_weights", replace(distillation(tiny, teacher), teacher=wide, teacher_weights=file)),
     ):
-        with pytest.raises(InputError, match=f"--{option} .* lie in each other"):
+        with pytest.raises(InputError, match=f"--{option} .* overlap, one inside the other"):
             run(wanted, own, CPU, Display(), overwrite=True)
     asked = distillation(tiny, own)
-    with pytest.raises(InputError, match=r"--teacher .*run-alone lie in each other"):
+    with pytest.raises(InputError, match=r"--teacher .*run-alone overlap, one inside the other"):
         distill(asked, tmp_path / "run", CPU, Display(), alone=True, overwrite=True)
     assert Path(file).exists()
 
@@ -1312,7 +1319,7 @@ def test_a_teacher_can_see_larger_images_than_the_student(tiny: str, teacher: Pa
     assert (config["image_size"], config["teacher_size"]) == (8, 16)
     unsaid = set_up(replace(request, data=DataOptions()))
     assert unsaid.image_size == 8, "the digits' own, and not the teacher's"
-    for size, line in ((4, "--teacher_size 4 is less than the 8 pixels of the student"), (1, "must be from 2 to 4096")):
+    for size, line in ((4, "--teacher_size 4 is less than the student's 8 pixels"), (1, "must be from 2 to 4096")):
         with pytest.raises(InputError, match=line):
             set_up(replace(request, teacher_size=size))
     with pytest.raises(InputError, match="--teacher_size: there is no teacher"):

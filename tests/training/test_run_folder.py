@@ -41,7 +41,7 @@ def test_a_folder_with_a_run_is_refused_unless_asked_for(tmp_path: Path) -> None
         folder.check(CONFIG, MADE_OF, resume=False, overwrite=False)
     folder.check(CONFIG, MADE_OF, resume=True, overwrite=False)
     folder.check(CONFIG, MADE_OF, resume=False, overwrite=True)
-    with pytest.raises(InputError, match="--overwrite excludes --resume and --finish"):
+    with pytest.raises(InputError, match="--overwrite cannot be combined with --resume or --finish"):
         folder.check(CONFIG, MADE_OF, resume=True, overwrite=True)
 
 
@@ -58,10 +58,10 @@ def test_resuming_another_configuration_names_what_differs(tmp_path: Path) -> No
     folder = begun(tmp_path / "run")
     with pytest.raises(InputError, match="seed was 0, is 1"):
         folder.check({**CONFIG, "seed": 1}, "c2d3", resume=True, overwrite=False)
-    with pytest.raises(InputError, match=r"configuration: label_smoothing was 0\.0, is 0\.1;"):
+    with pytest.raises(InputError, match=r"other options: label_smoothing was 0\.0, is 0\.1;"):
         folder.check({**CONFIG, "label_smoothing": 0.1}, "c2d3", resume=True, overwrite=False)
     smoothed = begun(tmp_path / "smoothed", {**CONFIG, "no_flip": True})
-    with pytest.raises(InputError, match=r"configuration: no_flip was True, is False;"):
+    with pytest.raises(InputError, match=r"other options: no_flip was True, is False;"):
         smoothed.check(CONFIG, "c2d3", resume=True, overwrite=False)
 
 
@@ -191,7 +191,9 @@ def test_a_trained_model_is_all_that_is_left_of_a_run_and_stays(tmp_path: Path, 
     folder.begin(CONFIG, MADE_OF, overwrite=False)
     folder.student.mkdir()
     (folder.student / "model.json").write_text("{}")
-    line = "run holds a trained model and no checkpoint to go on from; give --overwrite to train it anew, or another"
+    line = (
+        "run holds a trained model but no checkpoint to continue from; give --overwrite to train it again, or another"
+    )
     with pytest.raises(InputError, match=line):
         folder.check(CONFIG, MADE_OF, resume=resume, overwrite=False)
     folder.check(CONFIG, MADE_OF, resume=False, overwrite=True)
@@ -203,7 +205,7 @@ def test_a_trained_model_is_all_that_is_left_of_a_run_and_stays(tmp_path: Path, 
 @pytest.mark.parametrize("name", ["thesis.tex", "config.yaml"])
 def test_a_folder_with_other_files_is_refused_whatever_is_asked(tmp_path: Path, name: str, overwrite: bool) -> None:
     (tmp_path / name).write_text("lr: 0.1")
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="holds files that are not of a run"):
         RunFolder(tmp_path).check(CONFIG, MADE_OF, resume=False, overwrite=overwrite)
 
 
@@ -248,7 +250,9 @@ def test_an_input_is_not_written_over(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=f"--{option} "):
             refuse_inputs("--out", tmp_path / out, {option: str(tmp_path / named)})
     refuse_inputs("--out", tmp_path / "run", {"data": str(tmp_path / "data"), "teacher": None, "model": "wrn-10-1"})
-    with pytest.raises(InputError, match=r"--out .*/new and --tape .*/new lie in each other: choose another --out"):
+    with pytest.raises(
+        InputError, match=r"--out .*/new and --tape .*/new overlap, one inside the other: choose another --out"
+    ):
         refuse_inputs("--out", tmp_path / "new", {"tape": str(tmp_path / "new")})
 
 

@@ -50,7 +50,7 @@ def test_a_run_remembers_its_images_and_options_go_over_them(teacher: Path, tmp_
     assert own_data(teacher, {"workers": 0}).workers == 0
     assert own_data(teacher, {"data": "cifar10", "data_root": "x"}) == DataOptions(data="cifar10", data_root="x")
     assert own_data(tmp_path, {"data": "digits"}) == DataOptions(data="digits")
-    with pytest.raises(InputError, match="does not tell which images it was trained on: name them by --data"):
+    with pytest.raises(InputError, match="does not say which images it was trained on: name them by --data"):
         own_data(saved_for_three(tmp_path), {"workers": 0})
     with pytest.raises(InputError, match="holds no saved model"):
         own_data(tmp_path, {"workers": 0})
@@ -91,7 +91,7 @@ def test_a_network_of_one_s_own_is_kept_with_its_classes_and_normalisation(teach
     assert measured(str(kept)) == first
     info = load_classifier(kept).info
     assert (info.classes, info.normalisation.mean) == (tuple("0123456789"), (0.3,))
-    with pytest.raises(InputError, match=r"--save .*kept is there already: give a new folder"):
+    with pytest.raises(InputError, match=r"--save .*kept already exists: give a new folder"):
         measured(spec, weights=weights, save=str(kept))
     with pytest.raises(InputError, match=r"is a saved model already; leave it out"):
         measured(str(kept), save=str(tmp_path / "other"))
@@ -156,7 +156,7 @@ def test_areas_under_the_curve_are_measured_where_there_is_room(
     heard.lines.clear()
     monkeypatch.setattr("spkd.training.ranking.ROOM", 8 * 297 * 10 - 1)
     assert all(one.area is None for one in evaluate_saved(teacher, DataOptions(), per_class=True, **asked).per_class)
-    line = "no areas under ROC curves: 297 images have too many probabilities of 10 classes to rank them"
+    line = "AUC is not shown: 297 images have too many probabilities of 10 classes to rank them"
     assert line in heard.lines
 
 
@@ -167,7 +167,7 @@ def test_a_network_with_weights_is_not_the_run_in_a_folder_of_its_name(
     monkeypatch.chdir(tmp_path)
     assert data_to_evaluate_on("wrn-10-1", None, {"workers": 0}) == DataOptions(workers=0)
     assert data_to_evaluate_on("./wrn-10-1", "best.pt", {"workers": 0}) == DataOptions(workers=0)
-    with pytest.raises(InputError, match=r"wrn-10-1 with best\.pt does not tell which images .* name them by --data"):
+    with pytest.raises(InputError, match=r"wrn-10-1 with best\.pt does not say which images .* name them by --data"):
         data_to_evaluate_on("wrn-10-1", "best.pt", {"workers": 0})
     assert data_to_evaluate_on("wrn-10-1", "best.pt", {"data": "x", "workers": None}) == DataOptions("x")
 
@@ -193,7 +193,7 @@ def test_the_runs_own_images_are_known_however_they_are_named(tmp_path: Path, mo
 def test_images_that_were_moved_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(f"{MARK}\ndata: {tmp_path / 'photos'}\ntrain_images: 30\n")
-    with pytest.raises(InputError, match=r"the images of .*run are no longer in .*photos: say by --data where"):
+    with pytest.raises(InputError, match=r"the images of .*run are no longer in .*photos: give --data to say where"):
         own_data(tmp_path / "run", {"data": None})
     assert own_data(tmp_path / "run", {"data": "elsewhere"}).data == "elsewhere"
     (tmp_path / "photos").mkdir()
@@ -297,9 +297,9 @@ def test_any_network_can_be_evaluated_with_its_weights(tiny: str, teacher: Path,
         normalisation=f"{own.mean[0]}/{own.std[0]}",
     )
     assert measured.top1_error == pytest.approx(json.loads((teacher / "result.json").read_text())["test_error"])
-    with pytest.raises(InputError, match="Tiny has random weights, as far as is known: give --weights"):
+    with pytest.raises(InputError, match="Tiny seems to have random weights: give --weights"):
         evaluate_saved(tiny, DataOptions(), split="test", teacher=None, accelerator="cpu", display=Heard(said))
-    with pytest.raises(InputError, match=r"with .*best\.pt tells 10 classes apart, three has 3"):
+    with pytest.raises(InputError, match=r"with .*best\.pt has 10 classes, three has 3"):
         evaluate_saved(
             f"{tiny}?width=16",
             DataOptions(str(three_classes(tmp_path / "three"))),
@@ -331,8 +331,8 @@ def test_a_file_of_weights_is_shown_what_the_library_s_own_are_unless_its_size_i
             replace(options, image_size=size),
             **{**WHOLE, "display": heard, "weights": str(tmp_path / "best.pt")},
         )
-        line = "timm's own weights are for images of 160 × 160 pixels, and these do not say theirs; if they were "
-        assert (f"{line}trained at another, give it by --image_size" in heard.lines) == (size is None)
+        line = "these weights do not say their image size; timm's own are for 160 × 160 pixels; if they were "
+        assert (f"{line}trained at another size, give --image_size" in heard.lines) == (size is None)
 
 
 def test_weights_are_evaluated_with_the_view_that_is_told_beside_them(tmp_path: Path) -> None:
@@ -384,11 +384,11 @@ def test_what_is_evaluated_is_said(tiny: str, teacher: Path, tmp_path: Path) -> 
     (saved / "model.json").write_text(json.dumps(description))
     said: list[str] = []
     evaluate_saved(teacher, DataOptions(), split="val", teacher=str(saved), accelerator="cpu", display=Heard(said))
-    assert said == ["warning: the teacher was made for images of 16 × 16 pixels, and is asked at 8 × 8"]
+    assert said == ["warning: the teacher was made for images of 16 × 16 pixels, but is shown 8 × 8"]
     data = three_classes(tmp_path / "three")
     notes = load_data(DataOptions(str(data))).notes
     said.clear()
-    with pytest.raises(InputError, match="the network tells 10 classes apart, three has 3"):
+    with pytest.raises(InputError, match="the network knows 10 classes, three has 3"):
         evaluate_saved(
             teacher, DataOptions(str(data)), split="test", teacher=None, accelerator="cpu", display=Heard(said)
         )
@@ -502,7 +502,7 @@ def test_new_images_of_some_classes_are_evaluated_whole(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"to be split between 3 sets: 'class 1' \(1\); add images"):
         measured("test")
     found = measured("all")
-    assert said == ["three has images of 2 of the 4 classes that the network tells apart"]
+    assert said == ["three has images of 2 of the 4 classes that the network knows"]
     paths = [(path, int(path.parent.name[-1])) for path in sorted(folder.rglob("*.png"))]
     with torch.no_grad():
         logits = torch.cat([network(load_image(path, info)) for path, _ in paths])
@@ -514,7 +514,7 @@ def test_new_images_of_some_classes_are_evaluated_whole(tmp_path: Path) -> None:
     shutil.rmtree(folder / "class 2")
     assert measured("all").images == 1
     (folder / "class 1").rename(folder / "zebra")
-    with pytest.raises(InputError, match="the network tells 4 classes apart, three has 1"):
+    with pytest.raises(InputError, match="the network knows 4 classes, three has 1"):
         measured("all")
 
 
@@ -571,7 +571,7 @@ def test_what_is_written_makes_no_class_of_its_folder(teacher: Path, tmp_path: P
     options = DataOptions(str(folder))
     for given in ({"out": "results/said.csv"}, {"out": "class 0/said.csv"}, {"save": "model", "weights": weights}):
         places = {name: str(folder / place) if name != "weights" else place for name, place in given.items()}
-        with pytest.raises(InputError, match=r"lies in a folder of --data .*, which would be taken for a class"):
+        with pytest.raises(InputError, match=r"lies inside --data .*, in a folder that would be taken for a class"):
             evaluate_saved("wrn-10-1" if "weights" in given else teacher, options, **WHOLE, **places)
     assert sorted(path.name for path in folder.iterdir()) == ["class 0", "class 1", "class 2"]
 
@@ -644,4 +644,6 @@ def test_probabilities_in_the_place_of_logits_are_warned_of(ending: str, warned:
         weights=str(tmp_path / "best.pt"),
         normalisation="none",
     )
-    assert any(line.startswith("warning: the network puts out probabilities") for line in said) == warned
+    assert (
+        any(line.startswith("warning: the network returns probabilities instead of logits") for line in said) == warned
+    )

@@ -242,7 +242,7 @@ def test_a_recording_that_fails_is_told_with_its_cause(
         layer.zero_grad()
     assert len(steps) == WARM_UP + 2 + (where == "student")
     reason = f"{kind.__name__}: cannot be recorded"
-    assert told == [f"a training step cannot be recorded as a CUDA graph, and runs without: {reason}"]
+    assert told == [f"a training step cannot be recorded as a CUDA graph, so it runs without one: {reason}"]
     if before is not None:
         assert torch.cuda.current_stream() == before
 

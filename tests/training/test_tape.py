@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("other.txt", "mine", "is no tape and not empty"),
+        ("other.txt", "mine", "is not a tape, and not empty"),
         ("tape.json", "{", "is damaged"),
         ("tape.json", '{"format": 99, "memories": {}, "block_ends": []}', "another version"),
         ("tape.json", '{"format": 1, "memories": {}}', "is damaged"),

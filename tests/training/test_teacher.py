@@ -48,12 +48,12 @@ def test_a_teacher_in_slow_bfloat16_is_told_of(
 ) -> None:
     monkeypatch.setattr("spkd.training.teacher.is_slow_in_bfloat16", lambda kind: slow)
     fabric = make_fabric(CPU)
-    for tape, why in ((None, "bfloat16 is"), ("bf16-true", "bfloat16, in which the tape was begun, is")):
+    for tape, why in ((None, "bfloat16 is"), ("bf16-true", "bfloat16, in which the tape was recorded, is")):
         setup = set_up(request(tiny, teacher, overrides={"teacher_precision": "bf16-true"}))
         manifest = None if tape is None else SimpleNamespace(manifest=SimpleNamespace(precision=tape))
         setup = replace(setup, tape=manifest)  # type: ignore[arg-type]
         note = cheapest_teacher(setup, make_stream(setup, fabric.device), fabric).note
-        assert note.endswith(f"; {why} no quicker here than float32") == slow
+        assert note.endswith(f"; {why} no faster here than float32") == slow
 
 
 def test_all_processes_have_the_teacher_in_one_precision(tiny: str, teacher: Path) -> None:

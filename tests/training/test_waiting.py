@@ -88,7 +88,7 @@ def test_a_training_that_waits_for_images_is_told_once_how_much(machine: Machine
     lines = trained(machine, [0.25] * 100, 0.25, readers=4)
     assert lines == [
         "warning: the training waited for images 50% of the last 10 seconds: more --workers (now 4), or smaller copies "
-        "of large photos, may make it quicker"
+        "of large photos, may make it faster"
     ]
 
 

@@ -117,7 +117,7 @@ def compare(options: Namespace) -> int:
         command=shlex.join(["spkd", *(word for word in sys.argv[1:] if word != "--overwrite")]),
     )
     if compared is None:
-        return _stopped(f"the same command{' without --overwrite' if options.overwrite else ''} goes on")
+        return _stopped(f"the same command{' without --overwrite' if options.overwrite else ''} continues")
     for one in compared:
         folder = out / one.part.folder
         write_figure(comparison_figure(one.comparison), folder / "comparison.png")
@@ -126,7 +126,7 @@ def compare(options: Namespace) -> int:
     files = "comparison.json, comparison.csv, comparison.md, comparison.png, comparison.svg"
     if several:
         _show_choice(compared, out)
-        say(f"written, of each student in a folder of its own in {out}: {files}")
+        say(f"written, for each student in a folder of its own in {out}: {files}")
     else:
         say(f"written: {out / files}")
     return 0
@@ -168,7 +168,7 @@ def tape(options: Namespace) -> int:
 
         request = _request(chosen, _student(chosen), chosen.seed)
         if record(request, chosen.methods, folder, _runtime(chosen), display()) is None:
-            return _stopped("the same command goes on")
+            return _stopped("the same command continues")
     try:
         found = Tape.open(folder)
     except UnusableFolder as error:
@@ -251,7 +251,7 @@ def taps(options: Namespace) -> int:
 
     given = {name: value for name, value in pick(DataOptions, options).items() if value is not None}
     if options.data is None and (useless := sorted(given.keys() - {"image_size", "grey"})):
-        raise InputError(f"--{useless[0]} is of images: name them by --data, or leave it out")
+        raise InputError(f"--{useless[0]} is about images: name them by --data, or leave it out")
     found = find_layers(
         student=_network("student", options.student, options.data, DEFAULT_STUDENT),
         teacher=_network("teacher", options.teacher, options.data, DEFAULT_TEACHER),
@@ -299,7 +299,7 @@ def reproduce(options: Namespace) -> int:
     say(f"written: {report.paths[0]}, records.csv, tables/, figures/")
     if state is not None:
         state.raise_failure(out)
-    return _stopped("the same command goes on") if state is not None and state.missing else 0
+    return _stopped("the same command continues") if state is not None and state.missing else 0
 
 
 def _student(options: Namespace) -> str:
@@ -311,7 +311,7 @@ def _students(options: Namespace) -> list[str]:
     if options.students is None:
         return [_student(options)]
     if options.student is not None:
-        raise InputError("--students takes the place of --student: leave that out")
+        raise InputError("--students is given instead of --student: leave one of them out")
     for place, student in enumerate(options.students):
         for other in options.students[:place]:
             if student == other:
@@ -325,8 +325,8 @@ def _network(option: str, named: str | None, data: str | None, default: str) -> 
     """Return the network that is named; where none is, that of the digits, which is none for other images."""
     if named is None and data is not None and not DataOptions(data=data).is_digits:
         raise InputError(
-            f"give --{option}, such as timm/mobilenetv3_small_050, for --data {data}: only the digits have networks of "
-            "their own"
+            f"give --{option}, such as timm/mobilenetv3_small_050, for --data {data}: only the digits have "
+            "a default for it"
         )
     return default if named is None else named
 
@@ -371,8 +371,8 @@ def _how_to_go_on(out: Path) -> str:
     from spkd.training.run_folder import RunFolder
 
     if not RunFolder(out).has_begun():
-        return "the same command goes on"
-    return f"--resume goes on from the checkpoint in {out}, --finish takes the best epoch so far"
+        return "the same command continues"
+    return f"--resume continues from the checkpoint in {out}, --finish ends the run with its best epoch so far"
 
 
 def _stopped(how_to_go_on: str) -> int:

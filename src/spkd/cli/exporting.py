@@ -33,7 +33,7 @@ def export(options: Namespace) -> int:
     if options.int8:
         return _export_int8(options)
     if options.weight_bits is not None:
-        raise InputError("--weight_bits is of 8-bit integers: give --int8, or leave it out")
+        raise InputError("--weight_bits is for 8-bit integers: give --int8 as well, or leave it out")
     if options.calibrate and options.check_images:
         raise InputError("--calibrate needs labelled images to measure on: give --data, not --check_images")
     _require_place(options, "model")
@@ -62,7 +62,7 @@ def export(options: Namespace) -> int:
     if report.calibration is not None:
         say(calibration_text(report.calibration))
     say(
-        f"largest difference of a logit: {report.relative_difference:.1g} of the largest logit "
+        f"largest difference from PyTorch's logits: {report.relative_difference:.1g} of the largest logit "
         f"(allowed: {options.tolerance:g})"
     )
     say(f"written: {report.path}")

@@ -40,21 +40,23 @@ COMMANDS: Mapping[str, Command] = {
         options.distill_parser,
         commands.distill,
     ),
-    "train": Command("train a network alone", options.train_parser, commands.train),
-    "compare": Command("methods against each other, over seeds", options.compare_parser, commands.compare),
-    "reproduce": Command(
-        "the paper's experiments, with their tables and figures", options.reproduce_parser, commands.reproduce
+    "train": Command("train a network alone, without a teacher", options.train_parser, commands.train),
+    "compare": Command(
+        "compare methods over several seeds, with a statistical test", options.compare_parser, commands.compare
     ),
-    "status": Command("where a comparison or another study stands", options.status_parser, commands.status),
+    "reproduce": Command(
+        "run the paper's experiments, with their tables and figures", options.reproduce_parser, commands.reproduce
+    ),
+    "status": Command("show how far a comparison or another study has got", options.status_parser, commands.status),
     "tape": Command(
-        "what a teacher says, recorded once and played to many",
+        "record what a teacher says once, and play it to many students",
         options.tape_parser,
         commands.tape,
         options.add_tape_actions,
     ),
-    "evaluate": Command("how good a trained network is", options.evaluate_parser, commands.evaluate),
-    "predict": Command("what a trained network takes images for", options.predict_parser, commands.predict),
-    "taps": Command("which layers can be compared, and which are", options.taps_parser, commands.taps),
+    "evaluate": Command("measure how good a trained network is", options.evaluate_parser, commands.evaluate),
+    "predict": Command("classify images with a trained network", options.predict_parser, commands.predict),
+    "taps": Command("list the layers that can be compared, and the pairs chosen", options.taps_parser, commands.taps),
     "export": Command("write a trained network to a file to deploy", options.export_parser, exporting.export),
 }
 
@@ -91,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_full_memory(error):
             return _fail(
-                f"the device's memory is full: smaller images, or a CPU, need less of it ({one_line(error)})", 1
+                f"the device's memory is full ({one_line(error)}); smaller images, or a CPU, need less of it", 1
             )
         return _fail(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1)
     finally:
@@ -115,7 +117,7 @@ def _call(given: Sequence[str], handed_on: Sequence[str]) -> int:
     if "devices" in chosen and chosen.devices > 1 and not is_launched():
         from spkd.training.launch import launch
 
-        resumed = "--resume goes on from its last checkpoint" if "resume" in chosen else "the same command goes on"
+        resumed = "--resume continues from its last checkpoint" if "resume" in chosen else "the same command continues"
         return launch(main, handed_on, chosen.devices, resumed)
     with contextlib.ExitStack() as stack:
         if is_follower():
@@ -169,14 +171,17 @@ def _let_go_of_logs() -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="spkd",
-        description="Similarity-preserving knowledge distillation: a large trained vision classifier in, a small and "
-        "more accurate one out. `spkd distill` without options shows it all on handwritten digits.",
+        description="Make a small image classifier out of a large one, by similarity-preserving knowledge "
+        "distillation. `spkd distill` without options does the whole job on handwritten digits.",
         version=__version__,
         formatter_class=options.Help,
         exit_on_error=False,
         allow_abbrev=False,
     )
-    subparsers = parser.add_subcommands(required=True, dest="command", metavar="COMMAND", title="commands")
+    see = "`spkd COMMAND --help` shows the options of each."
+    subparsers = parser.add_subcommands(
+        required=True, dest="command", metavar="COMMAND", title="commands", description=see
+    )
     parsers = {name: command.parser() for name, command in COMMANDS.items()}
     for name, command in COMMANDS.items():
         subparsers.add_subcommand(name, parsers[name], help=command.summary)
@@ -203,7 +208,7 @@ def _one_line(message: str, given: Sequence[str]) -> str:
     if match := re.search(r"File does not exist: (.*)", message):
         return f"--config: there is no file {match[1]}"
     if match := re.search(r"Problems parsing config: (.*)|Unexpected config: (.*)", message, re.DOTALL):
-        return f"--config: the file is no list of `option: value` lines: {match[1] or match[2]}"
+        return f"--config: the file is not a list of `option: value` lines: {match[1] or match[2]}"
     key = re.search(r'[Pp]arser key "([^"]+)"', message)
     value = re.search(r"(?:Given value|Got value): (.*)", message)
     if key and value:

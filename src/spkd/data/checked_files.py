@@ -101,8 +101,8 @@ def _notes_of_size(paths: Sequence[str]) -> tuple[str, ...]:
     if any(found not in (None, (size, size)) for found in map(header_size, paths[:: -(-len(paths) // LOOKED_AT)])):
         return ()
     return (
-        f"{len(paths):,} images of {size} × {size} pixels are too many to be held in memory, and are read from their "
-        f"files in every epoch: --image_size {size} --view whole shows them as they are",
+        f"{len(paths):,} images of {size} × {size} pixels are too many to hold in memory, and are read from their "
+        f"files in every epoch; --image_size {size} --view whole shows them unchanged",
     )
 
 
@@ -114,8 +114,8 @@ def _notes_of_depth(paths: Sequence[str]) -> tuple[str, ...]:
         return ()
     most, path = max(found)
     return (
-        f"warning: {len(found)} of {len(few)} image files that were looked at have 16 bits, but no value above "
-        f"{most:,} ({path}), of 65,535, so that they are nearly black: multiply their values up to the whole range",
+        f"warning: {len(found)} of {len(few)} image files that were checked have 16 bits, but no value above {most:,} "
+        f"of 65,535 ({path}), so they are nearly black: scale their values up to the whole range",
     )
 
 

@@ -194,7 +194,7 @@ def map_files(function: Callable[[str], Result], paths: Sequence[str]) -> list[R
         for block in pool.map(lambda block: [function(path) for path in block], blocks):
             results += block
             if time.monotonic() - told >= TOLD_EVERY and not is_follower():
-                _log.warning("looking at image files: %s of %s", f"{len(results):,}", f"{len(paths):,}")
+                _log.warning("checking image files: %s of %s", f"{len(results):,}", f"{len(paths):,}")
                 told = time.monotonic()
         return results
 

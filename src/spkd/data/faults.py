@@ -116,7 +116,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         except InputError:
             if os.access(folder, os.W_OK):
                 if not is_follower():
-                    _log.warning("another process is looking at the same images: waiting for what it finds")
+                    _log.warning("another process is checking the same images: waiting for its result")
                 with contextlib.suppress(InputError):
                     stack.enter_context(locked(folder, wait=True))
         yield

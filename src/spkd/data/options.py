@@ -33,35 +33,37 @@ class DataOptions:
     Args:
         data: 'digits' (embedded), a torchvision set by name (cifar10, dtd, dtd?partition=3, ...), a folder of images,
             or a CSV file of paths and labels, names of its columns as in 'labels.csv?path=file&label=diagnosis'.
-        data_root: folder in which torchvision's sets lie, or below which a folder or CSV file is looked for
-            (default for torchvision's sets: ./data).
-        image_size: side length in pixels that the networks see (default: from the weights or the images).
-        no_flip: mirror no training image, for classes that a mirror changes, as letters or left and right (default:
-            every other one is mirrored, but in torchvision's sets of digits, letters and traffic signs).
-        turns: turn training images by 0, 90, 180 or 270 degrees too, each as likely, for pictures without an up, as
-            aerial and microscope images or parts on a belt; with mirror images these are eight orientations.
-        grey: read colour images as grey ones, for networks of one channel (a trained one is shown them so by itself).
-        crop_scale: least share of a large image's area that a training crop shows; 1 for the whole image, squeezed to a
-            square. Images that are all small squares of one size are shifted by an eighth at the most.
-        augment: what else is done to training images, at random: trivial (TrivialAugment: one of fourteen changes of
-            colour, sharpness or shape, of any strength), rand (RandAugment: two of these, each weaker), or none.
-        mixup: alpha of mixup: every training image is mixed with another of its batch, and its label too, by a share
-            from Beta(alpha, alpha); 1 draws all shares alike, 0 leaves images as they are.
-        draw: how often images of a class come in an epoch, which has as many as there are: plain (each image once),
-            balanced (those of every class as often), or sqrt (by the square root of their number).
-        groups: keep images that belong together, as those of one patient, object or video, in one of the sets that are
-            cut from a folder or list: a regular expression found in each image's path below the folder, of which what
-            is in parentheses, else all that it matches, names the group, as in '(patient[0-9]+)' or
-            '([^/]+)_[0-9]+[.]png$' (default: as a list's column group says, else each image is cut off by itself).
-        view: what evaluation shows of a large image: centre (the shorter side at 8/7 of the image size, the middle cut
-            out), or whole, squeezed to a square (default: as a
-            trained network was made to see them, else centre, and of small squares the whole).
-        download: download a torchvision set that is not there.
-        train_images: use a fixed part of the training images, so many of them, of each class its share (default: all).
+        data_root: folder that holds torchvision's sets, and in which a folder or CSV file given by --data is looked for
+            too (default: ./data for torchvision's sets).
+        image_size: side length in pixels at which the networks see images (default: from the weights or the images).
+        no_flip: do not mirror training images, for classes that mirroring changes, such as letters or left and right
+            (default: each is mirrored half the time, except the digits and torchvision's sets of digits, letters and
+            traffic signs).
+        turns: also turn training images by 0, 90, 180 or 270 degrees, all equally likely, for pictures without a right
+            way up, such as aerial and microscope images or parts on a belt; with mirror images, eight orientations.
+        grey: read colour images as grey, for networks with one channel (automatic for a trained one).
+        crop_scale: smallest share of a large image's area that a training crop shows; 1 for the whole image, squeezed
+            to a square. If all images are small squares of one size, they are shifted by up to an eighth instead.
+        augment: further random changes of training images: trivial (TrivialAugment: one of fourteen changes of colour,
+            sharpness or shape, of any strength), rand (RandAugment: two of these, each weaker), or none.
+        mixup: mix every training image, and its label, with another of its batch, in a proportion drawn from
+            Beta(MIXUP, MIXUP); with 1 all proportions are equally likely, with 0 nothing is mixed.
+        draw: how often images of each class come in an epoch, whose length stays the same: plain (each image once),
+            balanced (all classes equally often), or sqrt (by the square root of their number of images).
+        groups: keep images that belong together, such as those of one patient, object or video, in one of the sets that
+            are cut: a regular expression that is searched for in each image's path below the folder; what is in
+            parentheses, or without any all that it matches, names the group, as in '(patient[0-9]+)' or
+            '([^/]+)_[0-9]+[.]png$' (default: a CSV file's column group, otherwise each image by itself).
+        view: what evaluation shows of a large image: centre (the shorter side resized to 8/7 of the image size, the
+            middle cut out), or whole, squeezed to a square (default: as a trained network was made to see them,
+            otherwise centre, but the whole of small squares).
+        download: download a torchvision set that is missing.
+        train_images: use only so many of the training images, always the same ones, with each class's share kept
+            (default: all).
         skip_bad_images: leave out images that cannot be read, and count them, instead of stopping.
-        workers: processes that read image files, or augment images in memory; the batches do not depend on it (default:
-            for a GPU as many as there are processors, up to 16; else, and where OMP_NUM_THREADS is set, as many as
-            threads compute, from 2 to 8, but no more than there are processors).
+        workers: number of processes that read image files, or augment images in memory; it does not change the batches
+            (default: for a GPU the number of processors, up to 16; for a CPU, or if OMP_NUM_THREADS is set, the number
+            of compute threads, from 2 to 8, but no more than there are processors).
     """
 
     data: str = "digits"

@@ -69,13 +69,13 @@ def complete_splits(
     lacking = [] if val is None else _rare(val.targets, of_val, classes)
     if test is None and lacking:
         fewer = f"fewer than two {'' if of_val is None else 'groups '}of {some(lacking, 5)}"
-        why = f", and not of val/, which has {fewer}: a network that learnt train/ knows them"
+        why = f", since val/ has {fewer}; a network that has learnt train/ already knows them"
     elif test is None and val is not None:
         total = len(val)
         given["validation"], [(given["test"], how)] = _cut(val, [total // 2], classes, of_val)
         notes.append(
-            f"test set: {len(given['test'])} of the {total} validation images, {how}; {len(given['validation'])} are "
-            "left to choose by"
+            f"test set: {len(given['test'])} of the {total} validation images, {how}; {len(given['validation'])} "
+            "stay for validation"
         )
     missing = [name for name in ("test", "validation") if name not in given]
     total = len(train)

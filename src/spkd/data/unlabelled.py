@@ -32,7 +32,7 @@ def with_unlabelled(
             of another size.
     """
     if not folder.is_dir():
-        raise InputError(f"unlabelled: no folder {folder}; give one of images, which may lie in folders of their own")
+        raise InputError(f"unlabelled: no folder {folder}; give a folder with images at any depth")
     found = find_files(folder)
     paths = found.images
     if not paths:
@@ -72,12 +72,12 @@ def _left_out(
     related = {place for place, group in enumerate(groups) if group in held_out} - copies
     if related:
         notes.append(
-            f"left out {len(related)} of {len(images)} images without a label, which are of groups of validation or "
-            "test images"
+            f"left out {len(related)} of {len(images)} images without a label, which belong to groups of validation "
+            "or test images"
         )
     if None in groups:
         notes.append(
-            f"{groups.count(None)} of {len(images)} images without a label are of no group, the first: "
+            f"{groups.count(None)} of {len(images)} images without a label belong to no group, the first: "
             f"{paths[groups.index(None)]}"
         )
     return related | copies, notes

@@ -159,8 +159,8 @@ def in_batches(
         if not any(sign in str(error) for sign in ("DataLoader worker", "Pin memory thread")):  # which fails with it
             raise
         raise ReaderDied(
-            f"a process that reads images has died ({one_line(error)}): fewer --workers need less memory, and so do "
-            "smaller batches; in a container the shared memory may be too small (--shm-size)"
+            f"a process that reads images has died ({one_line(error)}): fewer --workers and smaller batches need less "
+            "memory; in a container the shared memory may be too small (--shm-size)"
         ) from error
 
 

@@ -106,7 +106,9 @@ def load_vision_set(
     parts: dict[str, Images] = {}
     notes: list[str] = []
     if not verify:
-        notes.append(f"the files of {name} are read without their checksums: those of a stranger could run code")
+        notes.append(
+            f"the files of {name} are read without checksums: they can run code, so use only files that you trust"
+        )
     classes: tuple[str, ...] = ()
     for split, own_arguments in (("train", vision_set.train), ("val", vision_set.val), ("test", vision_set.test)):
         if own_arguments is None:

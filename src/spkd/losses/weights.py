@@ -17,10 +17,10 @@ class LossWeights:
     batch size and five times the batch size.
 
     Args:
-        gamma: weight of the similarity-preserving loss; its effect depends on gamma / batch size.
-        alpha: weight of the soft targets, between 0 and 1; cross-entropy then has 1 - alpha.
+        gamma: weight of sp, the similarity-preserving loss; its effect depends on gamma / batch size.
+        alpha: weight of kd, the soft targets, from 0 to 1; the labels' cross-entropy then has the weight 1 - alpha.
         temperature: temperature of the soft targets.
-        beta: weight of attention transfer; its effect depends on the size of the maps.
+        beta: weight of at, attention transfer; its effect depends on the size of the maps.
 
     Raises:
         InputError: for a negative or non-finite value, an alpha above 1, or a temperature of 0.

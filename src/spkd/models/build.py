@@ -89,7 +89,9 @@ def build_model(
     source = read_weights(origin, channels, image_size)
     notes: list[str] = []
     if is_folder(spec) and origin.info is None:
-        notes.append(f"{spec} is the architecture and not the folder {spec} here; for that say ./{spec}")
+        notes.append(
+            f"{spec} is taken as the architecture, not as the folder of that name; for the folder, write ./{spec}"
+        )
     if source is not None:
         network, outputs, said = builder.load(network, outputs, source)
         notes += said
@@ -111,14 +113,14 @@ def build_model(
         ),
     )
     if channels == 1 and classifier.network_channels == 3:
-        notes.append(f"{spec} takes three channels: grey images are repeated to three")
+        notes.append(f"{spec} takes three channels: the one channel of grey images is repeated three times")
     if source is not None and own_normalisation is None and not (source.normalisation and source.says_itself):
-        why = "since the weights name no other"
+        why = "since the weights do not say theirs"
         if source.normalisation is not None:
-            why = f"as for {architecture.source}'s own weights, since these name none"
+            why = f"as for {architecture.source}'s own weights, since these do not say theirs"
         notes.append(
-            f"images are normalised with {_numbers(classifier.info.normalisation)}, {why}; if it was trained with "
-            "another, say so by --normalisation"
+            f"images are normalised with {_numbers(classifier.info.normalisation)}, {why}; if they were "
+            "trained with another, give it with --normalisation"
         )
     return BuiltModel(classifier, trained=source is not None, notes=tuple(notes))
 

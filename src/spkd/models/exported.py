@@ -59,7 +59,9 @@ def load_exported(path: Path) -> Classifier:
         [(_, channels, size, _)] = [one.shape for one in session.get_inputs()]
         info = ModelInfo(str(path), json.loads(told["classes"]), channels, size, Normalisation((0.0,), (1.0,)))
     except (KeyError, ValueError) as error:
-        raise InputError(f"model: {path} tells no classes or image size: give a file of `spkd export`") from error
+        raise InputError(
+            f"model: {path} does not say its classes and image size: give a file made by `spkd export`"
+        ) from error
     return Classifier(_Exported(_runner(session), _batch(session)), _with_view(info, told)).eval()
 
 

@@ -88,16 +88,16 @@ def inference_form(
         twin = Classifier(network, classifier.info).to(images.device).eval()
         difference = _difference(classifier, twin, taps, images)
     except Exception as error:
-        return InferenceForm(classifier, "32-true", f"runs as it is, since its cheaper form failed: {one_line(error)}")
+        return InferenceForm(classifier, "32-true", f"runs unchanged, since its faster form failed: {one_line(error)}")
     if not difference <= TOLERANCE:
         return InferenceForm(
-            classifier, "32-true", f"runs as it is, since its cheaper form differs by {difference:.1g}"
+            classifier, "32-true", f"runs unchanged, since its faster form differs by {difference:.1g}"
         )
     note = f"{count} batch norms folded, channels last"
     full = InferenceForm(
         twin,
         "32-true",
-        f"{note} (largest relative difference {difference:.1g})",
+        f"{note} (changes its outputs by at most {difference:.1g} of the largest)",
         micro_batch_size(twin, images),
     )
     if precision == "32-true" or (precision == "auto" and not gains_from_bfloat16(images.device)):
@@ -108,16 +108,20 @@ def inference_form(
         rounding = _rounding(classifier, short, taps, images, logits=logits)
     except Exception as error:
         if precision == "auto":
-            return replace(full, note=f"{full.note}; float32, since it fails in bfloat16: {one_line(error)}")
+            return replace(full, note=f"{full.note}; in float32, since it fails in bfloat16: {one_line(error)}")
         raise InputError(
             f"--teacher_precision {precision}: the teacher does not compute in bfloat16: {one_line(error)}; give "
             "32-true, or auto"
         ) from error
     if precision == "auto" and not all(value <= ROUNDING for value in rounding.values()):
         worst = max(rounding, key=lambda name: math.inf if math.isnan(rounding[name]) else rounding[name])
-        return replace(full, note=f"{full.note}; float32, since bfloat16 moves {worst} by {rounding[worst]:.1g}")
+        return replace(
+            full, note=f"{full.note}; in float32, since bfloat16 would move {worst} by {rounding[worst]:.1g}"
+        )
     said = ", ".join(f"{name} by {value:.1g}" for name, value in rounding.items())
-    return InferenceForm(short, "bf16-true", f"{note}, bfloat16 (moves {said})", micro_batch_size(short, images))
+    return InferenceForm(
+        short, "bf16-true", f"{note}, in bfloat16 (which moves {said})", micro_batch_size(short, images)
+    )
 
 
 @torch.no_grad()

@@ -297,7 +297,7 @@ def not_saved(folder: Path) -> str:
         return f"model: there is no folder {folder}; give a run folder or a saved model's.{hint}"
     if is_folder(folder / "checkpoints"):
         return (
-            f"model: {folder} is a run that has not finished; --resume or --finish it, then its model is in "
+            f"model: {folder} is a run that has not finished; once --resume or --finish has ended it, its model is in "
             f"{folder / 'student'}."
         )
     return (

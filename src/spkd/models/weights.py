@@ -256,8 +256,8 @@ def match(network: nn.Module, tensors: Mapping[str, Tensor]) -> Match:
         notes.append(f"weights: {_listed(f'outside {stripped!r} left out', beside)}")
         if copies := _other_copies(expected, best, {name: tensors[name] for name in beside}):
             notes.append(
-                f"weights: of {len(copies) + 1} whole copies in the file {stripped!r} is used, not "
-                f"{' nor '.join(map(repr, copies))}; for another save it in a file of its own"
+                f"weights: the file holds {len(copies) + 1} whole copies, of which {stripped!r} is used, not "
+                f"{' nor '.join(map(repr, copies))}; to use another, save it in a file of its own"
             )
     return Match(
         tensors=best,

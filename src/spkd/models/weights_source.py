@@ -80,7 +80,7 @@ class Defaults:
     def unsaid_size(self) -> str:
         """Return in words that the image size is that of others' weights."""
         size = self.image_size
-        return f"{self.size_of}'s own weights are for images of {size} × {size} pixels, and these do not say theirs"
+        return f"these weights do not say their image size; {self.size_of}'s own are for {size} × {size} pixels"
 
 
 def find_origin(spec: str, weights: str | None) -> Origin:

@@ -196,9 +196,10 @@ def calibration_text(found: Calibration) -> str:
     )
     wrong = f"{round(after.images * after.top1_error / 100):,} wrong answers among {after.images:,} images"
     if abs(found.temperature - 1) < 2 * wide:
-        return f"{text}\nwarning: {wrong} cannot tell it from 1: the probabilities may be as good without --calibrate"
+        unsure = f"{wrong} are too few to tell it from 1: the probabilities may be as good without --calibrate"
+        return f"{text}\nwarning: {unsure}"
     if wide > UNSURE * found.temperature:
-        return f"{text}\nwarning: {wrong} tell it roughly: more validation images tell it better"
+        return f"{text}\nwarning: {wrong} determine it only roughly: more validation images would help"
     return text
 
 

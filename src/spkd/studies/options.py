@@ -12,13 +12,13 @@ class RunnerOptions:
     """Where a study's tasks run, and how many at a time.
 
     Args:
-        jobs: tasks at a time (default: one per processor core, or --jobs_per_gpu for each GPU; on a Ray cluster
-            as many as it has room for).
-        jobs_per_gpu: tasks that share a GPU.
+        jobs: number of tasks at a time (default: one per processor core, or --jobs_per_gpu for each GPU; on a Ray
+            cluster as many as it has room for).
+        jobs_per_gpu: number of tasks that share a GPU.
         ray: run the tasks on a Ray cluster: its address, or auto for the one that this machine belongs to.
         retry_failed: try again what failed in an earlier call.
-        no_tapes: have each student ask its teacher itself: where tapes would take too much room, or images longer to
-            read than the teacher takes to look at them.
+        no_tapes: run the teacher again for each student; for studies whose tapes would take too much room, or in which
+            reading the images takes longer than the teacher does.
     """
 
     jobs: int | None = None

@@ -238,7 +238,7 @@ def weak_teacher(
     said to do harm.
 
     >>> weak_teacher(42.27, 42.17)
-    'the teacher (42.27 %) is no better than the student alone (42.17 %): it may do harm, a better one would teach more'
+    'the teacher (42.27 %) is no better than the student alone (42.17 %): it may do harm; a better one would teach more'
     >>> weak_teacher(37.85, 42.17)
     >>> "do harm" in weak_teacher(42.27, 42.17, (50.1, 52.3)), "do harm" in weak_teacher(42.27, 42.17, (52.3, 50.1))
     (False, True)
@@ -255,7 +255,7 @@ def weak_teacher(
         return None
     if all(is_weak):
         return (
-            f"the teacher ({told}) is no better than the student alone ({others}): it may do harm, a better one would "
+            f"the teacher ({told}) is no better than the student alone ({others}): it may do harm; a better one would "
             "teach more"
         )
     which = "error" if is_weak[0] else "balanced error"
@@ -271,14 +271,16 @@ def unlike_steps(alone: int | None, taught: int | None, epochs: int | None) -> t
     label, which only a teacher can speak of, an epoch is more steps.
 
     >>> unlike_steps(7_860, 290_000, 30)
-    ('alone had 7,860 steps, with the teacher 290,000', 1107)
+    ('the student alone had 7,860 steps, with the teacher 290,000', 1107)
     >>> unlike_steps(7_860, 8_000, 30), unlike_steps(None, 8_000, 30)
     (None, None)
     """
     if not (alone and taught and epochs) or max(alone, taught) <= UNLIKE * min(alone, taught):
         return None
     as_many = max(1, round(epochs * taught / alone))
-    return None if as_many == epochs else (f"alone had {alone:,} steps, with the teacher {taught:,}", as_many)
+    return (
+        None if as_many == epochs else (f"the student alone had {alone:,} steps, with the teacher {taught:,}", as_many)
+    )
 
 
 def _paired(errors: Mapping[int, float], baseline: ComparisonRow | None) -> PairedComparison | None:

@@ -168,7 +168,7 @@ def reproduce(
     _refuse_lost(name, study)
     tasks = plan(name, options, study)
     if why := _why_float32(tasks, study, runner, runtime):
-        display.say(f"{why}: networks train in float32, and not in bf16-mixed")
+        display.say(f"{why}: networks are trained in float32, not in bf16-mixed")
         tasks = plan(name, options, study, bfloat16=False)
     state = run_study(tasks, study, runner, runtime, display)
     save_records(name, options, tasks, state, study, command)
@@ -220,7 +220,7 @@ def _why_float32(tasks: Sequence[Task], study: Path, runner: RunnerOptions, runt
         return f"those in {study} were begun so" if begun.get("precision") == "32-true" else ""
     if not mixed or not _slow_in_bfloat16(runner, runtime):
         return ""
-    return "this processor is no quicker in bfloat16"
+    return "this processor is no faster in bfloat16"
 
 
 def _slow_in_bfloat16(runner: RunnerOptions, runtime: Runtime) -> bool:

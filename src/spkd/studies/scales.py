@@ -14,14 +14,14 @@ class ReproduceOptions:
     """What of the paper is reproduced, and how large.
 
     Args:
-        scale: smoke (seconds, on made-up images), small (two processor cores) or paper (the paper's protocol, as far as
-            it is known).
-        data_root: folder in which the images lie (default: ./data).
+        scale: smoke (seconds, on made-up images), small (for two processor cores) or paper (the paper's protocol, as
+            far as it is known).
+        data_root: folder that holds the images (default: ./data).
         weights_root: folder of pretrained weights that cannot be downloaded (for transfer at the paper's scale).
-        seeds: how many seeds, from 0 on (default: 2 at smoke, 3 at small, 5 at paper, where transfer takes its ten
-            partitions).
-        only: names of the rows to run; what has finished of others stays in the report (default: all; combinations
-            takes the pairs of cifar10 too).
+        seeds: number of seeds, which are 0, 1, ... (default: 2 at smoke, 3 at small, 5 at paper scale, where transfer
+            takes its ten partitions).
+        only: names of the rows to run; finished results of other rows stay in the report (default: all; combinations
+            also takes the pairs of cifar10).
     """
 
     scale: ScaleName = "small"

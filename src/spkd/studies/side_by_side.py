@@ -88,7 +88,7 @@ def distill(
         if resume and begun is not None and begun.get("data") != request.data.data:
             config = Path(out) / "config.yaml"
             raise InputError(
-                f"{out} holds a run on {begun.get('data')}: to go on with it, give its options, by --config {config}"
+                f"{out} holds a run on {begun.get('data')}: to continue it, give its options with --config {config}"
             )
         if finish and not RunFolder(Path(out)).has_begun():
             raise InputError(f"--finish: there is no run in {out} to end")

@@ -130,7 +130,9 @@ def study_state(folder: Path) -> tuple[TaskState, ...]:
     except OSError as error:
         raise not_now(folder / PLAN, error) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / PLAN} cannot be read: is it damaged? The command of the study mends it") from error
+        raise InputError(
+            f"{folder / PLAN} cannot be read: is it damaged? Repeating the command of the study repairs it"
+        ) from error
     states = [_task_state(folder, *task) for task in tasks]
     done = {state.name for state in states if state.state == "done"}
     return tuple(_with_players(state, {name for name in after if state.name in after[name]}, done) for state in states)

@@ -34,9 +34,9 @@ class Tally:
         self._seconds: dict[str, list[float]] = {}
         self._shown = (0, "")
         if finished:
-            display.say(f"{len(finished)} of {schedule.total} tasks had finished before")
+            display.say(f"{len(finished)} of {schedule.total} tasks were already finished")
         for name, reason in list(schedule.failed.items())[:SHOWN]:
-            display.say(f"{name} is left alone: {reason}")
+            display.say(f"{name} is left out: {reason}")
         if len(schedule.failed) > SHOWN:
             display.say(f"... and {len(schedule.failed) - SHOWN} more task(s)")
         display.begin("tasks", schedule.total, self._done())
@@ -60,7 +60,7 @@ class Tally:
     def again(self, task: Task, reason: str) -> None:
         """Say that a task will be begun again."""
         self._begun.pop(task.name)
-        self._say(task, f"{reason}; it goes on in another process")
+        self._say(task, f"{reason}; it continues in another process")
 
     def show(self) -> None:
         """Show what is running, where that has changed since it was last shown."""

@@ -46,8 +46,8 @@ class Crowding:
         if self._before is not None and times - self._before[1] > OFTEN * self._threads * (now - self._before[0]):
             self._looks = False
             self._say(
-                "warning: other programs keep taking cores from this one's threads, which wait for each other: "
-                "with OMP_WAIT_POLICY=passive before the command it can be several times as quick"
+                "warning: other programs keep taking cores from the threads of this run, which wait for each other: "
+                "with OMP_WAIT_POLICY=passive before the command, it can be several times as fast"
             )
         self._before = now, times
 

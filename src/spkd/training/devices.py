@@ -45,11 +45,11 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
     if runtime.accelerator not in ("auto", *there):
         raise InputError(
             f"--accelerator {runtime.accelerator} cannot be used here: PyTorch finds {' and '.join(there)} only; "
-            "give --accelerator auto for the best there is"
+            "give --accelerator auto for the best available"
         )
     if runtime.devices > 1 and not is_launched():
         raise InputError(
-            f"--devices {runtime.devices}: `spkd train`, `distill` and `tape record` alone divide a batch among "
+            f"--devices {runtime.devices}: only `spkd train`, `distill` and `tape record` divide a batch among "
             "devices; in Python, start the processes with torchrun"
         )
     devices = int(os.environ["LOCAL_WORLD_SIZE"]) if is_launched() else 1
@@ -86,7 +86,7 @@ def make_fabric(runtime: Runtime, precision: str = "32-true") -> Fabric:
             fabric.launch()
         except Exception as error:
             raise RunFailed(
-                f"the {fabric.world_size} processes of this run do not find each other: {one_line(error)}"
+                f"the {fabric.world_size} processes of this run cannot reach each other: {one_line(error)}"
             ) from error
     return fabric
 
@@ -106,8 +106,8 @@ def notes_of_srun() -> list[str]:
     if is_launched() or tasks == "1":
         return []
     return [
-        f"warning: srun has started {tasks} of these, each a run of its own; for one run on several devices, srun -n 1 "
-        "with --devices, or torchrun"
+        f"warning: srun has started this command {tasks} times, each a run of its own; for one run on several devices, "
+        "use srun -n 1 with --devices, or torchrun"
     ]
 
 
@@ -129,8 +129,8 @@ def require_one_folder(fabric: Fabric, option: str, path: Path, found: Sequence[
     counts = sum_of_all(fabric, torch.tensor([int(flag) for flag in found])).tolist()
     if any(count not in (0, fabric.world_size) for count in counts):
         raise InputError(
-            f"{path} is not one folder for all {fabric.world_size} processes: what was written there before, some find "
-            f"and some do not; give {option} a folder that all machines share"
+            f"{path} is not the same folder for all {fabric.world_size} processes: some find what was written there "
+            f"before, others do not; give {option} a folder that all machines share"
         )
 
 
@@ -186,19 +186,19 @@ def told_in_one_line(runtime: Runtime, to_go_on: str) -> Iterator[None]:
     except RunFailed:
         raise
     except UnreadableImage as error:
-        raise InputError(f"{error.brief}, which it could before: as soon as it can, {to_go_on}") from error
+        raise InputError(f"{error.brief}, though it could before; once it can be read again, {to_go_on}") from error
     except RuntimeError as error:
         if is_full_memory(error):
             raise RunFailed(
-                "the device's memory is full: smaller batches or images, mixed precision, or a run that is not "
-                f"compiled, need less ({one_line(error)}); where others hold the memory, {to_go_on} once it is free"
+                f"the device's memory is full ({one_line(error)}); smaller batches or images, mixed precision, or a "
+                f"run without --compile need less; if other programs hold the memory, {to_go_on} once it is free"
             ) from error
         if (why := failure_to_compile(error)) is not None:
             raise InputError(f"--compile: PyTorch cannot compile this here ({one_line(why)}); leave it out") from error
         text = str(error).lower()
         if "expected to have finished reduction" in text:
             raise RunFailed(
-                "a step left weights of the student without a gradient, as where a network skips layers at random: "
+                "a step left weights of the student without a gradient, as when a network skips layers at random; "
                 "train it in one process"
             ) from error
         signs = ("timed out", "timeout", "connection closed", "connection reset", "nccl", "gloo", "broken pipe")

@@ -50,4 +50,4 @@ class EventLog:
         except OSError as error:
             self._writer = None
             reason = error.strerror or error
-            self._say(f"warning: cannot write {self._folder}: {reason}; the run goes on without TensorBoard's logs")
+            self._say(f"warning: cannot write {self._folder}: {reason}; the run continues without TensorBoard's logs")

@@ -53,14 +53,14 @@ def notes_of_learnt(request: Request, data: ImageData) -> list[str]:
         changed = what_changed(folder, data, request.data)
         if changed is not None and (data.cut or changed[0] == "columns"):
             why = f"{data.name} has changed since the {name} was trained on it"
-            advice = "make val/ and test/ of a set that grows"
+            advice = "if a set grows, make its val/ and test/ yourself"
             if changed[0] == "groups":
-                why, advice = f"the {name} was trained with other --groups", "train it with these"
+                why, advice = f"the {name} was trained with other --groups", "train it with these groups"
             elif changed[0] == "columns":
                 why, advice = f"the {name} was trained with another column of sets or groups", "train it with this one"
             notes.append(
-                f"warning: {why}, and other images are held out: it may have learnt some of them, so that errors are "
-                f"too low; {advice}"
+                f"warning: {why}, so other images are held out now, of which the {name} may have learnt some: errors "
+                f"may be too low; {advice}"
             )
     return notes
 
@@ -79,7 +79,7 @@ def notes_of_recipe(request: Request, recipe: Recipe, images: int) -> list[str]:
         idle["momentum"] = f"optimizer {recipe.optimizer}"
     as_usual = {**vars(usual), **vars(usual.losses)}
     notes = [
-        f"--{name} is of no effect with the {idle[name]}"
+        f"--{name} has no effect with the {idle[name]}"
         for name, value in request.overrides.items()
         if name in idle and value not in (None, as_usual[name])
     ]
@@ -87,12 +87,12 @@ def notes_of_recipe(request: Request, recipe: Recipe, images: int) -> list[str]:
     if recipe.name == "paper" and "sp" in terms and recipe.epochs <= usual.epochs // 4 and not is_chosen:
         gamma = recipe.losses.gamma
         notes.append(
-            f"warning: γ {gamma:g} is for {usual.epochs} epochs and may do harm in {recipe.epochs}: on small images of "
-            f"CIFAR-10 a tenth did better in 12 (--gamma {gamma / 10:g})"
+            f"warning: γ = {gamma:g} is for {usual.epochs} epochs and may do harm in {recipe.epochs}; try --gamma "
+            f"{gamma / 10:g}: on small images of CIFAR-10, a tenth did better in 12 epochs"
         )
     steps = recipe.epochs * (images // recipe.batch_size)
     if steps < FEW_STEPS and request.overrides.get("epochs") is None and recipe.name != "digits":
-        notes.append(f"{steps} steps in all are few: more --epochs may lower the error by more than any method does")
+        notes.append(f"the run has only {steps} steps: more --epochs may lower the error by more than any method does")
     return notes
 
 
@@ -101,7 +101,7 @@ def _shifted(data: ImageData, image_size: int) -> str | None:
         return None
     return (
         f"warning: --augment trivial shifts one image in seven by up to {SHIFT} pixels, which leaves little or nothing "
-        "of some: --augment rand goes by their size"
+        "of images this small; --augment rand shifts by a share of their size"
     )
 
 
@@ -119,8 +119,8 @@ def _unequal(data: ImageData) -> str | None:
     is_met = data.draw != "plain"
     return (
         f"classes are unequal, from {counts[least]} training images of {data.classes[least]!r} to {counts[most]} of "
-        f"{data.classes[most]!r}: the balanced error, the mean of the classes' own, is told too; --select balanced "
-        f"goes by it{'' if is_met else ', --class_weights balanced or --draw balanced trains for it'}"
+        f"{data.classes[most]!r}: the balanced error, the mean of the classes' own, is shown too; --select balanced "
+        f"chooses by it{'' if is_met else ', --class_weights balanced or --draw balanced trains for it'}"
     )
 
 
@@ -132,9 +132,9 @@ def _few_held_out(data: ImageData) -> str | None:
         return None
     name = data.classes[least]
     if not count:
-        return f"validation set: no image of {name!r}, so that its error is not known"
+        return f"validation set: no image of {name!r}, so the error of that class is not known"
     images = f"{count} image{'s' * (count > 1)} of {name!r}"
-    return f"validation set: {images}, so that one of them is {100 / count:.1f} points of its error"
+    return f"validation set: only {images}, so each is {100 / count:.1f} points of that class's error"
 
 
 def _large(data: ImageData, image_size: int) -> str | None:
@@ -146,6 +146,6 @@ def _large(data: ImageData, image_size: int) -> str | None:
     if side <= LARGE * image_size:
         return None
     return (
-        f"images are large, with a shorter side of {side:.0f} pixels, and are read anew in every epoch: copies with "
-        f"{2 * image_size} would do for {image_size} and be read in a fraction of the time"
+        f"images are large, with a shorter side of {side:.0f} pixels, and are read again in every epoch: copies with "
+        f"{2 * image_size} pixels are enough for an image size of {image_size}, and are read in a fraction of the time"
     )

@@ -15,7 +15,10 @@ DEFAULT_TEACHER = "wrn-28-2"
 """The network that is trained on the digits where none is said, and their own teacher."""
 DEFAULT_STUDENT = "wrn-10-1"
 """The digits' own student."""
-NORMALISATIONS = "imagenet, none (pixels in [0, 1]), or MEAN/STD, each one number or one a channel, as in 0.5/0.25"
+NORMALISATIONS = (
+    "imagenet, none (pixels in [0, 1]), or MEAN/STD, each one number, or one for each channel with commas, as in "
+    "0.5/0.25"
+)
 """What a user may say of the images that a network was trained with."""
 
 
@@ -60,19 +63,19 @@ class Runtime:
     several; and a float16 tape rounds what the teacher says.
 
     Args:
-        accelerator: cpu, cuda, mps, or auto for the best there is.
-        devices: how many devices share each batch, on this machine (under torchrun: as it says).
-        sync_batchnorm: on several GPUs, let batch norms see the whole batch and not only their device's part.
+        accelerator: cpu, cuda, mps, or auto for the best available.
+        devices: number of devices of this machine that share each batch (under torchrun: as torchrun says).
+        sync_batchnorm: on several GPUs, let batch norm see the whole batch, not only its device's part.
         timeout_seconds: how long the processes of one run wait for each other before they give up.
-        compile: compile the student and the loss with torch.compile, and on a GPU the teacher. On a single GPU a step
-            then is one CUDA graph, unless the teacher sees larger images: what Python decides in a forward pass is
-            decided once.
-        max_time: stop cleanly with a checkpoint after this time, as 90s, 30m, 1h30m or 01:30:00.
-        checkpoint_seconds: time between checkpoints, looked at after each step and each epoch; but at least twenty
-            times what one takes to write.
-        tape: folder in which what the teacher says is recorded at the first use, and from which it is played
-            afterwards, to any student and method on the same batches.
-        tape_dtype: precision of a new tape, float16 or float32 (default: float16; a tape that is there keeps its own).
+        compile: compile student and loss with torch.compile, and on a GPU also the teacher. On a single GPU a step is
+            then one CUDA graph, unless the teacher sees larger images: what Python code decides in a forward pass is
+            decided only once.
+        max_time: stop with a checkpoint after this time, written as 90s, 30m, 1h30m or 01:30:00.
+        checkpoint_seconds: time between checkpoints, checked after each step and each epoch; at least twenty times what
+            writing one takes.
+        tape: folder of a tape, which records what the teacher says when first used, and later plays it to any student
+            and method on the same batches.
+        tape_dtype: precision of a new tape, float16 or float32 (default: float16; an existing tape keeps its own).
     """
 
     accelerator: str = "auto"

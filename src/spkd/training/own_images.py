@@ -57,17 +57,17 @@ def own_data(folder: str | Path, given: Mapping[str, Any]) -> DataOptions:
     own = config.get("data")
     if "data" not in given:
         if is_exported(folder):
-            raise InputError(f"{folder} does not tell which images it is to be asked about: name them by --data")
+            raise InputError(f"{folder} does not say which images to use: name them by --data")
         if own is None and find_saved(folder) is None:
             raise InputError(not_saved(Path(folder)))
         if own is None:
-            raise InputError(f"{folder} does not tell which images it was trained on: name them by --data")
+            raise InputError(f"{folder} does not say which images it was trained on: name them by --data")
         if Path(own).is_absolute() and not is_there(place_of(own)):
-            raise InputError(f"the images of {folder} are no longer in {own}: say by --data where they are")
+            raise InputError(f"the images of {folder} are no longer in {own}: give --data to say where they are")
         if not _is_verified(own):
             raise InputError(
-                f"the images of {folder}, {own} in {config.get('data_root') or DEFAULT_ROOT}, are pickles that nobody "
-                "has verified, which can run code: where you trust them, name them by --data and --data_root"
+                f"the images of {folder}, {own} in {config.get('data_root') or DEFAULT_ROOT}, are pickles that "
+                "nobody has verified and that can run code: if you trust them, name them by --data and --data_root"
             )
     if own is not None and _is_own(own, DataOptions(**{"data": own, **given})):
         names = {field.name for field in fields(DataOptions)} - _NOT_OF_A_RUN
@@ -86,7 +86,7 @@ def data_to_evaluate_on(network: str, weights: str | None, given: Mapping[str, A
     if weights is None or find_meant(network) is not None:
         return own_data(network, given)
     if given.get("data") is None:
-        raise InputError(f"{network} with {weights} does not tell which images it was trained on: name them by --data")
+        raise InputError(f"{network} with {weights} does not say which images it was trained on: name them by --data")
     return DataOptions(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -125,13 +125,13 @@ def numbered_as(info: ModelInfo, images: Images, data: ImageData, say: Callable[
         if len(ours) != len(theirs):
             unknown = [repr(name) for name in data.classes if composed([name])[0] not in ours]
             raise InputError(
-                f"the network tells {len(ours)} classes apart, {data.name} has {len(theirs)}, of which it does not "
-                f"know {some(unknown, 5)}"
+                f"the network knows {len(ours)} classes, {data.name} has {len(theirs)}, of which it does not know "
+                f"{some(unknown, 5)}"
             )
         different = next(f"{a!r} is {b!r}" for a, b in zip(ours, theirs, strict=True) if a != b)
         raise InputError(f"the network's classes are not those of {data.name}: {different} there")
     if len(theirs) < len(ours):
-        say(f"{data.name} has images of {len(theirs)} of the {len(ours)} classes that the network tells apart")
+        say(f"{data.name} has images of {len(theirs)} of the {len(ours)} classes that the network knows")
     return images.relabelled(torch.tensor([ours.index(name) for name in theirs])[images.targets])
 
 
@@ -229,7 +229,7 @@ def _validation(
     folder: str | Path, info: ModelInfo, data: ImageData, options: DataOptions, say: Callable[[str], None]
 ) -> tuple[Batches, int]:
     if changed := what_changed(folder, data, options):
-        say(f"warning: {changed[1]}; it may have learnt some of those that it is measured on")
+        say(f"warning: {changed[1]}; it may have learnt some of the images that it is measured on")
     labelled = _evenly(numbered_as(info, data.val, data, say), COMPARED)
     if len(labelled) < len(data.val):
         say(f"measured on {len(labelled):,} of the {len(data.val):,} validation images, evenly spread")

@@ -82,8 +82,8 @@ class Player:
         if self._distiller is None or alone:
             self.tape.forget_damaged()
             raise RunFailed(
-                f"--tape {self.tape.folder} is damaged at step {step + 1}: the same command, for a single run that "
-                "has a checkpoint with --resume, records that part again"
+                f"--tape {self.tape.folder} is damaged at step {step + 1}: to record that part again, repeat the "
+                "same command, with --resume if it is a single run that has a checkpoint"
             )
         said = said_of_all(self._distiller, self._objective, images)
         # What is there stays: another run may be playing it.

@@ -36,24 +36,24 @@ class Recipe:
     Args:
         name: the preset that the values come from.
         epochs: passes over the training images.
-        batch_size: images in a step.
+        batch_size: images per step.
         optimizer: 'sgd', with Nesterov momentum, or 'adamw'.
-        lr: the highest learning rate.
-        momentum: of sgd.
+        lr: highest learning rate.
+        momentum: momentum of sgd.
         weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
-        schedule: 'step' multiplies the rate by lr_decay at each milestone, 'cosine' lowers it to zero.
-        milestones: of the step schedule, as fractions of all epochs.
-        lr_decay: factor at each milestone.
+        schedule: how the rate falls: 'step' multiplies it by lr_decay at each milestone, 'cosine' lowers it to zero.
+        milestones: when the step schedule lowers the rate, as fractions of all epochs.
+        lr_decay: factor of the step schedule at each milestone.
         warmup_epochs: epochs over which the rate rises linearly from near zero; fractions allowed.
         clip_norm: largest L2 norm of the gradient; 0 for no clipping.
         label_smoothing: share of each label that the cross-entropy spreads evenly over all classes.
-        class_weights: 'none', or 'balanced', which weighs each label in the cross-entropy by ``n / (k n_c)``, for ``n``
-            training images of ``k`` classes, ``n_c`` of them of its class: all classes weigh the same, 1 in the mean.
-        select: the measure of validation images that decides which epoch is kept (the latest of equals), and that a
-            comparison goes by: 'error', the share of images, or 'balanced', the mean of the classes' own errors.
-        precision: '32-true', or mixed: 'bf16-mixed', '16-mixed'.
-        teacher_precision: of the frozen teacher: '32-true', 'bf16-true', or 'auto' for bfloat16 where the device is
-            quicker in it and it moves nothing that is compared by more than a fiftieth.
+        class_weights: weights of labels in the cross-entropy: 'none', or 'balanced', so that all classes count the
+            same: n / (k n_c) for a class with n_c of the n training images of k classes; 1 on average.
+        select: validation error by which the epoch to keep is chosen (the latest of equals), and which a comparison
+            uses: 'error', the share of images, or 'balanced', the mean of the classes' own errors.
+        precision: precision of training: '32-true' (float32), or mixed, 'bf16-mixed' or '16-mixed'.
+        teacher_precision: precision of the teacher: '32-true' (float32), 'bf16-true', or 'auto' for bfloat16 if the
+            device is faster in it and nothing that is compared moves by more than 2 percent.
         losses: weights of the distillation terms.
 
     Raises:

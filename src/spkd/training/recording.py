@@ -46,10 +46,10 @@ def record(
     runtime = replace(runtime, tape=str(folder))
     earlier = Tape.open(Path(folder))
     if earlier is not None and (damaged := earlier.forget_damaged()):
-        display.say(f"tape {folder}: {damaged:,} damaged steps, which are recorded again")
+        display.say(f"tape {folder}: {damaged:,} steps are damaged, and are recorded again")
     setup = set_up(replace(request, method=joined_methods(methods)), runtime)
     fabric = make_fabric(runtime)
-    with told_in_one_line(runtime, "the same command goes on"):
+    with told_in_one_line(runtime, "the same command continues"):
         require_one_tape(setup, runtime, fabric)
         for note in setup.notes:
             display.say(note)

@@ -90,7 +90,7 @@ def run(
     except InputError as error:
         refusal = error
     finished = None if overwrite else folder.result()
-    with told_in_one_line(runtime, f"--resume goes on from the last checkpoint in {folder.checkpoint.parent}"):
+    with told_in_one_line(runtime, f"--resume continues from the last checkpoint in {folder.checkpoint.parent}"):
         # Before the first process writes there.
         found = [refusal is not None, finished is not None, folder.checkpoint.exists()]
         require_one_folder(fabric, "--out", folder.path, found)
@@ -100,14 +100,14 @@ def run(
             if fabric.is_global_zero:
                 folder.begin(setup.config(), identity, overwrite=False)
             errors = _told(setup, finished["test_error"], finished.get("test_balanced_error"))
-            display.say(f"{folder.path} is finished already: test error {errors}")
+            display.say(f"{folder.path} is already finished: test error {errors}")
             return finished
         for note in (*setup.notes, *notes_of_srun()):
             display.say(note)
         if setup.recipe.precision == "bf16-mixed" and is_slow_in_bfloat16(runtime.accelerator):
             what, other = ("GPU", "16-mixed") if fabric.device.type == "cuda" else ("processor", "32-true")
             display.say(
-                f"warning: this {what} is no quicker in bfloat16 than in float32: --precision {other} will be quicker"
+                f"warning: this {what} is no faster in bfloat16 than in float32; --precision {other} will be faster"
             )
         go_on = {"resume": resume or finish, "finish": finish, "overwrite": overwrite}
         return _train(setup, identity, runtime, deadline, fabric, folder, display, **go_on)
@@ -159,15 +159,15 @@ def _train(
             player=player,
         )
         if training.restore():
-            display.say(f"going on from {folder.checkpoint}")
+            display.say(f"continuing from {folder.checkpoint}")
         steps = setup.recipe.epochs * stream.batches_per_epoch
         alone = fabric.world_size == 1 and not runtime.compile
         if alone and gains_from_compiling(fabric.device, steps, setup.image_size):
-            display.say("--compile makes the steps of a small network several times as quick on a GPU")
+            display.say("--compile makes the steps of a small network several times as fast on a GPU")
         state = training.state
         if finish:
             if not state.best_epoch:
-                raise InputError(f"--finish: no epoch of {folder.path} is complete; --resume goes on")
+                raise InputError(f"--finish: no epoch of {folder.path} is complete; --resume continues it")
         else:
             with display:
                 through = training.run(_title(setup), runtime.checkpoint_seconds, deadline)
@@ -182,8 +182,8 @@ def _train(
             share = learning_rate(setup.recipe, training.steps_done() - 1, stream.batches_per_epoch) / setup.recipe.lr
             if share > STILL_HIGH:
                 display.say(
-                    f"the learning rate was still {share:.0%} of its highest: "
-                    f"--epochs {state.epoch} would have ended it"
+                    f"the learning rate was still {share:.0%} of its highest; "
+                    f"with --epochs {state.epoch} it would have come to its end"
                 )
         if _is_near_chance(setup, *errors):
             display.say(f"warning: that is little better than chance; try {_other_settings(setup)}")
@@ -254,19 +254,19 @@ def _prepare_student(setup: Setup, runtime: Runtime, fabric: Fabric, display: Di
     # Not on Apple's GPUs: the gradients of a batch norm of channels-last images are wrong there in many versions.
     gains = fabric.device.type == "cpu" or (fabric.device.type == "cuda" and setup.recipe.precision != "32-true")
     if gains and not lay_channels_last(student, on_processor=fabric.device.type == "cpu"):
-        display.say("student: its weights lie as they are, since it cannot be trained with them channels last")
+        display.say("student: its weights keep their memory layout, since it cannot be trained with them channels last")
     if fabric.device.type == "cpu" and setup.recipe.precision == "bf16-mixed":
         count = depthwise_in_float32(student)
         if count:
-            display.say(f"student: {count} depthwise convolutions in float32, which is quicker here than bfloat16")
+            display.say(f"student: {count} depthwise convolutions run in float32, which is faster here than bfloat16")
     if runtime.sync_batchnorm:
         if fabric.device.type != "cuda":
             raise InputError("--sync_batchnorm needs GPUs: PyTorch has no such batch norm for the CPU")
         student.network = synchronised(student.network)
     elif fabric.world_size > 1 and any(isinstance(one, nn.modules.batchnorm._BatchNorm) for one in student.modules()):
         display.say(
-            f"{fabric.world_size} processes with a part of each batch; batch norms see their part only"
-            + (" (--sync_batchnorm: all of it)" if fabric.device.type == "cuda" else "")
+            f"{fabric.world_size} processes share each batch; batch norm sees only each process's part"
+            + (" (with --sync_batchnorm the whole)" if fabric.device.type == "cuda" else "")
         )
 
 
@@ -289,8 +289,8 @@ def _look_first(
     if teacher_errors is not None:
         display.say(f"teacher: error {_told(setup, *teacher_errors)} on the validation images")
         if _is_near_chance(setup, *teacher_errors):
-            told = " and is it told right what it was trained with (--teacher_normalisation)"
-            why = f"is it the right one{told if setup.request.teacher_weights is not None else ''}?"
+            told = ", and that --teacher_normalisation is what its weights were trained with"
+            why = f"check that it is the right one{told if setup.request.teacher_weights is not None else ''}"
             display.say(f"warning: the teacher is little better than chance on these images; {why}")
     distiller.train()
     try:
@@ -331,7 +331,7 @@ def _await_unused(
         unused = distiller.unused_parameters(*few)
     if unused:
         cast("DDPStrategy", fabric.strategy)._ddp_kwargs["find_unused_parameters"] = True
-        display.say(f"no loss depends on {some(unused, 3)}: the processes look for such weights at every step")
+        display.say(f"no loss depends on {some(unused, 3)}, so the processes look for such weights at every step")
 
 
 def _told(setup: Setup, error: float, balanced: float | None) -> str:

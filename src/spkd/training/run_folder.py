@@ -141,18 +141,19 @@ class RunFolder:
         """
         require_utf8("--out", self.path)
         if resume and overwrite:
-            raise InputError("--overwrite excludes --resume and --finish: give one")
+            raise InputError("--overwrite cannot be combined with --resume or --finish: give one of them")
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file, not a folder")
         if self.config() is None and self.path.exists() and _holds_files(self.path):
-            raise InputError(f"--out {self.path} holds other files and no run of spkd: choose another --out")
+            raise InputError(f"--out {self.path} holds files that are not of a run of spkd: choose another --out")
         if self.has_begun() and not (resume or overwrite):
-            ways = "--resume" if (self.path / "result.json").exists() else "--resume or --finish"
+            is_finished = (self.path / "result.json").exists()
+            ways = "--resume to show its result" if is_finished else "--resume to continue it, --finish to end it"
             raise InputError(f"{self.path} already holds a run: give {ways}, --overwrite, or another --out")
         if self.config() is not None and not (self.has_begun() or overwrite) and self._model.exists():
             raise UnusableFolder(
-                f"{self.path} holds a trained model and no checkpoint to go on from",
-                "give --overwrite to train it anew, or another --out",
+                f"{self.path} holds a trained model but no checkpoint to continue from",
+                "give --overwrite to train it again, or another --out",
             )
 
     def begin(self, config: Mapping[str, Any], identity: str, *, overwrite: bool) -> None:
@@ -229,8 +230,8 @@ class RunFolder:
             )
         shown = "; ".join(f"{key} was {present.get(key)!r}, is {wanted.get(key)!r}" for key in differing[:3])
         raise UnusableFolder(
-            f"{self.path} holds a run of another configuration: {shown}",
-            f"give --overwrite, another --out, or its own options by --config {self.path / 'config.yaml'}",
+            f"{self.path} holds a run with other options: {shown}",
+            f"give --overwrite, another --out, or its own options with --config {self.path / 'config.yaml'}",
         )
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -271,8 +272,8 @@ def what_changed(
         )
     if (groups := config["groups"]) == options.groups:
         return "images", f"the images have changed since {network} was trained"
-    given = "without --groups" if groups is None else f"with --groups '{groups}', which are to be given"
-    return "groups", f"{network} was trained {given}, so that other images are held out"
+    given = "without --groups" if groups is None else f"with --groups '{groups}', which must be given here too"
+    return "groups", f"{network} was trained {given}, so other images are held out now"
 
 
 def config_of(folder: str | Path) -> dict[str, Any]:
@@ -300,7 +301,9 @@ def refuse_inputs(option: str, path: Path, inputs: Mapping[str, str | None]) -> 
             continue
         given = Path(named).resolve()
         if own in (given, *given.parents) or (other in ("data", "unlabelled") and given in own.parents):
-            raise InputError(f"{option} {path} and --{other} {named} lie in each other: choose another {option}")
+            raise InputError(
+                f"{option} {path} and --{other} {named} overlap, one inside the other: choose another {option}"
+            )
 
 
 def _holds_files(path: Path) -> bool:

@@ -98,12 +98,12 @@ def evaluate_saved(
         say(f"images are shown at {size} × {size} pixels")
     batches = batches_for(classifier.info, images, device, workers=options.workers, image_size=size, view=options.view)
     if saved is not None and split != "all" and (changed := what_changed(network, data, options)):
-        say(f"warning: {changed[1]}; those it is evaluated on may be among those it was trained on")
+        say(f"warning: {changed[1]}; it may have been trained on some of the images that it is evaluated on")
     beside = None if teacher is None and saved is None else _teacher(Path(network), teacher, classifier, say)
     if beside is not None:
         if beside.info.image_size != size:
             made = beside.info.image_size
-            say(f"warning: the teacher was made for images of {made} × {made} pixels, and is asked at {size} × {size}")
+            say(f"warning: the teacher was made for images of {made} × {made} pixels, but is shown {size} × {size}")
         beside.to(device)
     probable: list[bool] = []
     with Rows(None if out is None else Path(out)) as rows:
@@ -124,8 +124,8 @@ def evaluate_saved(
             measured = evaluate(classifier.to(device), batches, classifier.info.classes, beside, each)
         if all(probable):
             say(
-                "warning: the network puts out probabilities, of which the softmax is taken again, here and in "
-                "`predict`; leave the network's softmax out, or put a logarithm behind it"
+                "warning: the network returns probabilities instead of logits, so that softmax is applied twice, here "
+                "and in `predict`; leave out the network's softmax, or take the logarithm of its output"
             )
         if save is not None:
             save_classifier(classifier.cpu(), Path(save))
@@ -138,7 +138,7 @@ def _ranking(images: int, classes: int, say: Callable[[str], None]) -> Ranking |
     """Return what measures the areas under the ROC curves; None where that would take too much memory."""
     if has_room(images, classes):
         return Ranking(images, classes)
-    say(f"no areas under ROC curves: {images:,} images have too many probabilities of {classes:,} classes to rank them")
+    say(f"AUC is not shown: {images:,} images have too many probabilities of {classes:,} classes to rank them")
     return None
 
 
@@ -171,8 +171,8 @@ def _require_weights(spec: str, weights: str | None, normalisation: str | None) 
     read_normalisation("normalisation", normalisation, spec, weights)
     if weights is None:
         raise InputError(
-            f"{spec} has random weights, as far as is known: give --weights FILE, or 'pretrained' for the library's or "
-            "for those that your own callable loads, or a saved model's folder"
+            f"{spec} seems to have random weights: give --weights FILE, or 'pretrained' for the library's own or those "
+            "that your callable loads itself, or a saved model's folder"
         )
 
 
@@ -182,7 +182,9 @@ def _require_beside(options: DataOptions, option: str, file: Path) -> None:
     if place is not None and is_file(place) and Path(place).resolve() == file.resolve():
         raise InputError(f"{option} {file} is the list of --data: give another file")
     if place is not None and is_folder(place) and Path(place).resolve() in file.resolve().parents[1:]:
-        raise InputError(f"{option} lies in a folder of --data {place}, which would be taken for a class: give another")
+        raise InputError(
+            f"{option} lies inside --data {place}, in a folder that would be taken for a class: give another"
+        )
     require_writable(file)
 
 
@@ -190,7 +192,7 @@ def _check_new(network: str | Path, folder: Path, *, is_saved: bool) -> None:
     if is_saved:
         raise InputError(f"--save: {network} is a saved model already; leave it out")
     if is_there(folder) and not (is_folder(folder) and all(entry.name.startswith(".") for entry in folder.iterdir())):
-        raise InputError(f"--save {folder} is there already: give a new folder")
+        raise InputError(f"--save {folder} already exists: give a new folder")
 
 
 def _built(
@@ -216,14 +218,14 @@ def _built(
             view=options.view or known.view or data.view,
         )
     except HeadMismatch as error:
-        differing = f"tells {error.found} classes apart, {data.name} has {error.wanted}"
+        differing = f"has {error.found} classes, {data.name} has {error.wanted}"
         if error.found == error.wanted:
-            differing = f"tells other classes apart than those of {data.name}"
+            differing = f"has other classes than {data.name}"
         raise InputError(f"{spec} with {weights} {differing}") from error
     for note in built.notes:
         say(note)
     if options.image_size is None and known.size_of is not None:
-        say(f"{known.unsaid_size()}; if they were trained at another, give it by --image_size")
+        say(f"{known.unsaid_size()}; if they were trained at another size, give --image_size")
     return built.classifier
 
 
@@ -232,7 +234,7 @@ def _teacher(folder: Path, named: str | None, student: Classifier, say: Callable
     if named is not None:
         teacher = load_classifier(named)
         if not same_classes(teacher, student):
-            raise InputError(f"--teacher {named} tells other classes apart than {folder}")
+            raise InputError(f"--teacher {named} has other classes than {folder}")
         return teacher
     config = config_of(folder)
     own = find_meant(str(config.get("teacher")))

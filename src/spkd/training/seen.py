@@ -33,12 +33,13 @@ def teacher_size_for(request: Request, image_size: int) -> int:
     size = request.teacher_size or image_size
     if size < image_size:
         raise InputError(
-            f"--teacher_size {size} is less than the {image_size} pixels of the student: give it --image_size {size} at"
-            " the most"
+            f"--teacher_size {size} is less than the student's {image_size} pixels; give --image_size {size} or less "
+            "as well"
         )
     if size > image_size and request.data.augment == "trivial":
         raise InputError(
-            "--augment trivial shifts images by pixels, whatever their size: with --teacher_size give rand"
+            "--augment trivial shifts images by as many pixels at every size, so it cannot be used with "
+            "--teacher_size; give --augment rand"
         )
     return size
 
@@ -65,19 +66,19 @@ def other_sizes(request: Request, image_size: int, teacher_size: int) -> list[st
         is_teacher = name == "teacher"
         shown = teacher_size if is_teacher else image_size
         if is_teacher and known.size_of is not None and (request.teacher_size or request.data.image_size) is None:
-            option = "--image_size, or for the teacher alone by --teacher_size"
-            lines.append(f"{name}: {known.unsaid_size()}; if they were trained at another, give it by {option}")
+            option = "--image_size, or for the teacher alone --teacher_size"
+            lines.append(f"{name}: {known.unsaid_size()}; if they were trained at another size, give {option}")
         elif known.image_size is not None and known.image_size != shown:
             made = f"were made for images of {known.image_size} × {known.image_size} pixels"
             if known.size_of is not None:
                 lines.append(f"{name}: {known.unsaid_size()}; it is shown {shown} × {shown}")
             elif is_teacher and known.image_size > shown:
                 lines.append(
-                    f"warning: the teacher's weights {made}, and it is shown {shown} × {shown}: --teacher_size "
+                    f"warning: the teacher's weights {made}, but it is shown {shown} × {shown}; --teacher_size "
                     f"{known.image_size} shows it the same crops at its own size"
                 )
             else:
-                lines.append(f"{name}: its weights {made}, and it is shown {shown} × {shown}")
+                lines.append(f"{name}: its weights {made}, but it is shown {shown} × {shown}")
     return lines
 
 
@@ -86,10 +87,10 @@ def as_the_student_sees(data: ImageData, request: Request) -> ImageData:
     seen = model_defaults(request.model, request.weights).view
     if request.data.view is not None or seen in (None, data.view):
         return data
-    note = f"{request.model} was made to see {_SEEN[seen]}, and still does"
+    note = f"{request.model} was made to see {_SEEN[seen]}, so it is shown that in evaluation"
     if seen == "whole" and request.data.crop_scale < 1:
         note += (
-            f"; training shows crops of {request.data.crop_scale:.0%} and more, or with --crop_scale 1 the whole too"
+            f"; training shows crops of at least {request.data.crop_scale:.0%}, or with --crop_scale 1 whole images too"
         )
     return replace(data, chosen_view=seen, notes=(*data.notes, note))
 
@@ -100,4 +101,4 @@ def another_view(request: Request, data: ImageData) -> list[str]:
     seen = None if is_said else model_defaults(str(request.teacher), request.teacher_weights).view
     if seen in (None, data.view):
         return []
-    return [f"teacher: it was made to see {_SEEN[seen]}, and validation shows {_SEEN[data.view]}: --view {seen}"]
+    return [f"teacher: it was made to see {_SEEN[seen]}, but evaluation shows {_SEEN[data.view]}; give --view {seen}"]

@@ -176,7 +176,9 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         notes.append(f"the teacher sees the same crops at {teacher_size} × {teacher_size} pixels")
     notes += notes_of_images(data, teacher_size)
     if data.flip and named_set(request.data) is None:
-        notes.append("training images are mirrored half the time; where that changes a class, give --no_flip")
+        notes.append(
+            "training images are mirrored half the time; if a mirror image may be of another class, give --no_flip"
+        )
     notes_of_data = tuple(notes)
     notes += notes_of_learnt(request, data)
     notes += other_sizes(request, image_size, teacher_size)
@@ -209,7 +211,10 @@ def set_up(request: Request, runtime: Runtime | None = None) -> Setup:
         sizes = (image_size, teacher_size)
         objective = _objective(request, _pairs(request, student.classifier, teacher, data, sizes), recipe, data)
     if objective.pairs:
-        notes.append("compared layers: " + ", ".join(f"{pair.student} = {pair.teacher}" for pair in objective.pairs))
+        notes.append(
+            "compared layers (student = teacher): "
+            + ", ".join(f"{pair.student} = {pair.teacher}" for pair in objective.pairs)
+        )
     if objective.terms:
         weights = {"cross-entropy": objective.cross_entropy, **{term.name: term.weight for term in objective.terms}}
         notes.append("loss weights: " + ", ".join(f"{name} {weight:g}" for name, weight in weights.items()))
@@ -241,10 +246,10 @@ def _check_request(request: Request) -> None:
     student = find_meant(request.model)
     if request.data.grey and student is not None and read_info(student).channels == 3:
         raise InputError(
-            f"--grey: {request.model} was made for images in colour, and would be shown such ever after; leave it out"
+            f"--grey: {request.model} was made for colour images, and would be shown those again later; leave it out"
         )
     if request.unlabelled is not None and request.teacher is None:
-        raise InputError("--unlabelled: only a teacher can say anything of images without a label: give --teacher")
+        raise InputError("--unlabelled: without labels, a student can only learn what a teacher says: give --teacher")
     if request.teacher is not None and not term_names(request.method):
         raise InputError("--method none learns nothing from a teacher: leave out --teacher, or name a method")
 
@@ -253,7 +258,7 @@ def _unasked_weights(request: Request, data: ImageData) -> list[str]:
     """Return a line where a network that is to see photographs begins at random though its library has weights."""
     if request.weights is not None or data.native_size is not None or not has_pretrained(request.model):
         return []
-    return [f"{request.model} begins with random weights; with few images, --weights pretrained usually does better"]
+    return [f"{request.model} starts from random weights; with few images, --weights pretrained usually does better"]
 
 
 def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) -> Recipe:
@@ -271,7 +276,7 @@ def _recipe(request: Request, data: ImageData, trained: bool, notes: list[str]) 
     if recipe.batch_size > images:
         raise InputError(
             f"a batch of {recipe.batch_size} is larger than the training set of {images} images: "
-            f"give --batch_size {max(2, images // 4)}, say"
+            f"give a smaller one, such as --batch_size {max(2, images // 4)}"
         )
     notes.append(
         f"recipe {recipe.name}{reason}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
@@ -316,8 +321,8 @@ def _teacher(request: Request, data: ImageData, image_size: int, normalisation: 
     if not built.trained:
         folder = f"./{spec} for the folder of that name" if is_folder(spec) else "such as `spkd train` writes"
         raise InputError(
-            f"--teacher {spec} has random weights, as far as is known: give --teacher_weights FILE, or 'pretrained' "
-            f"for the library's or for those that your own callable loads, or a run folder as --teacher, {folder}"
+            f"--teacher {spec} seems to have random weights: give --teacher_weights FILE, or 'pretrained' for the "
+            f"library's own or those that your callable loads itself, or a run folder as --teacher, {folder}"
         )
     return built
 
@@ -355,7 +360,7 @@ def _tape(request: Request, runtime: Runtime | None, data: ImageData, image_size
     if runtime is None or runtime.tape is None:
         return None
     if request.teacher is None:
-        raise InputError("--tape keeps what a teacher says: give --teacher as well")
+        raise InputError("--tape records what a teacher says: give --teacher as well")
     tape = Tape.open(Path(runtime.tape))
     if tape is not None:
         identity = tape_identity(request, data, image_size, recipe)

@@ -141,7 +141,7 @@ class StepGraph:
         self._refusal, self._stream = reason, None
         with contextlib.suppress(RuntimeError):  # after a recording that failed the allocator may refuse
             torch.cuda.empty_cache()  # of what lies ready for a stream on which no step will be any more
-        self._say(f"a training step cannot be recorded as a CUDA graph, and runs without: {reason}")
+        self._say(f"a training step cannot be recorded as a CUDA graph, so it runs without one: {reason}")
 
 
 class _Step:

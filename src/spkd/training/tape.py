@@ -116,7 +116,7 @@ class Tape:
         path = folder / "tape.json"
         if not path.exists():
             if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
-                raise UnusableFolder(f"{folder} is no tape and not empty", "give another folder")
+                raise UnusableFolder(f"{folder} is not a tape, and not empty", "give another folder")
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

@@ -27,7 +27,7 @@ def no_room(tape: Tape, setup: Setup, full: Mapping[str, Tensor], why: str = "")
     """Return the error of a disk with too little room; ``why`` is added to what it says of that."""
     needed, free = (f"{number / 1e9:,.1f} GB" for number in (_needed(tape, setup, full), _free(tape.folder)))
     return NoRoom(
-        f"--tape {tape.folder}: {needed} are to be recorded and {free} are free there{why}; give a folder on a larger "
+        f"--tape {tape.folder}: recording needs {needed}, but {free} are free there{why}; give a folder on a larger "
         "disk, or train for fewer epochs"
     )
 

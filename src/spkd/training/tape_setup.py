@@ -73,8 +73,8 @@ def announcement(tape: Tape, setup: Setup) -> str:
     size = tape.bytes_of(names, setup.recipe.epochs)
     kept = ", ".join(f"{name} {decimal(tape.manifest.memories[name].slot_bytes)}" for name in names)
     return (
-        f"tape {tape.folder}: {tape.recorded(names, steps):,} of {steps:,} steps recorded, {decimal(size)} in all "
-        f"({tape.manifest.dtype}; each step {kept})"
+        f"tape {tape.folder}: {tape.recorded(names, steps):,} of {steps:,} steps recorded, {decimal(size)} when "
+        f"complete ({tape.manifest.dtype}; per step: {kept})"
     )
 
 

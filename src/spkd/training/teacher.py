@@ -43,8 +43,8 @@ def cheapest_teacher(setup: Setup, stream: TrainStream, fabric: Fabric) -> Infer
 
     own = form(setup.recipe.teacher_precision if setup.tape is None else setup.tape.manifest.precision)
     if own.precision == "bf16-true" and is_slow_in_bfloat16(fabric.device.type):
-        why = "" if setup.tape is None else ", in which the tape was begun,"
-        own = replace(own, note=f"{own.note}; bfloat16{why} is no quicker here than float32")
+        why = "" if setup.tape is None else ", in which the tape was recorded,"
+        own = replace(own, note=f"{own.note}; bfloat16{why} is no faster here than float32")
     if fabric.world_size == 1:
         return own
     # Each has looked at images of its own, and what they gather must be of one kind.

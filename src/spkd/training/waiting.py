@@ -80,6 +80,6 @@ class Waiting:
             self._looks = False
             self._say(
                 f"warning: the training waited for images {share:.0%} of the last {self._seconds:.0f} seconds: more "
-                f"--workers (now {self._readers}), or smaller copies of large photos, may make it quicker"
+                f"--workers (now {self._readers}), or smaller copies of large photos, may make it faster"
             )
         self._seconds = self._waited = 0.0
