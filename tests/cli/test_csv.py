@@ -131,7 +131,7 @@ def test_a_teacher_that_learnt_another_column_of_sets_is_told_of(
     def named(fold: int) -> str:
         return f"{photos}/folds.csv?path=id&root={photos}/photos&suffix=.png&split=fold{fold}"
 
-    teacher, warning = photos / "teacher", "the teacher was trained with another column of sets or groups, and other"
+    teacher, warning = photos / "teacher", "the teacher was trained with another column of sets or groups, so other"
     succeed(capsys, "train", "--model", "wrn-10-1", "--data", named(0), *SHORT, "--out", str(teacher))
     options = ["--teacher", str(teacher), "--student", "wrn-10-1", *SHORT, "--max_time", "0"]
     for fold, is_told in ((0, False), (1, True)):

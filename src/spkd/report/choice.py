@@ -56,10 +56,10 @@ def _caption(choice: Choice) -> str:
     name, seeds = MEASURES[choice.measure], len(choice.candidates[0].row.seeds)
     many = f"{seeds} seed{'' if seeds == 1 else 's'}"
     return (
-        f"{name[0].upper()}{name[1:]} in %, mean of {many}, by the method with the lowest mean "
-        "validation error (val.); alone: without a teacher. efficient: no other student is as quick and has "
-        "as low a validation error, and is better in one of the two. CPU latency: of one image, here. Whether a method "
-        "helped is in comparison.md of each student's folder."
+        f"{name[0].upper()}{name[1:]} in %, mean of {many}, by the method with the lowest mean validation error "
+        "(val.); alone: without a teacher. Efficient: no other student is at least as fast and at least as good on the "
+        "validation images, and better in one of the two. CPU latency: of one image, on this machine. comparison.md in "
+        "each student's folder says whether a method helped."
     )
 
 
