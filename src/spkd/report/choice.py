@@ -25,8 +25,7 @@ def choice_table(choice: Choice) -> Table:
 
 def choice_markdown(choice: Choice) -> str:
     """Return the same table in Markdown, with the command that repeats it below."""
-    text = grid_markdown(_grid(choice))
-    return f"{text}\n```\n{choice.command}\n```\n" if choice.command else text
+    return grid_markdown(_grid(choice), choice.command)
 
 
 def _grid(choice: Choice) -> Grid:

@@ -77,8 +77,8 @@ def grid_table(grid: Grid) -> Table:
     return table
 
 
-def grid_markdown(grid: Grid) -> str:
-    """Return the table in Markdown.
+def grid_markdown(grid: Grid, command: str = "") -> str:
+    """Return the table in Markdown, with the command that makes it below where one is given.
 
     >>> print(grid_markdown(Grid("T", ("a", "b"), (("x|y", "1"),), ("note",))), end="")
     **T**
@@ -94,6 +94,8 @@ def grid_markdown(grid: Grid) -> str:
     lines += [_line(grid.headings), rule, *(_line(row) for row in grid.rows)]
     for note in grid.notes:
         lines += ["", note]
+    if command:
+        lines += ["", "```", command, "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -37,8 +37,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the same table in Markdown, with the command that repeats it below."""
-    text = grid_markdown(_grid(comparison))
-    return f"{text}\n```\n{comparison.command}\n```\n" if comparison.command else text
+    return grid_markdown(_grid(comparison), comparison.command)
 
 
 def _grid(comparison: Comparison) -> Grid:
