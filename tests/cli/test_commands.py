@@ -950,11 +950,8 @@ def test_several_students_are_compared_to_choose_one(
             runs = [RunFolder(folder / row["method"] / f"seed-{seed}").result() for seed in (0, 1)]
             assert row["test_errors"] == [run["test_error"] for run in runs]
             assert {run["model"] for run in runs} == {one["student"]}
-        for seed in (0, 1):  # one tape for both students
-            assert (
-                f"tape {out / 'recordings' / f'seed-{seed}' / 'tape'}: "
-                in (folder / "sp" / f"seed-{seed}" / "task.log").read_text()
-            )
+        for tape in tapes:  # one for both students
+            assert f"tape {tape / 'tape'}: " in (folder / "sp" / tape.name / "task.log").read_text()
     assert choice["teacher"]["parameters"] == parameter_count(load_classifier(teacher))
     lines = (out / "students.md").read_text().splitlines()
     assert "Students on digits" in printed
@@ -989,7 +986,9 @@ def test_no_student_that_is_compared_is_written_over(
     capsys: pytest.CaptureFixture[str], tiny: str, teacher: Path, student: Path
 ) -> None:
     options = ["--teacher", str(teacher), "--students", tiny, str(student), *CPU]
-    assert "lie in each other: choose another --out" in failing(capsys, "compare", *options, "--out", str(student))
+    assert "overlap, one inside the other: choose another --out" in failing(
+        capsys, "compare", *options, "--out", str(student)
+    )
 
 
 @pytest.mark.parametrize(

@@ -159,5 +159,7 @@ def test_the_runs_own_list_is_known_however_it_is_named(tmp_path: Path, monkeypa
         assert own_data(tmp_path / "run", {"data": other}).train_images is None
     (own / "x.csv").rename(own / "y.csv")
     assert own_data(tmp_path / "run", {"data": "../y.csv?label=kind"}).train_images == 30
-    with pytest.raises(InputError, match=r"no longer in .*x\.csv\?label=kind&root=.*photos: say by --data where they"):
+    with pytest.raises(
+        InputError, match=r"no longer in .*x\.csv\?label=kind&root=.*photos: give --data to say where they"
+    ):
         own_data(tmp_path / "run", {})

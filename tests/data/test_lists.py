@@ -174,8 +174,8 @@ class TestAsFolders:
         assert len(data.unlabelled) == 4
         assert not any("without a label" in note for note in data.notes)
         plain = write(folder / "plain.csv", ("path", "label"), [row[:2] for row in rows])
-        assert "are of no group" in load_data(DataOptions(plain, groups=r"p\d+"), str(folder / "more")).notes[-1]
-        assert "of no group" not in str(load_data(DataOptions(plain), str(folder / "more")).notes)
+        assert "belong to no group" in load_data(DataOptions(plain, groups=r"p\d+"), str(folder / "more")).notes[-1]
+        assert "to no group" not in str(load_data(DataOptions(plain), str(folder / "more")).notes)
 
 
 class TestColumns:
