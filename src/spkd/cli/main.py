@@ -19,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from spkd import __version__
 from spkd.cli import commands, exporting, options
+from spkd.cli.parser import Help
 from spkd.errors import PEER_LOST, InputError, PeerLost, RunFailed, nearest, one_line, printable
 from spkd.machine import is_follower, is_launched
 from spkd.training.devices import is_full_memory, leave
@@ -174,7 +175,7 @@ def _parser() -> ArgumentParser:
         description="Make a small image classifier out of a large one, by similarity-preserving knowledge "
         "distillation. `spkd distill` without options does the whole job on handwritten digits.",
         version=__version__,
-        formatter_class=options.Help,
+        formatter_class=Help,
         exit_on_error=False,
         allow_abbrev=False,
     )

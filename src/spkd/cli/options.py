@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import typing
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from typing import Any
 
 import docstring_parser
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
+from spkd.cli.parser import new_parser
 from spkd.data.options import DataOptions
 from spkd.export_options import TOLERANCE, WEIGHT_BITS, WeightBits
 from spkd.losses.weights import LossWeights
@@ -34,10 +34,6 @@ _METHOD = (
     "at?weight=10&layers=last, kd?alpha=0.5&temperature=2"
 )
 _SEE_ACTION = "`spkd tape ACTION --help` shows the options of each."
-_PRINT_CONFIG = (
-    "print all options as a file for --config, and exit; with =skip_default only those that differ from the default, "
-    "with =skip_unset only those that are set"
-)
 _TRAINING_VIEWS = ("no_flip", "turns", "crop_scale", "augment", "mixup", "draw")
 _DIVIDING = ("devices", "sync_batchnorm", "timeout_seconds")
 _RECIPE = (
@@ -48,7 +44,7 @@ _RECIPE = (
 
 def train_parser() -> ArgumentParser:
     """Return the options of ``spkd train``."""
-    parser = _new_parser("Train a network alone, for example a teacher.")
+    parser = new_parser("Train a network alone, for example a teacher.")
     group = parser.add_argument_group("network")
     _add_text(group, "model", f"the network: {_SPECS} (default: on the digits {DEFAULT_TEACHER})")
     _add_weights(group, "the network's")
@@ -60,7 +56,7 @@ def train_parser() -> ArgumentParser:
 
 def distill_parser() -> ArgumentParser:
     """Return the options of ``spkd distill``."""
-    parser = _new_parser(
+    parser = new_parser(
         "Train a small network (the student) with the help of a large one (the teacher). On the digits, without "
         "--teacher, a teacher is trained first, and the student is trained alone too, to compare."
     )
@@ -77,7 +73,7 @@ def distill_parser() -> ArgumentParser:
 
 def compare_parser() -> ArgumentParser:
     """Return the options of ``spkd compare``."""
-    parser = _new_parser(
+    parser = new_parser(
         "Train every method with every seed, and test, paired by seed, whether it helped. With several --students, "
         "also show what each costs, to choose one. When the command is called again, finished runs are not repeated."
     )
@@ -106,7 +102,7 @@ def compare_parser() -> ArgumentParser:
 
 def tape_parser() -> ArgumentParser:
     """Return the options of ``spkd tape``, still without its actions."""
-    return _new_parser("Record once what a teacher says of every training batch, for any number of students.")
+    return new_parser("Record once what a teacher says of every training batch, for any number of students.")
 
 
 def add_tape_actions(parser: ArgumentParser) -> None:
@@ -125,7 +121,7 @@ def tape_actions() -> dict[str, ArgumentParser]:
 
 
 def _record_parser() -> ArgumentParser:
-    parser = _new_parser(
+    parser = new_parser(
         "Record a tape before the runs that will play it with `spkd distill --tape DIR`. Those must have the same "
         "teacher, images, batch size and seed; student, method, loss weights and epochs may differ. If a student would "
         "get another recipe, give its run the same --batch_size. After a stop, the same command continues."
@@ -140,14 +136,14 @@ def _record_parser() -> ArgumentParser:
 
 
 def _info_parser() -> ArgumentParser:
-    parser = _new_parser("Show what a tape holds, and how much of it is recorded.")
+    parser = new_parser("Show what a tape holds, and how much of it is recorded.")
     parser.add_argument("folder", type=str, help="folder of the tape")
     return parser
 
 
 def evaluate_parser() -> ArgumentParser:
     """Return the options of ``spkd evaluate``."""
-    parser = _new_parser("Measure how good a trained network is: the network of a run, or any other with its weights.")
+    parser = new_parser("Measure how good a trained network is: the network of a run, or any other with its weights.")
     parser.add_argument(
         "network",
         type=str,
@@ -172,7 +168,7 @@ def evaluate_parser() -> ArgumentParser:
 
 def predict_parser() -> ArgumentParser:
     """Return the options of ``spkd predict``."""
-    parser = _new_parser("Classify images with a trained network, and write the classes as comma-separated values.")
+    parser = new_parser("Classify images with a trained network, and write the classes as comma-separated values.")
     parser.add_argument("network", type=str, help="folder of a run or saved model, or an exported .onnx file")
     parser.add_argument("images", type=str, nargs="+", help="image files, or folders that are searched at any depth")
     parser.add_argument("--top", type=int, default=1, help="number of classes to show for each image, likeliest first")
@@ -186,14 +182,14 @@ def predict_parser() -> ArgumentParser:
 
 def status_parser() -> ArgumentParser:
     """Return the options of ``spkd status``."""
-    parser = _new_parser("Show how far a study has got: what is done, running, failed or missing.")
+    parser = new_parser("Show how far a study has got: what is done, running, failed or missing.")
     parser.add_argument("folder", type=str, help="folder of a comparison or another study")
     return parser
 
 
 def taps_parser() -> ArgumentParser:
     """Return the options of ``spkd taps``."""
-    parser = _new_parser("List the layers of teacher and student that can be compared, and the pairs chosen.")
+    parser = new_parser("List the layers of teacher and student that can be compared, and the pairs chosen.")
     _add_networks(parser, f"default: without --data {DEFAULT_TEACHER}", train=False)
     _add_fields(
         parser, DataOptions, "images (default: made-up ones)", optional=True, but=("groups", "view", *_TRAINING_VIEWS)
@@ -203,7 +199,7 @@ def taps_parser() -> ArgumentParser:
 
 def export_parser() -> ArgumentParser:
     """Return the options of ``spkd export``."""
-    parser = _new_parser(
+    parser = new_parser(
         "Write a trained network to a file to deploy, which takes images in [0, 1]. Before the file is put in place, "
         "it is checked against PyTorch on real images."
     )
@@ -244,7 +240,7 @@ def export_parser() -> ArgumentParser:
 
 def reproduce_parser() -> ArgumentParser:
     """Return the options of ``spkd reproduce``."""
-    parser = _new_parser(
+    parser = new_parser(
         "Run one of the paper's experiments, and write its records, tables and figures. Without a name, list the "
         "experiments. When the command is called again, what has finished is not repeated."
     )
@@ -255,45 +251,6 @@ def reproduce_parser() -> ArgumentParser:
     _add_fields(parser, Runtime, "running", but=("tape", *_DIVIDING))
     out = "folder; experiments may share it, and train common networks once (default: runs/reproduce-SCALE)"
     _add_text(parser.add_argument_group("output"), "out", out)
-    return parser
-
-
-_USAGES: dict[int | str | None, str] = {None: "{0}", "?": "[{0}]", "+": "{0} [{0} ...]", argparse.PARSER: "{0} ..."}
-"""How a usage shows an argument, by how often it may be given."""
-
-
-class Help(DefaultHelpFormatter):
-    """Help without the types of Python, with a default only where there is one, and with a usage of one line."""
-
-    def add_usage(
-        self,
-        usage: str | None,
-        actions: Iterable[argparse.Action],
-        groups: Iterable[Any],
-        prefix: str | None = None,
-    ) -> None:
-        """Leave out the options, which stand below and would fill half a screen."""
-        arguments = [one for one in actions if not one.option_strings]
-        shown = [_USAGES[one.nargs].format(one.metavar or one.dest) for one in arguments]
-        optional = [] if any(one.nargs == argparse.PARSER for one in arguments) else ["[options]"]
-        command = self._prog.replace(" [options]", "")
-        super().add_usage(" ".join([command, *shown, *optional]), actions, groups, prefix)
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        default = " ".join(action.default) if isinstance(action.default, list) else action.default
-        default = f"{default:g}" if isinstance(default, float) else default
-        is_said = default is None or default is False or default == argparse.SUPPRESS or "(default:" in text
-        return text if is_said else f"{text} (default: {default})"
-
-
-def _new_parser(description: str) -> ArgumentParser:
-    parser = ArgumentParser(description=description, exit_on_error=False, formatter_class=Help, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="read options from this YAML file")
-    for action in parser._actions:
-        if "--print_config" in action.option_strings:  # comes with --config
-            action.help = _PRINT_CONFIG
-    parser.add_argument("--debug", action="store_true", help="show the full traceback of an error")
     return parser
 
 
