@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -240,14 +241,14 @@ class TestErrors:
                 [],
                 "",
                 r"has no column of images \(path, image, .*\) but 'id', 'label': name it as in "
-                r"'list\.csv\?path=COLUMN', or put",
+                r"'/\S*/list\.csv\?path=COLUMN', or put",
             ),
             (
                 ("path", "kind"),
                 [],
                 "",
                 r"has no column of classes \(label, class\) but 'path', 'kind': name it as in "
-                r"'list\.csv\?label=COLUMN'",
+                r"'/\S*/list\.csv\?label=COLUMN'",
             ),
             (
                 ("path", "kind"),
@@ -260,7 +261,7 @@ class TestErrors:
                 [("b/002.png", "b", "x")],
                 "",
                 r"several columns that may be its path, 'path' and "
-                r"'image'; name one as in 'list\.csv\?path=COLUMN'",
+                r"'image'; name one as in '/\S*/list\.csv\?path=COLUMN'",
             ),
             (
                 ("path", "label", "label"),
@@ -287,22 +288,22 @@ class TestErrors:
                 ("path", "label"),
                 [("a/./001.png", "a")],
                 "",
-                r"1 row of .* names? an image that .*: row 7 that of row 3, "
-                r".*/a/001\.png, with the same label; keep one row",
+                r"1 row of .* names? an image that .*: row 7 repeats row 3 "
+                r"\(.*/a/001\.png\), with the same label; keep one row",
             ),
             (
                 ("path", "label"),
                 [("a/000.png", "a"), ("b/../a/001.png", "b")],
                 "",
-                r"2 rows of .*: row 8 that of row 3, "
-                r".*, with the label 'b', there 'a'; keep one row",
+                r"2 rows of .*: row 8 repeats row 3 "
+                r".*, with the label 'b' instead of 'a'; keep one row",
             ),
             (
                 ("path", "label"),
                 [("c/000.png", "b"), ("a", "b")],
                 "",
                 r"2 of the 7 images of .*list\.csv are not there, the "
-                r"first in row 7: no file /.*/c/000\.png; where .* say 'list\.csv\?root=FOLDER', or leave",
+                r"first in row 7: no file /.*/c/000\.png; where .* say '/\S*/list\.csv\?root=FOLDER', or leave",
             ),
             (
                 ("path", "label"),
@@ -316,7 +317,7 @@ class TestErrors:
                 [("b/002", "b")],
                 "?label=label",
                 r"1 of the 6 .*: no file /.*/b/002; it is there with \.png "
-                r"behind it, so say 'list\.csv\?label=label&suffix=\.png'",
+                r"behind it, so say '/\S*/list\.csv\?label=label&suffix=\.png'",
             ),
             (("path", "label"), [(r"b\002.png", "b")], "", r"1 of the 6 .*; write paths with / and not \\"),
         ],
@@ -355,6 +356,21 @@ class TestErrors:
             write(folder / "list.csv", ("path", "label", "group"), rows), "'group' is empty, first in row 5; give an"
         )
 
+    def test_what_is_advised_helps(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows = [(path.removesuffix(".png"), label) for path, label in rows_of(folder)]
+        whole = load_folder(folder)
+        monkeypatch.chdir(folder)
+        Path("lists").mkdir()
+        write(Path("lists/list.csv"), ("path", "label"), rows)
+        data = "lists/list.csv"
+        for advised in ("lists/list.csv?root=FOLDER", "lists/list.csv?root=.&suffix=.png"):
+            with pytest.raises(InputError) as refusal:
+                listed(data)
+            [data] = re.findall("say '([^']*)'", str(refusal.value))
+            assert data == advised
+            data = data.replace("FOLDER", ".")
+        assert_same(listed(data), whole)
+
     def test_one_class(self, folder: Path) -> None:
         line = "expected at least two classes in the column 'label' of .*, got only 'a'; name another"
         refused(write(folder / "list.csv", ("path", "label"), GOOD[:3]), line)
@@ -373,7 +389,7 @@ class TestErrors:
         assert data.notes[0].startswith("left out 1 of 11 files that cannot be read, the first: ")
         assert data.fingerprint == load_folder(folder).fingerprint
         none = write(folder / "none.csv", ("path", "label"), [(f"x/{path}", label) for path, label in rows_of(folder)])
-        refused(none, r"10 of the 10 images .* say 'none\.csv\?root=FOLDER'$", skip_bad_images=True)
+        refused(none, r"10 of the 10 images .* say '/\S*/none\.csv\?root=FOLDER'$", skip_bad_images=True)
 
     def test_what_is_no_list(self, folder: Path) -> None:
         for name in ("list.json", "list.xlsx", "list.csv.gz"):

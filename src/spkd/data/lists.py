@@ -196,11 +196,11 @@ def _refuse_repeated(table: Table, columns: _Columns) -> None:
     unlike = [(before, row) for before, row in repeated if columns.labels[before] != columns.labels[row]]
     before, row = (unlike or repeated)[0]
     one, other = columns.labels[before], columns.labels[row]
-    labels = f"with the label {other!r}, there {one!r}" if unlike else "with the same label"
+    labels = f"with the label {other!r} instead of {one!r}" if unlike else "with the same label"
     rows = f"1 row of {table.file} names" if len(repeated) == 1 else f"{len(repeated)} rows of {table.file} name"
     raise InputError(
-        f"data: {rows} an image that an earlier one names: row {table.numbers[row]} that of row "
-        f"{table.numbers[before]}, {columns.paths[row]}, {labels}; keep one row for each image"
+        f"data: {rows} an image that is already listed: row {table.numbers[row]} repeats row {table.numbers[before]} "
+        f"({columns.paths[row]}), {labels}; keep one row for each image"
     )
 
 
@@ -213,7 +213,8 @@ def _sets(table: Table, columns: _Columns, ordered: Sequence[int]) -> dict[str, 
         if name.lower() not in meant:
             raise InputError(
                 f"data: row {table.numbers[row]} of {table.file} is of the set {name!r}, not {', '.join(meant)}."
-                f"{nearest(name, meant)} Give its column another name if it tells no sets"
+                f"{nearest(name, meant)} Write one of these in each row; leave split= out, or give the column another "
+                "name if it tells no sets"
             )
     of_rows = [meant[name.lower()] for name in columns.splits]
     sets = {split: [row for row in ordered if of_rows[row] == split] for split in SPLIT_NAMES}
@@ -276,5 +277,5 @@ def _advice(path: str, spec: ListSpec) -> str:
 
 
 def _told(spec: ListSpec, argument: str, value: str) -> str:
-    """Return how a list is named, without its folder, with another argument."""
-    return str(replace(spec, file=Path(spec.file).name, **{argument: value}))
+    """Return how a list is named with another argument."""
+    return str(replace(spec, **{argument: value}))
