@@ -1269,6 +1269,7 @@ def test_no_run_is_written_over_what_it_is_made_of(tiny: str, teacher: Path, tmp
     file, wide = str(own / "student" / "model.safetensors"), f"{tiny}?width=16"
     for option, wanted in (
         ("model", Request(model=str(own))),
+        ("student", replace(distillation(tiny, teacher), model=str(own))),
         ("weights", Request(model=wide, weights=file)),
         ("teacher", distillation(tiny, own)),
         ("teacher_weights", replace(distillation(tiny, teacher), teacher=wide, teacher_weights=file)),

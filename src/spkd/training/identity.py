@@ -199,7 +199,7 @@ def input_paths(request: Request) -> dict[str, str | None]:
         "data": data_place(request.data),
         "data_root": request.data.data_root,
         "unlabelled": request.unlabelled,
-        "model": model,
+        "model" if request.teacher is None else "student": model,
         "weights": request.weights,
         "teacher": teacher,
         "teacher_weights": request.teacher_weights,

@@ -289,7 +289,7 @@ def _look_first(
     if teacher_errors is not None:
         display.say(f"teacher: error {_told(setup, *teacher_errors)} on the validation images")
         if _is_near_chance(setup, *teacher_errors):
-            told = ", and that --teacher_normalisation is what its weights were trained with"
+            told = ", and that images are normalised as its weights were trained (--teacher_normalisation)"
             why = f"check that it is the right one{told if setup.request.teacher_weights is not None else ''}"
             display.say(f"warning: the teacher is little better than chance on these images; {why}")
     distiller.train()
