@@ -108,7 +108,7 @@ def test_it_is_the_run_s_and_the_tape_s(request_of_files: Request, tmp_path: Pat
     wanted = replace(request_of_files, teacher_normalisation="0.5/0.25")
     assert run(wanted, tmp_path / "run", runtime, heard) is not None
     (warning,) = [line for line in heard.lines if "the teacher is little better than chance" in line]
-    assert warning.endswith("and that --teacher_normalisation is what its weights were trained with")
+    assert warning.endswith("and that images are normalised as its weights were trained (--teacher_normalisation)")
     config: dict[str, Any] = RunFolder(tmp_path / "run").config() or {}
     assert config["teacher_normalisation"] == "0.5/0.25"
     other = replace(wanted, teacher_normalisation=None)
